@@ -1,0 +1,171 @@
+"""Pretrained networks as feature extractors: from a checkpoint, key by key, to features."""
+
+import hashlib
+import os
+import socket
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from daft.batchnorm import batchnorm_layers
+from daft.config import BackboneConfig
+from daft.errors import UserError
+
+PACKAGE = "package:"
+"""Prefix of checkpoints that are part of this package."""
+
+
+class FeatureExtractor(nn.Module):
+    """A network without its head, normalisation built in: images to features [B, num_features]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, num_features: int, cfg: BackboneConfig) -> None:
+        super().__init__()
+        self.network, self.num_features = network, num_features
+        self.register_buffer("mean", torch.tensor(cfg.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(cfg.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: uint8, or floats in [0, 1], [B, 3, H, W] in RGB."""
+        if images.dtype == torch.uint8:
+            images = images.to(self.mean.dtype) / 255
+        return self.network((images - self.mean) / self.std)
+
+
+def load(cfg: BackboneConfig) -> FeatureExtractor:
+    """The configured network in test mode with its pretrained weights, in float32 on the CPU.
+
+    Raises UserError if the model is unknown or has no BN, or if the checkpoint is absent, fails its
+    checksum, or does not match the network key by key and shape by shape.
+    """
+    if cfg.weights == "hub":
+        _require_hub(cfg.model)
+    try:
+        network = timm.create_model(
+            cfg.model, pretrained=cfg.weights == "hub", num_classes=0, **cfg.model_args
+        )
+    except Exception as error:  # timm raises RuntimeError for names, TypeError for arguments, …
+        hint = _similar_models(cfg.model) if not timm.is_model(cfg.model) else ""
+        raise UserError(f"backbone.model={cfg.model}: {_first_line(error)}{hint}") from error
+    if not batchnorm_layers(network):
+        raise UserError(
+            f"backbone.model={cfg.model} has no batch-norm layer; these methods need a network that has"
+        )
+    if cfg.weights == "file":
+        path = checkpoint_path(cfg)
+        _load_exactly(network, _select(_read(path, cfg), cfg, path), path)
+    with torch.no_grad():
+        size = network.pretrained_cfg.get("input_size", (3, 224, 224))
+        num_features = network.eval()(torch.zeros(1, *size)).shape[1]
+    return FeatureExtractor(network, num_features, cfg).eval()
+
+
+def checkpoint_path(cfg: BackboneConfig) -> Path:
+    """The checkpoint's file; raises UserError if it is not there or is not the file it should be."""
+    assert cfg.checkpoint is not None
+    if cfg.checkpoint.startswith(PACKAGE):
+        path = Path(str(resources.files("daft") / "weights" / cfg.checkpoint.removeprefix(PACKAGE)))
+    else:
+        path = Path(cfg.checkpoint).expanduser()
+    if not path.is_file():
+        raise UserError(f"backbone.checkpoint: there is no file {path}; put it there, or set paths.weights")
+    return path
+
+
+def fingerprint(cfg: BackboneConfig) -> str:
+    """What identifies the weights: the checkpoint's sha256, checked, or the hub entry's name."""
+    if cfg.weights != "file":
+        return cfg.weights
+    path = checkpoint_path(cfg)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if cfg.sha256 and digest != cfg.sha256:
+        raise UserError(
+            f"backbone.checkpoint: {path} has sha256 {digest}, not {cfg.sha256}; "
+            "the file is damaged or another one"
+        )
+    return digest
+
+
+def _read(path: Path, cfg: BackboneConfig) -> dict[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"backbone.checkpoint: {path} does not load ({_first_line(error)}); "
+            "expected safetensors, or a torch file of plain tensors (weights_only)"
+        ) from error
+    if cfg.wrapper is not None:
+        if not isinstance(state, dict) or cfg.wrapper not in state:
+            keys = ", ".join(map(str, list(state)[:8])) if isinstance(state, dict) else type(state)
+            raise UserError(f"backbone.wrapper={cfg.wrapper}: {path} has no such key; it has {keys}")
+        state = state[cfg.wrapper]
+    return state
+
+
+def _select(state: dict[str, Any], cfg: BackboneConfig, path: Path) -> dict[str, Tensor]:
+    """The entries under the prefix, without the dropped ones."""
+    selected = {
+        key.removeprefix(cfg.prefix): value for key, value in state.items() if key.startswith(cfg.prefix)
+    }
+    selected = {k: v for k, v in selected.items() if not k.startswith(tuple(cfg.drop))}
+    if not any(isinstance(value, Tensor) for value in selected.values()):
+        raise UserError(
+            f"backbone.checkpoint: nothing in {path} would be loaded with prefix={cfg.prefix!r}; "
+            f"its keys begin {', '.join(map(str, list(state)[:4]))}"
+        )
+    return selected
+
+
+def _load_exactly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Copy all entries or none; every key and every shape must match."""
+    expected = network.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "other shape": misshapen}
+    if any(problems.values()):
+        raise UserError(
+            f"backbone.checkpoint: {path} does not fit the network"
+            + "".join(
+                f"\n  {what} ({len(keys)}): {', '.join(keys)}" for what, keys in problems.items() if keys
+            )
+            + "\n  set backbone.prefix, backbone.drop, or another backbone.model"
+        )
+    network.load_state_dict(state)
+
+
+def _require_hub(model: str) -> None:
+    """Fail at once without a network; the hub's client would retry for most of a minute."""
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        return  # the client then reads its cache and says so if there is nothing in it
+    try:
+        socket.create_connection(("huggingface.co", 443), timeout=5).close()
+    except OSError:
+        raise UserError(
+            f"backbone.weights=hub: no connection to huggingface.co for {model}; with the weights in "
+            "the hub's cache set HF_HUB_OFFLINE=1, or use weights=file with a checkpoint"
+        ) from None
+
+
+def _similar_models(name: str) -> str:
+    similar = timm.list_models(f"*{name[:6]}*")[:5]
+    return f"; timm has {', '.join(similar)}" if similar else ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,349 @@
+"""The schema of a run's configuration: every key, its type, and which values make sense together.
+
+Imports neither torch nor timm, so that a mistyped key fails in a fraction of a second.
+"""
+
+import difflib
+from dataclasses import field, fields
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from daft.errors import ConfigError
+
+STRICT = ConfigDict(extra="forbid")
+
+Size = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+# --- transforms: the vocabulary of dataset files ---------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Resize:
+    """Shorter side (or height and width) to `size` pixels, antialiased."""
+
+    size: Size | tuple[Size, Size]
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    random = False
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CenterCrop:
+    """Central square of `size` pixels."""
+
+    size: Size
+    random = False
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Grayscale:
+    """Luma in all three channels."""
+
+    random = False
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RandomCrop:
+    """Square of `size` pixels at a uniform position."""
+
+    size: Size
+    random = True
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RandomResizedCrop:
+    """Box of random area (fraction of the image) and aspect ratio, resized to `size` pixels."""
+
+    size: Size
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    random = True
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Flip:
+    """Mirror left-right with this probability."""
+
+    probability: Fraction = 0.5
+    random = True
+
+
+OPERATIONS = {
+    "resize": Resize,
+    "center_crop": CenterCrop,
+    "grayscale": Grayscale,
+    "random_crop": RandomCrop,
+    "random_resized_crop": RandomResizedCrop,
+    "flip": Flip,
+}
+
+
+def _operation(value: Any) -> Any:
+    """`grayscale`, `{resize: 64}` or `{resize: {size: 64, …}}` as the operation it names."""
+    if isinstance(value, tuple(OPERATIONS.values())):
+        return value
+    name, arguments = next(iter(value.items())) if isinstance(value, dict) and value else (value, None)
+    if name not in OPERATIONS or (isinstance(value, dict) and len(value) != 1):
+        raise ValueError(f"unknown operation {value!r}; choose from {', '.join(OPERATIONS)}")
+    if arguments is None:
+        arguments = {}
+    elif not isinstance(arguments, dict):
+        names = [f.name for f in fields(OPERATIONS[name])]
+        if not names:
+            raise ValueError(f"{name} takes no value, not {arguments!r}")
+        arguments = {names[0]: arguments}
+    try:
+        return TypeAdapter(OPERATIONS[name]).validate_python(arguments)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([name, *map(str, first["loc"][:1])])
+        raise ValueError(f"{where}: {first['msg']}") from None
+
+
+Operation = Annotated[
+    Resize | CenterCrop | Grayscale | RandomCrop | RandomResizedCrop | Flip,
+    BeforeValidator(_operation),
+]
+
+# --- the groups ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SplitConfig:
+    """One labelled set of images."""
+
+    path: str = "."
+    """folder of class folders, or CSV of path,label, below the dataset's root; a style of `shapes`"""
+    part: Literal["all", "train", "id"] = "all"
+    """which side of the rule `eval_every` to take"""
+    images: Size | None = None
+    """keep this many, stratified by class, evenly spaced in path order; for `shapes`: generate them"""
+    seed: int = Field(default=0, ge=0)
+    """of the generator (`shapes` only)"""
+    shift: list[Operation] = field(default_factory=list)
+    """operations before the evaluation transform: a shift that the data can supply by itself"""
+
+    def __post_init__(self) -> None:
+        if any(op.random for op in self.shift):
+            raise ConfigError("shift", "an evaluation set must not be random")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DatasetConfig:
+    """A training set, its ID evaluation set and any number of OOD sets over the same classes."""
+
+    name: str
+    source: Literal["folder", "shapes"]
+    train: SplitConfig
+    id: SplitConfig
+    ood: dict[str, SplitConfig]
+    train_transform: list[Operation]
+    eval_transform: list[Operation]
+    epochs: int = Field(ge=0)
+    root: str = "."
+    classes: list[str] | None = None
+    """class names in label order; default: the training set's, sorted"""
+    ood_mean: list[str] | None = None
+    """OOD sets that count in the OOD mean; default: all"""
+    eval_every: int | None = Field(default=None, ge=2)
+    """every n-th image of a class, in path order, is for ID evaluation, the others for training"""
+    image_size: int = Field(default=64, ge=16)
+    """side of generated images in pixels (`shapes` only)"""
+
+    def __post_init__(self) -> None:
+        for name in self.ood:
+            if name in ("train", "id", "ood", "holdout") or "/" in name:
+                raise ConfigError(f"ood.{name}", "this name is taken (train, id, ood, holdout) or has a '/'")
+        for name in self.ood_mean or []:
+            if name not in self.ood:
+                raise ConfigError("ood_mean", f"{name!r} is no OOD set; choose from {', '.join(self.ood)}")
+        for key, split in (("train", self.train), ("id", self.id)):
+            if split.part != "all" and self.eval_every is None:
+                raise ConfigError(f"{key}.part", f"{split.part!r} needs eval_every to say how to divide")
+        if self.train.shift:
+            raise ConfigError("train.shift", "only evaluation sets have a shift; use train_transform")
+        if any(op.random for op in self.eval_transform):
+            raise ConfigError("eval_transform", "an evaluation set must not be random")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BackboneConfig:
+    """A pretrained feature extractor with batch normalisation."""
+
+    name: str
+    model: str
+    """timm model name"""
+    weights: Literal["file", "hub", "random"]
+    """`checkpoint`; timm's hub entry of that name; none at all"""
+    mean: tuple[float, float, float]
+    std: tuple[Rate, Rate, Rate]
+    """normalisation of RGB in [0, 1]"""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    """.safetensors, or a torch file that loads with weights_only=True"""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    wrapper: str | None = None
+    """key under which a torch file keeps its state dict"""
+    prefix: str = ""
+    """only keys that start with it are read; it is stripped"""
+    drop: list[str] = field(default_factory=list)
+    """keys that start with one of these, after the prefix, are left out: the pretraining head"""
+    lr_head: Rate = 1.0
+    """anchor of η_w; the right one depends on the norm of the features"""
+
+    def __post_init__(self) -> None:
+        if self.weights == "file" and not self.checkpoint:
+            raise ConfigError("checkpoint", "null, but weights=file; name a file, or weights=hub or random")
+        if self.weights != "file" and self.checkpoint:
+            raise ConfigError("weights", f"{self.weights} would ignore {self.checkpoint}; use weights=file")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MethodConfig:
+    """One row of Table 1 or Table 5."""
+
+    name: str
+    head_init: Literal["random", "zero", "probe"]
+    rates: Literal["tied", "separate", "frozen"]
+    """of backbone (η_θ) and head (η_w): one, two, or a backbone that is not trained"""
+    bn_mode: Literal["train", "test"]
+    """of BN layers during training"""
+    bn_conversion: bool
+    """before training (Algorithm 1)"""
+    lr_backbone: Rate | None = None
+    """η_θ; with tied rates the head's too"""
+    lr_head: Rate | None = None
+    """η_w"""
+    head_hidden: list[Size] = field(default_factory=list)
+    """widths of the head's hidden layers; none: a linear head"""
+
+    def __post_init__(self) -> None:
+        if self.head_hidden and self.head_init != "random":
+            raise ConfigError(
+                "head_init",
+                f"{self.head_init} needs a linear head, but head_hidden={self.head_hidden}; "
+                "a head of several layers starts with head_init=random",
+            )
+        if self.rates == "frozen":
+            if self.bn_conversion:
+                raise ConfigError("bn_conversion", "true has no effect on a frozen backbone; use false")
+            if self.bn_mode == "train":
+                raise ConfigError("bn_mode", "train would change a frozen backbone; use test")
+            if self.lr_backbone is not None:
+                raise ConfigError("lr_backbone", f"{self.lr_backbone:g} with a frozen backbone; use null")
+            if self.lr_head is None and self.head_init != "probe":
+                raise ConfigError("lr_head", "null trains nothing at all; set it, or use head_init=probe")
+        elif self.lr_backbone is None:
+            raise ConfigError("lr_backbone", f"null, but rates={self.rates} trains the backbone")
+        if self.rates == "tied" and self.lr_head is not None:
+            raise ConfigError("lr_head", f"{self.lr_head:g} with rates=tied; use null, or rates=separate")
+        if self.rates == "separate" and self.lr_head is None:
+            raise ConfigError("lr_head", "null with rates=separate; set it, or use rates=tied")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainingConfig:
+    """The optimiser's settings and the choice of epoch."""
+
+    epochs: int = Field(ge=0)
+    batch_size: int = Field(ge=2)
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    selection: Literal["paper", "holdout"]
+    """by accuracy on the ID evaluation set, or on a stratified tenth of the training set"""
+    precision: Literal["auto", "fp32", "bf16"]
+    """auto: bf16 on a GPU, fp32 elsewhere"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ComputeConfig:
+    """Where and how fast a run computes; no part of its identity."""
+
+    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: Size | None
+    workers: int | None = Field(ge=0)
+    resident_gib: float = Field(ge=0)
+    unreadable: Literal["error", "skip"]
+    compile: bool
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class WandbConfig:
+    """Weights & Biases: a mirror of the record, never its source."""
+
+    mode: Literal["online", "offline", "disabled"]
+    project: str
+    entity: str | None
+    group: str | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PathsConfig:
+    """Folders; no part of a run's identity."""
+
+    data: str
+    weights: str
+    runs: str
+    cache: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Config:
+    """A whole run."""
+
+    dataset: DatasetConfig
+    backbone: BackboneConfig
+    method: MethodConfig
+    training: TrainingConfig
+    compute: ComputeConfig
+    wandb: WandbConfig
+    paths: PathsConfig
+    seed: int = Field(ge=0, lt=2**31)
+
+
+SECTIONS = [f.name for f in fields(Config) if f.name != "seed"]
+"""Top-level keys that have keys below them."""
+
+
+def validate(cfg: DictConfig) -> Config:
+    """The composed configuration, typed and checked; raises ConfigError for the first bad key."""
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(error.full_key or "configuration", str(error.msg).splitlines()[0]) from None
+    try:
+        return TypeAdapter(Config).validate_python(plain)
+    except ValidationError as error:
+        raise _config_error(error) from None
+
+
+def _config_error(error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):  # raised by a __post_init__ above, which knows its own keys
+        return ConfigError(".".join([*path, cause.key]), cause.problem)
+    key = ".".join(path)
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        allowed = _keys_at(path[:-1])
+        guess = difflib.get_close_matches(path[-1], allowed, n=1)
+        hint = f"did you mean {guess[0]!r}? " if guess else ""
+        return ConfigError(key, f"no such key; {hint}allowed: {', '.join(allowed)}")
+    if first["type"] == "missing":
+        return ConfigError(key, "missing; it has no default")
+    message = first["msg"].removeprefix("Value error, ")
+    return ConfigError(key, f"{first['input']!r} is not allowed: {message[0].lower()}{message[1:]}")
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    """The allowed keys of the section at this path."""
+    node: Any = Config
+    for part in path:
+        by_name = {f.name: f.type for f in fields(node)} if hasattr(node, "__dataclass_fields__") else {}
+        node = by_name.get(part, SplitConfig)  # the one map of free names is dataset.ood
+    return [f.name for f in fields(node)]

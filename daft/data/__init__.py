@@ -1,0 +1,137 @@
+"""From a dataset's configuration to loaders for training, ID and OOD evaluation."""
+
+import functools
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from daft.config import Config, DatasetConfig, Operation, SplitConfig
+from daft.data import folder, shapes
+from daft.data.images import ImageStore, Labelled, Resident
+from daft.data.loader import Loader
+from daft.data.transforms import fixed_prefix
+from daft.errors import UserError
+
+HOLDOUT_EVERY = 10
+"""`selection: holdout` selects on every tenth training image of each class, which is not trained on."""
+
+SHAPES_VERSION = 1
+"""Raised when the same seed draws other pixels."""
+
+_generate = functools.cache(shapes.generate)  # a sweep in one process draws them once
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A dataset before any image is decoded: enough to know which run this is."""
+
+    classes: list[str]
+    train: Labelled
+    evaluation: dict[str, Labelled]
+    """`id`, `holdout` if selecting on one, then the OOD sets"""
+
+    def fingerprints(self) -> dict[str, str]:
+        """Per split what identifies its images."""
+        return {name: s.fingerprint for name, s in {"train": self.train, **self.evaluation}.items()}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Loaders of one dataset."""
+
+    classes: list[str]
+    train: Loader
+    evaluation: dict[str, Loader]
+    unreadable: dict[str, int] = field(default_factory=dict)
+    """images left out per split, on request"""
+
+
+def listing(config: Config) -> Listing:
+    """List the images of every split and check that they share their classes; decodes nothing."""
+    cfg = config.dataset
+    splits = {"train": cfg.train, "id": cfg.id, **cfg.ood}
+    if cfg.source == "shapes":
+        classes = list(shapes.CLASSES)
+        found = {name: _generated(cfg, split, name) for name, split in splits.items()}
+    else:
+        classes = folder.read_classes(cfg)
+        found = {name: _from_files(cfg, split, name, classes) for name, split in splits.items()}
+    train = found.pop("train")
+    evaluation = {"id": found.pop("id")}
+    if config.training.selection == "holdout":
+        train, evaluation["holdout"] = train.every(HOLDOUT_EVERY)
+    if len(train) < 2:
+        raise UserError(f"dataset.train: {len(train)} image(s); batch normalisation needs two or more")
+    return Listing(classes, train, evaluation | found)
+
+
+def load(config: Config, listed: Listing, device: torch.device) -> Data:
+    """Decode (or prepare to stream) every split; raises UserError naming all unreadable images."""
+    cfg, compute = config.dataset, config.compute
+    workers = compute.workers if compute.workers is not None else os.cpu_count() or 1
+    store = ImageStore(compute.resident_gib, max(workers, 1), Path(config.paths.cache))
+
+    def loader(split: Labelled, operations: list[Operation], name: str) -> Loader:
+        images, split = store.load(split, fixed_prefix(operations), name)
+        return Loader(
+            images,
+            split.labels,
+            operations,
+            batch_size=config.training.batch_size,
+            seed=config.seed,
+            shuffle=name == "train",
+            device=device,
+            workers=workers,
+        )
+
+    shifts = {name: split.shift for name, split in cfg.ood.items()}
+    train = loader(listed.train, cfg.train_transform, "train")
+    evaluation = {
+        name: loader(split, [*shifts.get(name, []), *cfg.eval_transform], name)
+        for name, split in listed.evaluation.items()
+    }
+    broken = [str(path) for paths in store.unreadable.values() for path in paths]
+    if broken and compute.unreadable == "error":
+        raise UserError(
+            f"{len(broken)} image(s) cannot be read; mend or remove them, or leave them out with "
+            "compute.unreadable=skip:\n  " + "\n  ".join(dict.fromkeys(broken))
+        )
+    skipped = {name: len(paths) for name, paths in store.unreadable.items()}
+    return Data(listed.classes, train, evaluation, skipped)
+
+
+def describe(data: Data) -> dict[str, Any]:
+    """Images per split and where they live, for the record."""
+    loaders = {"train": data.train, **data.evaluation}
+    return {
+        "images": {name: len(loader) for name, loader in loaders.items()},
+        "resident": [n for n, loader in loaders.items() if isinstance(loader.images, Resident)],
+        "unreadable": data.unreadable,
+    }
+
+
+def _from_files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
+    files = folder.read_split(cfg, split, name, classes)
+    if split.part != "all":
+        assert cfg.eval_every is not None
+        files = files.every(cfg.eval_every)[split.part == "id"]
+    if split.images is None:
+        return files
+    if split.images > len(files):
+        raise UserError(f"dataset.{name}.images: {split.images}, but there are only {len(files)}")
+    return files.thinned(split.images)
+
+
+def _generated(cfg: DatasetConfig, split: SplitConfig, name: str) -> Labelled:
+    if split.path not in shapes.STYLES:
+        raise UserError(
+            f"dataset.{name}.path: no style {split.path!r}; choose from {', '.join(shapes.STYLES)}"
+        )
+    if split.images is None:
+        raise UserError(f"dataset.{name}.images: shapes are generated; say how many")
+    pixels, labels = _generate(split.path, split.images, split.seed, cfg.image_size)
+    identity = f"{split.path}/{split.images}/{split.seed}/{cfg.image_size}/{SHAPES_VERSION}"
+    return Labelled(torch.from_numpy(pixels), torch.from_numpy(labels), identity)

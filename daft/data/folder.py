@@ -1,0 +1,92 @@
+"""Images in files: folders with one sub-folder per class, or a CSV of path,label."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from daft.config import DatasetConfig, SplitConfig
+from daft.data.images import Labelled
+from daft.errors import UserError
+
+EXTENSIONS = frozenset(Image.registered_extensions())
+"""What Pillow reads, lower case with the dot."""
+
+
+def read_classes(cfg: DatasetConfig) -> list[str]:
+    """Class names in label order: configured, or those of the training split, sorted."""
+    names = cfg.classes or sorted(set(_listed(cfg, cfg.train, "train")["label"]))
+    if len(names) < 2 or len(set(names)) != len(names):
+        raise UserError(f"dataset.classes: need two or more distinct names, not {names}")
+    return list(names)
+
+
+def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
+    """One split by class and path; raises UserError if its classes are not exactly `classes`."""
+    listed = _listed(cfg, split, name)
+    found = set(listed["label"])
+    extra, missing = sorted(found - set(classes)), [c for c in classes if c not in found]
+    if extra or missing:
+        raise UserError(
+            f"dataset.{name}: the classes of {_location(cfg, split)} are not the dataset's:"
+            + (f" missing {', '.join(missing)};" if missing else "")
+            + (f" extra {', '.join(extra)};" if extra else "")
+            + f" expected {', '.join(classes)}"
+        )
+    listed["label"] = listed["label"].map({c: i for i, c in enumerate(classes)})
+    listed = listed.sort_values(["label", "path"], kind="stable")
+    files = [Path(file) for file in listed["file"]]
+    digest = hashlib.sha256()
+    for file, path, label in zip(files, listed["path"], listed["label"], strict=True):
+        digest.update(f"{path}\t{file.stat().st_size}\t{label}\n".encode())
+    labels = torch.tensor(listed["label"].to_numpy(np.int64))
+    return Labelled(files, labels, digest.hexdigest())
+
+
+def _location(cfg: DatasetConfig, split: SplitConfig) -> Path:
+    return Path(cfg.root).expanduser() / Path(split.path).expanduser()
+
+
+def _listed(cfg: DatasetConfig, split: SplitConfig, name: str) -> pd.DataFrame:
+    """Columns path (relative, for order and identity), file (to open), label (class name)."""
+    location = _location(cfg, split)
+    if location.is_dir():
+        rows = [
+            (f"{folder.name}/{file.relative_to(folder)}", str(file), folder.name)
+            for folder in sorted(p for p in location.iterdir() if p.is_dir() and p.name[0] != ".")
+            for file in sorted(folder.rglob("*"))
+            if file.suffix.lower() in EXTENSIONS and file.name[0] != "."
+        ]
+        listed = pd.DataFrame(rows, columns=["path", "file", "label"])
+    elif location.suffix == ".csv" and location.is_file():
+        listed = _read_csv(location, name)
+    else:
+        raise UserError(
+            f"dataset.{name}.path: {location} is neither a folder with one sub-folder per class nor "
+            "a CSV file; set dataset.root or paths.data"
+        )
+    if listed.empty:
+        raise UserError(f"dataset.{name}: no images below {location}; expected <class>/<image file>")
+    return listed
+
+
+def _read_csv(location: Path, name: str) -> pd.DataFrame:
+    listed = pd.read_csv(location, dtype=str, keep_default_na=False)
+    if not {"path", "label"} <= set(listed.columns):
+        raise UserError(
+            f"dataset.{name}: {location} has columns {', '.join(listed.columns)}; "
+            "the first line must be path,label"
+        )
+    # Paths in a CSV are relative to the file itself.
+    listed["file"] = [str(location.parent / p) for p in listed["path"]]
+    absent = [f for f in listed["file"] if not Path(f).is_file()]
+    if absent:
+        raise UserError(
+            f"dataset.{name}: {location} names {len(absent)} file(s) that do not exist: "
+            + ", ".join(absent[:5])
+            + (", …" if len(absent) > 5 else "")
+        )
+    return listed[["path", "file", "label"]]

@@ -1,0 +1,196 @@
+"""Labelled images: listed, decoded into memory where they fit, decoded on demand where they do not."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from daft import progress
+from daft.config import Operation
+from daft.data.transforms import transform
+from daft.files import write_atomically
+
+GIB = 2**30
+NO_DRAWS = torch.empty(1, 0)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images and their classes before decoding, ordered by class and path."""
+
+    images: list[Path] | Tensor
+    """files, or uint8 [N, 3, H, W]"""
+    labels: Tensor
+    """int64 [N]"""
+    fingerprint: str
+    """of names, sizes and labels: two sets with the same one are taken for the same"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> "Labelled":
+        """These images only, int64 [n]."""
+        images = self.images
+        images = images[indices] if isinstance(images, Tensor) else [images[i] for i in indices]
+        digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
+        return Labelled(images, self.labels[indices], digest)
+
+    def every(self, n: int) -> tuple["Labelled", "Labelled"]:
+        """(the others, every n-th image of each class in path order): a stratified division by rule."""
+        rank = torch.zeros_like(self.labels)
+        for label in self.labels.unique():
+            of_class = (self.labels == label).nonzero()[:, 0]
+            rank[of_class] = torch.arange(len(of_class))
+        nth = rank % n == n - 1
+        return self.subset((~nth).nonzero()[:, 0]), self.subset(nth.nonzero()[:, 0])
+
+    def thinned(self, count: int) -> "Labelled":
+        """`count` images, each class keeping its share, evenly spaced within the class; at most all."""
+        labels, sizes = self.labels.unique(return_counts=True)
+        # Whole numbers in proportion to the class sizes by largest remainder; ties to lower labels.
+        exact = sizes.double() * count / len(self)
+        quota = exact.floor().long()
+        leftover = (exact - quota).argsort(descending=True, stable=True)
+        quota[leftover[: count - int(quota.sum())]] += 1
+        kept = []
+        for label, size, n in zip(labels, sizes, quota, strict=True):
+            of_class = (self.labels == label).nonzero()[:, 0]
+            kept.append(of_class[torch.arange(int(n)) * size // max(int(n), 1)])
+        return self.subset(torch.cat(kept))
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Images in memory: uint8 [N, 3, H, W], with the first `done` operations already applied."""
+
+    pixels: Tensor
+    done: int = 0
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Files that are decoded each time, because they differ in size or do not fit."""
+
+    paths: list[Path]
+
+
+def read_image(path: Path) -> Tensor:
+    """One image file as uint8 [3, H, W] in RGB; raises whatever Pillow raises if it cannot."""
+    with Image.open(path) as image:
+        array = np.array(image.convert("RGB"))
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+@dataclass
+class ImageStore:
+    """Decodes the splits of one dataset, each file once, and remembers which do not decode."""
+
+    limit_gib: float
+    """for all resident splits together"""
+    threads: int
+    cache: Path
+    """where the verdict on streamed files is kept"""
+    unreadable: dict[str, list[Path]] = field(default_factory=dict)
+    """per split the files that do not decode"""
+    _resident: dict[tuple[str, tuple[Operation, ...]], tuple[Resident, list[int]]] = field(
+        default_factory=dict
+    )
+
+    def load(
+        self, split: Labelled, operations: Sequence[Operation], name: str
+    ) -> tuple[Resident | Streamed, Labelled]:
+        """The split's images, in memory if they share a size and fit, and the split as it was read.
+
+        operations: fixed ones that every image goes through first. They are applied once, unless
+        images are smaller without them: CIFAR-10 stays at 32 pixels until it is on the device.
+        """
+        if isinstance(split.images, Tensor):
+            return Resident(split.images), split
+        paths = split.images
+        loaded = self._decode(paths, split.fingerprint, tuple(operations), name)
+        images, bad = loaded or (Streamed(paths), self._verify(paths, split.fingerprint, name))
+        if bad:
+            self.unreadable[name] = [paths[i] for i in bad]
+            good = torch.ones(len(paths), dtype=torch.bool)
+            good[bad] = False
+            split = split.subset(good.nonzero()[:, 0])
+            if isinstance(images, Resident):
+                images = replace(images, pixels=images.pixels[good])
+            else:
+                images = Streamed([p for p, ok in zip(paths, good, strict=True) if ok])
+        return images, split
+
+    def _decode(
+        self, paths: list[Path], fingerprint: str, operations: tuple[Operation, ...], name: str
+    ) -> tuple[Resident, list[int]] | None:
+        first = next((image for image in map(_try_read, paths) if image is not None), None)
+        if first is None:
+            return None
+        shapes = {0: first.shape[-2:]}
+        shapes[len(operations)] = transform(first[None], operations, NO_DRAWS).shape[-2:]
+        for done, (height, width) in sorted(shapes.items(), key=lambda s: s[1].numel()):
+            key = (fingerprint, operations[:done])
+            if key in self._resident:
+                return self._resident[key]
+            size = len(paths) * 3 * height * width
+            used = sum(resident.pixels.numel() for resident, _ in self._resident.values())
+            if used + size > self.limit_gib * GIB:
+                continue
+            pixels = torch.empty(len(paths), 3, height, width, dtype=torch.uint8)
+            bad = _fill(pixels, paths, operations[:done], self.threads, f"reading {name}")
+            if bad is not None:
+                self._resident[key] = Resident(pixels, done), bad
+                return self._resident[key]
+        return None
+
+    def _verify(self, paths: list[Path], fingerprint: str, name: str) -> list[int]:
+        """Indices of the files that do not decode; reads them all, the first time."""
+        verdict = self.cache / "verified" / f"{fingerprint}.json"
+        if verdict.exists():
+            return json.loads(verdict.read_text())
+        with ThreadPoolExecutor(self.threads) as pool:
+            failed = pool.map(lambda path: _try_read(path) is None, paths)
+            failed = progress.track(failed, f"checking {name}", len(paths))
+            bad = [i for i, no in enumerate(failed) if no]
+        write_atomically(verdict, json.dumps(bad))
+        return bad
+
+
+def _try_read(path: Path) -> Tensor | None:
+    try:
+        return read_image(path)
+    except Exception:  # Pillow raises many kinds for damaged files
+        return None
+
+
+def _fill(
+    pixels: Tensor, paths: list[Path], operations: Sequence[Operation], threads: int, what: str
+) -> list[int] | None:
+    """Decode into `pixels`; the indices that do not decode, or None if an image has another size."""
+
+    def decode(i: int) -> str:
+        image = _try_read(paths[i])
+        if image is None:
+            return "unreadable"
+        image = transform(image[None], operations, NO_DRAWS)[0]
+        if image.shape != pixels.shape[1:]:
+            return "other size"
+        pixels[i] = image
+        return "ok"
+
+    bad = []
+    with ThreadPoolExecutor(threads) as pool:
+        for i, outcome in enumerate(progress.track(pool.map(decode, range(len(paths))), what, len(paths))):
+            if outcome == "other size":
+                pool.shutdown(cancel_futures=True)
+                return None
+            if outcome == "unreadable":
+                bad.append(i)
+    return bad

@@ -1,0 +1,125 @@
+"""Batches of one split, the same ones whatever holds the images and however many workers read them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from daft.config import Operation
+from daft.data.images import Resident, Streamed, read_image
+from daft.data.transforms import draws, transform
+
+Batch = tuple[Tensor, Tensor]
+"""uint8 images [B, 3, H, W] and int64 labels [B]"""
+
+
+@dataclass
+class Loader:
+    """One split as epochs of batches; an epoch's order and crops are a function of (seed, epoch)."""
+
+    images: Resident | Streamed
+    labels: Tensor
+    operations: Sequence[Operation]
+    batch_size: int
+    seed: int
+    shuffle: bool
+    device: torch.device
+    workers: int
+
+    def __post_init__(self) -> None:
+        self._stream: DataLoader[Batch] | None = None
+        if isinstance(self.images, Resident):
+            self.operations = self.operations[self.images.done :]
+            self._pixels = self.images.pixels.to(self.device)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @property
+    def batches(self) -> int:
+        """Number of batches in an epoch."""
+        return len(batch_ends(len(self), self.batch_size))
+
+    def epoch(self, number: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, on the device; number 0 is the pass before training."""
+        generator = torch.Generator().manual_seed(entropy(self.seed, number))
+        n = len(self)
+        order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
+        # Row i is image i's luck in this epoch, whatever batch it comes in.
+        uniforms = torch.rand(n, draws(self.operations), generator=generator)
+        ends = batch_ends(n, self.batch_size)
+        chunks = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        batches = (
+            self._resident_batches(chunks, uniforms)
+            if isinstance(self.images, Resident)
+            else self._streamed_batches(chunks, uniforms)
+        )
+        for images, labels in batches:
+            yield images.contiguous(memory_format=torch.channels_last), labels
+
+    def _resident_batches(self, chunks: list[Tensor], uniforms: Tensor) -> Iterator[Batch]:
+        for chunk in chunks:
+            on_device = chunk.to(self.device, non_blocking=True)
+            images = transform(self._pixels[on_device], self.operations, uniforms[chunk])
+            yield images, self.labels[chunk].to(self.device, non_blocking=True)
+
+    def _streamed_batches(self, chunks: list[Tensor], uniforms: Tensor) -> Iterator[Batch]:
+        assert isinstance(self.images, Streamed)
+        if self._stream is None:
+            self._plan = _Plan()
+            self._stream = DataLoader(
+                _Files(self.images, self.labels, self.operations),
+                batch_sampler=self._plan,
+                num_workers=self.workers,
+                persistent_workers=self.workers > 0,
+                pin_memory=self.device.type == "cuda",
+            )
+        self._plan.batches = [[(int(i), uniforms[i]) for i in chunk] for chunk in chunks]
+        for images, labels in self._stream:
+            yield (
+                images.to(self.device, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
+            )
+
+
+def entropy(*parts: int) -> int:
+    """A seed from several numbers, none of which shows in another's stream."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def batch_ends(images: int, batch_size: int) -> list[int]:
+    """End index of each batch; a last batch of one image is joined to the batch before.
+
+    One value per channel has no variance, in training and in conversion alike.
+    """
+    ends = [*range(batch_size, images, batch_size), images]
+    if len(ends) > 1 and images - ends[-2] == 1:
+        del ends[-2]
+    return ends
+
+
+class _Plan:
+    """The current epoch as lists of (index, uniform numbers); lives in the main process."""
+
+    batches: list[list[tuple[int, Tensor]]]
+
+    def __iter__(self) -> Iterator[list[tuple[int, Tensor]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Files(TorchDataset[Batch]):
+    def __init__(self, images: Streamed, labels: Tensor, operations: Sequence[Operation]) -> None:
+        self.paths, self.labels, self.operations = images.paths, labels, operations
+
+    def __getitem__(self, item: tuple[int, Tensor]) -> Batch:
+        index, uniforms = item
+        image = read_image(self.paths[index])[None]
+        return transform(image, self.operations, uniforms[None])[0], self.labels[index]

@@ -1,0 +1,13 @@
+"""Errors that a user can cause; `scripts/` show them as one line, without a traceback."""
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message names the thing, the bad value and what is right."""
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration key with a value that makes no sense."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key, self.problem = key, problem

@@ -1,0 +1,153 @@
+"""One run, one directory, one record: identity, atomic write, all records as one DataFrame."""
+
+import hashlib
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from daft.config import Config
+from daft.errors import UserError
+from daft.files import write_atomically
+
+FORMAT = 1
+"""Raised when the layout of a record changes."""
+
+PROTOCOL = 1
+"""Raised when the same configuration would give other numbers."""
+
+RECORD = "record.json"
+LIBRARIES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
+
+
+def identity(config: Config, precision: str, images: dict[str, str], weights: str) -> dict[str, Any]:
+    """The facts that make a run: settings that move its numbers, and what identifies its inputs.
+
+    precision: as resolved. images: fingerprint per split. weights: fingerprint of the checkpoint. Names,
+    paths, device, workers and logging are left out, so two names for the same run are one run.
+    """
+    dataset, backbone = asdict(config.dataset), asdict(config.backbone)
+    for key in ("name", "root", "source", "classes", "train", "id", "epochs", "eval_every"):
+        del dataset[key]  # the fingerprints hold what these lead to
+    dataset["ood"] = {name: split["shift"] for name, split in dataset["ood"].items()}
+    for key in ("name", "weights", "checkpoint", "sha256", "wrapper", "prefix", "drop", "lr_head"):
+        del backbone[key]
+    method = asdict(config.method)
+    del method["name"]
+    return {
+        "protocol": PROTOCOL,
+        "seed": config.seed,
+        "method": method,
+        "training": asdict(config.training) | {"precision": precision},
+        "dataset": dataset | {"images": images},
+        "backbone": backbone | {"weights": weights},
+    }
+
+
+def digest(facts: Any) -> str:
+    """Twelve hex digits of a hash over plain data, whatever the order of its keys."""
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_directory(config: Config, run_id: str) -> Path:
+    """The run's directory: the one that ends in its id, or a new one that says what it is."""
+    runs = Path(config.paths.runs)
+    for existing in runs.glob(f"*-{run_id}"):
+        return existing
+    parts = [
+        config.dataset.name,
+        config.backbone.name,
+        config.method.name,
+        f"s{config.seed}",
+        run_id,
+    ]
+    return runs / "-".join(parts).replace("/", "_")
+
+
+def read(directory: Path) -> dict[str, Any] | None:
+    """The record in a run's directory, None if there is none; raises UserError if it is not one."""
+    file = directory / RECORD
+    if not file.exists():
+        return None
+    try:
+        record = json.loads(file.read_text())
+        if record["format"] != FORMAT:
+            raise UserError(f"{file}: record of format {record['format']}; this version reads {FORMAT}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not a record ({error!r}); move it away to run again") from error
+    return record
+
+
+def write(directory: Path, record: dict[str, Any]) -> None:
+    """Write a record so that a kill leaves none or a whole one; NaN becomes null."""
+    content = {"format": FORMAT, "protocol": PROTOCOL, **record}
+    write_atomically(directory / RECORD, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+
+
+def frame(directories: Iterable[Path]) -> pd.DataFrame:
+    """One row per record: `run`, `status`, `config.*`, `split/metric` columns and the rest, flat."""
+    rows = []
+    for directory in sorted(directories):
+        record = read(directory)
+        if record is None:
+            continue
+        settings = pd.json_normalize({"config": record["config"]}).iloc[0].to_dict()
+        rows.append(
+            {
+                "run": record["run"],
+                "status": record["status"],
+                "best_epoch": record["best_epoch"],
+                **settings,
+                **record["metrics"],
+                **{f"time.{key}": value for key, value in record["time"].items()},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Code version, library versions, device and threads."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "code": _code_version(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "device": gpu or f"{device.type} ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _code_version() -> str:
+    """The commit this code stands at, marked if it was changed since; else the package's version."""
+    root = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != root:
+            return version("daft")
+        changed = git("status", "--porcelain", "--", "daft", "conf", "scripts")
+        return git("rev-parse", "HEAD") + ("+changed" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return version("daft")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

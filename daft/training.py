@@ -1,0 +1,159 @@
+"""The training loop: epochs, selection of one of them, checkpoint, resume."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from daft import progress
+from daft.data.loader import Batch, Loader, entropy
+from daft.files import write_atomically
+
+Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
+"""What a step minimises: a dict with `loss` in it, and any further terms to look at."""
+
+LAST = "last.pt"
+CHECK_SECONDS = 1.0
+"""Between looks at the loss: each one waits for the device."""
+
+
+@dataclass
+class Fit:
+    """How training went; the model holds the weights of `best_epoch`."""
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    """per epoch: epoch (from 1), train/loss, selection/accuracy (percent), lr/*, seconds, images/s"""
+    best_epoch: int | None = None
+    diverged: bool = False
+
+
+def cross_entropy(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Mean cross-entropy of one batch."""
+    images, labels = batch
+    return {"loss": F.cross_entropy(model(images), labels)}
+
+
+def cosine(epoch: int, epochs: int) -> float:
+    """Factor on the learning rate during an epoch (from 1): a half cosine from 1 towards 0."""
+    return (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
+
+
+def fit(
+    model: nn.Module,
+    loader: Loader,
+    groups: list[dict[str, Any]],
+    *,
+    epochs: int,
+    momentum: float,
+    weight_decay: float,
+    set_train_mode: Callable[[nn.Module], None],
+    evaluate: Callable[[nn.Module], float],
+    folder: Path,
+    autocast: Callable[[], AbstractContextManager[object]],
+    step: Step = cross_entropy,
+    before_epoch: Callable[[int, torch.optim.Optimizer], None] = lambda epoch, optimizer: None,
+    report: Callable[[dict[str, float]], None] = lambda row: None,
+) -> Fit:
+    """Train with SGD and a cosine schedule stepped per epoch; keep the epoch that evaluates best.
+
+    A run that was cut off goes on after the last epoch that `folder` holds, with the same result as if
+    it had not been. Nothing is evaluated before training, ties keep the earlier epoch, and a loss or
+    logit that is not finite ends the run as diverged.
+    """
+    optimizer = torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
+    fitted = _resume(folder, model, optimizer)
+    first = len(fitted.history) + 1
+    with progress.bar("loss {task.fields[loss]:.3f}", "ID {task.fields[id]:.2f} %") as bar:
+        task = bar.add_task(
+            "training",
+            total=epochs * loader.batches,
+            completed=(first - 1) * loader.batches,
+            loss=math.nan,
+            id=fitted.history[-1]["selection/accuracy"] if fitted.history else math.nan,
+        )
+        for epoch in range(first, epochs + 1):
+            if fitted.diverged:
+                break
+            torch.manual_seed(entropy(loader.seed, epoch))  # for dropout and the like
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * cosine(epoch, epochs)
+            before_epoch(epoch, optimizer)
+            set_train_mode(model)
+            started = looked = time.perf_counter()
+            total, seen = torch.zeros((), device=loader.device), 0
+            for batch in loader.epoch(epoch):
+                with autocast():
+                    terms = step(model, batch)
+                optimizer.zero_grad(set_to_none=True)
+                terms["loss"].backward()
+                optimizer.step()
+                total += terms["loss"].detach() * len(batch[1])
+                seen += len(batch[1])
+                bar.advance(task)
+                if time.perf_counter() - looked > CHECK_SECONDS:
+                    bar.update(task, loss=float(total) / seen)
+                    looked = time.perf_counter()
+                    if not total.isfinite():
+                        break
+            loss, seconds = float(total) / seen, time.perf_counter() - started
+            accuracy = evaluate(model) if math.isfinite(loss) else math.nan
+            fitted.diverged = math.isnan(accuracy)
+            row = {
+                "epoch": epoch,
+                "train/loss": loss,
+                "selection/accuracy": accuracy,
+                **{f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups},
+                "seconds": seconds,
+                "images/s": seen / seconds,
+            }
+            fitted.history.append(row)
+            best = fitted.history[fitted.best_epoch - 1] if fitted.best_epoch else None
+            if not fitted.diverged and (best is None or accuracy > best["selection/accuracy"]):
+                fitted.best_epoch = epoch
+            _save(folder, model, optimizer, fitted)
+            bar.update(task, loss=loss, id=accuracy)
+            report(row)
+    if fitted.best_epoch is not None:
+        model.load_state_dict(safetensors.torch.load_file(_best(folder, fitted.best_epoch)))
+    return fitted
+
+
+def _best(folder: Path, epoch: int) -> Path:
+    return folder / f"best-{epoch:04d}.safetensors"
+
+
+def _save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fitted: Fit) -> None:
+    """The new best weights first, then the checkpoint that names them, then the old ones go."""
+    if fitted.best_epoch == len(fitted.history):
+        state = {k: v.contiguous() for k, v in model.state_dict().items()}
+        best = _best(folder, fitted.best_epoch)
+        write_atomically(best, lambda path: safetensors.torch.save_file(state, path))
+    checkpoint = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "fit": vars(fitted),
+    }
+    write_atomically(folder / LAST, lambda path: torch.save(checkpoint, path))
+    for file in folder.glob("best-*.safetensors"):
+        if fitted.best_epoch is None or file != _best(folder, fitted.best_epoch):
+            file.unlink()
+
+
+def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Fit:
+    """The state after the last whole epoch, if there is one."""
+    file = folder / LAST
+    if not file.exists():
+        return Fit()
+    device = next(model.parameters()).device
+    checkpoint = torch.load(file, map_location=device, weights_only=True)
+    model.load_state_dict(checkpoint["model"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    return Fit(**checkpoint["fit"])
