@@ -130,8 +130,9 @@ def run(config: Config) -> Run:
     trained_after = time.perf_counter() - started
     metrics: dict[str, float] = {}
     distorted: dict[str, Any] = {}
+    trained = any(group["name"] == "backbone" for group in prepared.groups)
     for name, loader in images.evaluation.items() if not fitted.diverged else ():
-        after, labels = features(backbone, loader, cast, name=name)
+        after, labels = features(backbone, loader, cast, name=name) if trained else pretrained(name, loader)
         metrics[f"{name}/accuracy"] = head_accuracy(model.head, after, labels)
         distorted[name] = distortion.feature_distortion(before[name], after)
         for measure, summary in distorted[name].items():

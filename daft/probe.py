@@ -7,9 +7,11 @@ Pretrained Features and Underperform Out-of-Distribution").
 
 The solver is L-BFGS preconditioned by a Kronecker-factored Hessian, I + C·S ⊗ A, where S is the
 scatter of the features and A the mean over samples of diag(p) - ppᵀ. Each C starts from the last
-two solutions, extrapolated in log C. An iteration is two products with the features in float32; the
-softmax between them is float64, since at large C most losses fall below float32's resolution of 1.
+three solutions, extrapolated in log C. An iteration is two products with the features in float32;
+the softmax between them is float64, as float32 cannot resolve how far from 1 a confident p is.
 """
+
+# ruff: noqa: N803, N806 (C is the name of this quantity everywhere, scikit-learn included)
 
 import math
 import warnings
@@ -98,14 +100,12 @@ def fit_probe(
         chosen = torch.empty(0)
         best = -1.0
         points: list[PathPoint] = []
-        theta = previous = x.new_zeros(len(present), x.shape[1] + 1)
+        solved: deque[tuple[float, Tensor]] = deque(maxlen=3)
+        theta = x.new_zeros(len(present), x.shape[1] + 1)
         for C in sorted(set(path)):
-            start = theta
-            if len(points) >= 2:
-                ratio = math.log(C / points[-1].C) / math.log(points[-1].C / points[-2].C)
-                start = theta + min(ratio, 1.0) * (theta - previous)
-            previous = theta
+            start = _extrapolate(solved, math.log(C)) if solved else theta
             theta, objective, iterations, converged = _minimise(problem, start, C, max_iterations, tolerance)
+            solved.append((math.log(C), theta))
             # Training saw feature * W + b at feature = (raw - center) / scale; unfold to raw.
             weight = theta[:, :-1].double() / scale
             head = torch.cat([weight, theta[:, -1:].double() - weight @ center[:, None]], 1).float()
@@ -117,9 +117,9 @@ def fit_probe(
 
     if failed := [f"{p.C:.3g}" for p in points if not p.converged]:
         warnings.warn(
-            f"linear probe: {len(failed)} of {len(points)} values of C did not converge within "
-            f"{max_iterations} iterations: {', '.join(failed)}",
-            stacklevel=2,
+            f"linear probe: {len(failed)} of {len(points)} values of C did not converge to "
+            f"tolerance {tolerance:g} in at most {max_iterations} iterations: {', '.join(failed)}",
+            stacklevel=3,  # past the frame of torch.no_grad, to the caller
         )
     full = chosen.new_zeros(num_classes, chosen.shape[1])
     full[present] = chosen
@@ -145,13 +145,20 @@ def _validate(features: Tensor, labels: Tensor, num_classes: int, name: str) -> 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """Suspend autocast and reduced-precision float32 products: TF32 would miss the optimum."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    # The per-backend setting can be read whichever of torch's two interfaces the caller wrote.
+    backends = (
+        torch.backends.cuda.matmul,
+        torch.backends.mkldnn.matmul,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+    before = [backend.fp32_precision for backend in backends]
     try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,6 +208,17 @@ class _Problem:
         # Confident predictions leave A singular up to rounding; the bias has no ridge to lift it.
         diagonal = self.ridge + C * spectrum.clamp_min(1e-7)[:, None] * self.scatter
         return lambda v: basis @ ((basis.T @ v @ self.basis) / diagonal) @ self.basis.T
+
+
+def _extrapolate(solved: Sequence[tuple[float, Tensor]], at: float) -> Tensor:
+    """Return the Lagrange polynomial through the (log C, theta) solved, at the log C asked for."""
+    nodes = [node for node, _ in solved]
+    # On a path of uneven spacing, go no further than the last stride: polynomials diverge.
+    at = min(at, nodes[-1] + (nodes[-1] - nodes[-2] if len(nodes) > 1 else 0.0))
+    start = torch.zeros_like(solved[-1][1])
+    for node, theta in solved:
+        start += theta * math.prod((at - other) / (node - other) for other in nodes if other != node)
+    return start
 
 
 def _minimise(

@@ -94,9 +94,9 @@ def write(directory: Path, record: dict[str, Any]) -> None:
 
 
 def frame(directories: Iterable[Path]) -> pd.DataFrame:
-    """One row per record: `run`, `status`, `config.*`, `split/metric` columns and the rest, flat."""
+    """One row per record, in the order given: `run`, `status`, `config.*`, `split/metric` columns and the rest, flat."""
     rows = []
-    for directory in sorted(directories):
+    for directory in directories:
         record = read(directory)
         if record is None:
             continue

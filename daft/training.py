@@ -68,6 +68,8 @@ def fit(
     it had not been. Nothing is evaluated before training, ties keep the earlier epoch, and a loss or
     logit that is not finite ends the run as diverged.
     """
+    if not groups:
+        return Fit()
     optimizer = torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
     fitted = _resume(folder, model, optimizer)
     first = len(fitted.history) + 1

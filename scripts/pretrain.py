@@ -2,7 +2,7 @@
 
 python scripts/pretrain.py --out daft/weights/shapes_resnet10.safetensors
 
-About six minutes on one core. It runs on one thread, so that the same machine gives the same file.
+About eight minutes on one core. It runs on one thread, so that the same machine gives the same file.
 """
 
 import argparse

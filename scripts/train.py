@@ -1,6 +1,7 @@
 """Fine-tune one network by one method and report ID and OOD accuracy; see --help."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -36,10 +37,7 @@ def main() -> int:
     """Exit code 2 and one line for what the user can mend, 130 when interrupted."""
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves errors to us
-    # Unknown keys pass Hydra and fail in our schema, which knows the allowed ones.
-    sys.argv[1:] = [
-        f"++{a}" if a.split(".")[0] in SECTIONS and "." in a.split("=")[0] else a for a in sys.argv[1:]
-    ]
+    sys.argv[1:] = _arranged(sys.argv[1:])
     try:
         train()
     except KeyboardInterrupt:
@@ -51,6 +49,17 @@ def main() -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _arranged(arguments: list[str]) -> list[str]:
+    """The command line with -m in front, where Hydra wants it, and keys that our schema will judge.
+
+    Hydra refuses a key that no file mentions; with ++ it passes, and the schema, which knows all
+    keys and their types, accepts it or says what is allowed.
+    """
+    multirun = [a for a in arguments if a in ("-m", "--multirun")]
+    rest = [a for a in arguments if a not in multirun]
+    return multirun + [f"++{a}" if re.match(rf"({'|'.join(SECTIONS)})\.[^=]*=", a) else a for a in rest]
 
 
 if __name__ == "__main__":
