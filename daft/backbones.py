@@ -1,15 +1,19 @@
 """Pretrained networks as feature extractors: from a checkpoint, key by key, to features."""
 
+import difflib
 import hashlib
-import os
 import socket
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import constants as hub
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from daft.batchnorm import batchnorm_layers
@@ -48,9 +52,11 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
     if cfg.weights == "hub":
         _require_hub(cfg.model)
     try:
-        network = timm.create_model(
-            cfg.model, pretrained=cfg.weights == "hub", num_classes=0, **cfg.model_args
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # weights=random is one network, whatever the run's seed
+            network = timm.create_model(
+                cfg.model, pretrained=cfg.weights == "hub", num_classes=0, **cfg.model_args
+            )
     except Exception as error:  # timm raises RuntimeError for names, TypeError for arguments, …
         hint = _similar_models(cfg.model) if not timm.is_model(cfg.model) else ""
         raise UserError(f"backbone.model={cfg.model}: {_first_line(error)}{hint}") from error
@@ -59,16 +65,21 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
             f"backbone.model={cfg.model} has no batch-norm layer; these methods need a network that has"
         )
     if cfg.weights == "file":
+        fingerprint(cfg)  # for its check of the sha256
         path = checkpoint_path(cfg)
         _load_exactly(network, _select(_read(path, cfg), cfg, path), path)
     with torch.no_grad():
-        size = network.pretrained_cfg.get("input_size", (3, 224, 224))
-        num_features = network.eval()(torch.zeros(1, *size)).shape[1]
-    return FeatureExtractor(network, num_features, cfg).eval()
+        size = resolve_model_data_config(network)["input_size"]
+        features = network.eval()(torch.zeros(1, *size))
+    if features.ndim != 2:
+        raise UserError(
+            f"backbone.model_args={cfg.model_args}: features have {features.ndim - 1} dimensions, not 1"
+        )
+    return FeatureExtractor(network, features.shape[1], cfg).eval()
 
 
 def checkpoint_path(cfg: BackboneConfig) -> Path:
-    """The checkpoint's file; raises UserError if it is not there or is not the file it should be."""
+    """The checkpoint's file; raises UserError if it is not there."""
     assert cfg.checkpoint is not None
     if cfg.checkpoint.startswith(PACKAGE):
         path = Path(str(resources.files("daft") / "weights" / cfg.checkpoint.removeprefix(PACKAGE)))
@@ -80,7 +91,7 @@ def checkpoint_path(cfg: BackboneConfig) -> Path:
 
 
 def fingerprint(cfg: BackboneConfig) -> str:
-    """What identifies the weights: the checkpoint's sha256, checked, or the hub entry's name."""
+    """What identifies the weights: the checkpoint's sha256, checked, and the part read; or their source."""
     if cfg.weights != "file":
         return cfg.weights
     path = checkpoint_path(cfg)
@@ -91,7 +102,8 @@ def fingerprint(cfg: BackboneConfig) -> str:
             f"backbone.checkpoint: {path} has sha256 {digest}, not {cfg.sha256}; "
             "the file is damaged or another one"
         )
-    return digest
+    part = f"{cfg.wrapper or ''}/{cfg.prefix}"  # MoCo's file holds two encoders
+    return digest if part == "/" else f"{digest}:{part}"
 
 
 def _read(path: Path, cfg: BackboneConfig) -> dict[str, Any]:
@@ -99,7 +111,7 @@ def _read(path: Path, cfg: BackboneConfig) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
             f"backbone.checkpoint: {path} does not load ({_first_line(error)}); "
@@ -110,10 +122,12 @@ def _read(path: Path, cfg: BackboneConfig) -> dict[str, Any]:
             keys = ", ".join(map(str, list(state)[:8])) if isinstance(state, dict) else type(state)
             raise UserError(f"backbone.wrapper={cfg.wrapper}: {path} has no such key; it has {keys}")
         state = state[cfg.wrapper]
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise UserError(f"backbone.checkpoint: {path} holds no state dict but {type(state).__name__}")
     return state
 
 
-def _select(state: dict[str, Any], cfg: BackboneConfig, path: Path) -> dict[str, Tensor]:
+def _select(state: dict[str, Any], cfg: BackboneConfig, path: Path) -> dict[str, Any]:
     """The entries under the prefix, without the dropped ones."""
     selected = {
         key.removeprefix(cfg.prefix): value for key, value in state.items() if key.startswith(cfg.prefix)
@@ -127,15 +141,15 @@ def _select(state: dict[str, Any], cfg: BackboneConfig, path: Path) -> dict[str,
     return selected
 
 
-def _load_exactly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def _load_exactly(network: nn.Module, state: dict[str, Any], path: Path) -> None:
     """Copy all entries or none; every key and every shape must match."""
     expected = network.state_dict()
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
     misshapen = [
-        f"{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
+        f"{key} {_shape(state[key])} for {_shape(tensor)}"
+        for key, tensor in expected.items()
+        if key in state and _shape(state[key]) != _shape(tensor)
     ]
     problems = {"missing": missing, "unexpected": unexpected, "other shape": misshapen}
     if any(problems.values()):
@@ -149,21 +163,26 @@ def _load_exactly(network: nn.Module, state: dict[str, Tensor], path: Path) -> N
     network.load_state_dict(state)
 
 
+def _shape(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
 def _require_hub(model: str) -> None:
     """Fail at once without a network; the hub's client would retry for most of a minute."""
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return  # the client then reads its cache and says so if there is nothing in it
+    if hub.HF_HUB_OFFLINE or getproxies().get("https"):
+        return  # the client reads its cache and says so if there is nothing in it, or asks the proxy
+    endpoint = urlsplit(hub.ENDPOINT)
     try:
-        socket.create_connection(("huggingface.co", 443), timeout=5).close()
+        socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=5).close()
     except OSError:
         raise UserError(
-            f"backbone.weights=hub: no connection to huggingface.co for {model}; with the weights in "
+            f"backbone.weights=hub: no connection to {endpoint.netloc} for {model}; with the weights in "
             "the hub's cache set HF_HUB_OFFLINE=1, or use weights=file with a checkpoint"
         ) from None
 
 
 def _similar_models(name: str) -> str:
-    similar = timm.list_models(f"*{name[:6]}*")[:5]
+    similar = difflib.get_close_matches(name, timm.list_models(), n=5)
     return f"; timm has {', '.join(similar)}" if similar else ""
 
 

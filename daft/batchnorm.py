@@ -61,8 +61,11 @@ def convert_batchnorm(
     Raises:
         ValueError: naming the layer, if there is no BN layer, a layer lacks running statistics or
             affine parameters, holds half-precision values, shares a parameter with another layer,
-            was never reached, met a batch with one value per channel, or measured NaN or Inf; or
-            if there are no batches. The model is then exactly as it was.
+            was never reached, met a batch with one value per channel or other channels than its
+            own, or measured NaN or Inf; or if there are no batches.
+        TypeError: naming the type, if `batches` yields anything else.
+
+    Whatever is raised, by the network or `batches` too, the model is then exactly as it was.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
@@ -90,7 +93,8 @@ def convert_batchnorm(
     converted = {name: _converted(name, layers[name], moments[name]) for name in layers}
     for name, (shift, gamma, beta) in converted.items():
         layer = layers[name]
-        assert layer.running_mean is not None and layer.running_var is not None
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
         layer.running_mean.copy_(shift.target_mean)
         layer.running_var.copy_(shift.target_var)
         layer.weight.copy_(gamma)
@@ -105,21 +109,28 @@ class _Moments:
     def __init__(self, name: str, layer: BatchNorm, order: list[str]) -> None:
         assert layer.running_mean is not None
         self.name, self.order, self.calls = name, order, 0
-        self.batch_mean = torch.zeros_like(layer.running_mean)
-        self.batch_var = torch.zeros_like(layer.running_mean)
+        # torch's CPU kernel adds up channels_last and 2-D inputs in their own dtype: make that float64.
+        on_cpu = layer.running_mean.device.type == "cpu"
+        dtype = torch.float64 if on_cpu else layer.running_mean.dtype
+        self.batch_mean = torch.zeros_like(layer.running_mean, dtype=dtype)
+        self.batch_var = torch.zeros_like(layer.running_mean, dtype=dtype)
         self.sums = torch.zeros(2, layer.num_features, dtype=torch.float64, device=layer.weight.device)
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        z: Tensor = args[0] if args else kwargs["input"]
-        values = z.numel() // z.shape[1] if z.numel() else 0
+        z: Tensor = args[0] if args else next(iter(kwargs.values()))
+        channels = len(self.batch_mean)
+        if z.ndim < 2 or z.shape[1] != channels:  # torch's kernel would write past the buffers
+            raise ValueError(
+                f"BN layer {self.name!r} has {channels} channels but met a batch of shape {tuple(z.shape)}"
+            )
+        values = z.numel() // channels
         if values < 2:
             raise ValueError(
                 f"BN layer {self.name!r} met a batch of shape {tuple(z.shape)}: {values} value(s) per "
                 "channel, but a variance needs at least two; use larger batches or images"
             )
         # With momentum 1 torch's own update writes this call's mean and unbiased variance (Eq. 3,
-        # m = N*H*W) into the buffers; it accumulates in float64 on CPU, reads z once or twice and
-        # allocates nothing of its size.
+        # m = N*H*W) into the buffers; on CUDA it reads z once or twice and allocates nothing of its size.
         z = z.to(self.batch_mean.dtype)
         torch.batch_norm_update_stats(z, self.batch_mean, self.batch_var, 1.0)
         self.sums[0] += self.batch_mean
@@ -133,7 +144,8 @@ def _converted(name: str, layer: BatchNorm, moments: _Moments) -> tuple[BatchNor
     """Eq. 3 and 5 for one layer: its shift, γ_t and β_t, in the dtypes that the layer stores."""
     if moments.calls == 0:
         raise ValueError(f"BN layer {name!r} was never reached by the data; nothing was converted")
-    assert layer.running_mean is not None and layer.running_var is not None
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
     source_mean, source_var = layer.running_mean.clone(), layer.running_var.clone()
     target_mean, target_var = (moments.sums / moments.calls).to(source_mean.dtype)
     # γ_t and β_t from the statistics as stored, so that rounding them does not move the function.
@@ -166,8 +178,8 @@ def _require_convertible(layers: dict[str, BatchNorm]) -> None:
         raise ValueError("the model has no batch-norm layer to convert")
     owners: dict[int, str] = {}
     for name, layer in layers.items():
-        if not layer.affine:
-            raise ValueError(f"BN layer {name!r} has no affine parameters (affine=False)")
+        if layer.weight is None or layer.bias is None:
+            raise ValueError(f"BN layer {name!r} has no affine parameters (affine=False or bias=False)")
         if is_lazy(layer.weight):
             raise ValueError(f"BN layer {name!r} is lazy and uninitialised: run the model once first")
         if layer.running_mean is None or layer.running_var is None:
@@ -214,11 +226,13 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 def _inputs(batch: Any, device: torch.device) -> Tensor:
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(images, Tensor):
+        first = "" if images is batch else f" that starts with {type(images).__name__}"
         raise TypeError(
-            "batches must yield tensors or sequences that start with one, "
-            f"not {type(batch).__name__} of {type(images).__name__}"
+            "batches must yield tensors, or tuples or lists that start with one, "
+            f"not {type(batch).__name__}{first}"
         )
-    images = images.to(device, non_blocking=True)
+    # A non-blocking copy to the CPU could be read before it has arrived.
+    images = images.to(device, non_blocking=device.type != "cpu")
     return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
 
 

@@ -4,12 +4,12 @@ Imports neither torch nor timm, so that a mistyped key fails in a fraction of a 
 """
 
 import difflib
-from dataclasses import field, fields
+from dataclasses import asdict, field, fields
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from daft.errors import ConfigError
@@ -105,9 +105,16 @@ def _operation(value: Any) -> Any:
         raise ValueError(f"{where}: {first['msg']}") from None
 
 
+def _named(operation: Any) -> dict[str, Any]:
+    """The operation as `_operation` reads it, its name included."""
+    name = next(name for name, kind in OPERATIONS.items() if isinstance(operation, kind))
+    return {name: asdict(operation)}
+
+
 Operation = Annotated[
     Resize | CenterCrop | Grayscale | RandomCrop | RandomResizedCrop | Flip,
     BeforeValidator(_operation),
+    PlainSerializer(_named),
 ]
 
 # --- the groups ------------------------------------------------------------------------------------
@@ -320,6 +327,11 @@ def validate(cfg: DictConfig) -> Config:
         return TypeAdapter(Config).validate_python(plain)
     except ValidationError as error:
         raise _config_error(error) from None
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The configuration as plain data, ready for JSON."""
+    return TypeAdapter(Config).dump_python(config, mode="json")
 
 
 def _config_error(error: ValidationError) -> ConfigError:

@@ -40,20 +40,20 @@ def _summary(values: Tensor, low: float, high: float) -> dict[str, Any]:
     }
 
 
-def snapshot(backbone: nn.Module) -> dict[str, Tensor]:
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
     """A copy, on the CPU, of all parameters and BN statistics."""
-    return {key: value.detach().cpu().clone() for key, value in _tensors(backbone).items()}
+    return {key: value.detach().cpu().clone() for key, value in _tensors(model).items()}
 
 
-def relative_change(before: Mapping[str, Tensor], backbone: nn.Module) -> list[dict[str, Any]]:
+def relative_change(before: Mapping[str, Tensor], model: nn.Module) -> list[dict[str, Any]]:
     """‖W̃ - W‖₂ / ‖W‖₂ of every parameter and BN statistic since the snapshot (Eq. 6).
 
     Rows of name, kind (weight, bias, bn_scale, bn_shift, bn_mean, bn_var) and value, in network order;
-    the value is None where ‖W‖ = 0.
+    the value is None where ‖W‖ = 0, as for a zero head.
     """
-    kinds = _kinds(backbone)
+    kinds = _kinds(model)
     rows = []
-    for name, tensor in _tensors(backbone).items():
+    for name, tensor in _tensors(model).items():
         old = before[name].double()
         norm = float(old.norm())
         change = float((tensor.detach().cpu().double() - old).norm())
@@ -83,23 +83,22 @@ def shift_table(shift: Mapping[str, BatchNormShift]) -> list[dict[str, Any]]:
     return rows
 
 
-def _tensors(backbone: nn.Module) -> dict[str, Tensor]:
-    statistics = {
-        f"{name}.{key}": getattr(layer, key)
-        for name, layer in batchnorm_layers(backbone).items()
-        for key in ("running_mean", "running_var")
-    }
-    return dict(backbone.named_parameters()) | statistics
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    for name, layer in batchnorm_layers(model).items():
+        for key in ("running_mean", "running_var"):
+            tensors[f"{name}.{key}"] = getattr(layer, key)
+    return tensors
 
 
-def _kinds(backbone: nn.Module) -> dict[str, str]:
-    kinds = {n: n.rpartition(".")[2] for n, _ in backbone.named_parameters()}
+def _kinds(model: nn.Module) -> dict[str, str]:
+    kinds = {n: n.rpartition(".")[2] for n, _ in model.named_parameters()}
     names = {
         "weight": "bn_scale",
         "bias": "bn_shift",
         "running_mean": "bn_mean",
         "running_var": "bn_var",
     }
-    for layer in batchnorm_layers(backbone):
+    for layer in batchnorm_layers(model):
         kinds |= {f"{layer}.{key}": kind for key, kind in names.items()}
     return kinds

@@ -1,8 +1,10 @@
-"""ID and OOD evaluation: accuracy of a network on a split, features of a split."""
+"""ID and OOD evaluation: a network's accuracy on a split, and its features there."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from daft import progress
 from daft.data.loader import Loader
-from daft.files import write_atomically
+from daft.files import digest, write_atomically
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Context of the run's precision, one per forward pass."""
@@ -23,57 +25,70 @@ def autocast(device: torch.device, precision: str) -> Autocast:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, loader: Loader, precision: Autocast) -> float:
+def accuracy(model: nn.Module, loader: Loader, cast: Autocast) -> float:
     """Percentage of images classified rightly in test mode; NaN if any logit is NaN or infinite."""
     model.eval()
     correct = torch.zeros((), device=loader.device)
     for images, labels in loader.epoch():
-        with precision():
+        with cast():
             logits = model(images)
         correct += _correct(logits, labels)
     return 100 * float(correct) / len(loader)
 
 
 @torch.no_grad()
-def head_accuracy(head: nn.Module, features: Tensor, labels: Tensor) -> float:
-    """The same from features [N, D] of the split."""
-    return 100 * float(_correct(head(features), labels)) / len(labels)
+def head_accuracy(head: nn.Module, features: Tensor, loader: Loader, cast: Autocast) -> float:
+    """The same from the features [N, D] of the loader's images, batch by batch as above."""
+    correct = torch.zeros((), device=loader.device)
+    labels = loader.labels.to(loader.device)
+    for x, y in zip(features.split(loader.batch_size), labels.split(loader.batch_size), strict=True):
+        with cast():
+            logits = head(x)
+        correct += _correct(logits, y)
+    return 100 * float(correct) / len(loader)
 
 
 def _correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Number of right answers, a float; NaN (contagious in sums) if a logit is not finite."""
+    """Number of right answers; NaN, which no sum forgets, if a logit is not finite."""
     right = (logits.argmax(1) == labels).sum().float()
     return torch.where(logits.isfinite().all(), right, torch.nan)
 
 
 @torch.no_grad()
-def features(
-    backbone: nn.Module, loader: Loader, precision: Autocast, *, epoch: int = 0, name: str = ""
-) -> tuple[Tensor, Tensor]:
-    """Test-mode features [N, D] float32 and labels [N] of a split, in the loader's order."""
+def features(backbone: nn.Module, loader: Loader, cast: Autocast) -> tuple[Tensor, Tensor]:
+    """Test-mode features [N, D] float32 and labels [N] of the pass before training, in its order."""
     backbone.eval()
-    batches: list[tuple[Tensor, Tensor]] = []
 
-    def passes() -> Iterator[None]:
-        for images, labels in loader.epoch(epoch):
-            with precision():
-                batches.append((backbone(images).float(), labels))
-            yield
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in loader.epoch():
+            with cast():
+                yield backbone(images).float(), labels
 
-    for _ in progress.track(passes(), f"features {name}".strip(), loader.batches):
-        pass
-    extracted, labels = zip(*batches, strict=True)
+    passed = progress.track(batches(), f"features {loader.name}", loader.batches)
+    extracted, labels = zip(*passed, strict=True)
     return torch.cat(extracted), torch.cat(labels)
 
 
-def cached_features(
-    file: Path, backbone: nn.Module, loader: Loader, precision: Autocast, *, name: str = ""
-) -> tuple[Tensor, Tensor]:
-    """`features`, kept in a file whose name says of what network and images they are."""
-    if not file.exists():
-        extracted, labels = features(backbone, loader, precision, name=name)
-        tensors = {"features": extracted.cpu(), "labels": labels.cpu()}
-        write_atomically(file, lambda path: safetensors.torch.save_file(tensors, path))
+@dataclass(frozen=True)
+class PretrainedFeatures:
+    """Features of the network as it was before training, extracted once and kept on disk.
+
+    They are what the probe is fitted on and what distortion is measured from, in every run that
+    shares the network (whose `identity` is plain data) and the images.
+    """
+
+    backbone: nn.Module
+    identity: Any
+    cast: Autocast
+    folder: Path
+
+    def __call__(self, loader: Loader) -> tuple[Tensor, Tensor]:
+        """As `features`; the backbone must not have been trained yet, unless they are there already."""
+        file = self.folder / f"{loader.name}-{digest([self.identity, loader.identity])}.safetensors"
+        if file.exists():
+            kept = safetensors.torch.load_file(file, device=str(loader.device))
+            return kept["features"], kept["labels"]
+        extracted, labels = features(self.backbone, loader, self.cast)
+        kept = {"features": extracted.cpu(), "labels": labels.cpu()}
+        write_atomically(file, lambda path: safetensors.torch.save_file(kept, path))
         return extracted, labels
-    tensors = safetensors.torch.load_file(file, device=str(loader.device))
-    return tensors["features"], tensors["labels"]

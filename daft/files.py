@@ -1,9 +1,12 @@
-"""Files that exist whole or not at all."""
+"""Files that exist whole or not at all, and names for them that say what is inside."""
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
@@ -26,3 +29,8 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def digest(facts: Any) -> str:
+    """Twelve hex digits of a hash over plain data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,6 +35,11 @@ class Prepared:
     """parameter groups for the optimiser; none if there is nothing to train"""
     shift: dict[str, BatchNormShift] = field(default_factory=dict)
     """what BN conversion found, per layer"""
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether training can move the features."""
+        return any(group["name"] == "backbone" for group in self.groups)
 
 
 def prepare(
@@ -70,7 +76,7 @@ def make_head(num_features: int, hidden: Sequence[int], num_classes: int) -> nn.
     """Linear layers with ReLUs between, in torch's default random initialisation."""
     widths = [num_features, *hidden, num_classes]
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
         if i:
             layers[f"relu{i}"] = nn.ReLU()
         layers[f"linear{i + 1}"] = nn.Linear(inputs, outputs)

@@ -1,12 +1,10 @@
 """One run, one directory, one record: identity, atomic write, all records as one DataFrame."""
 
-import hashlib
 import json
 import math
 import platform
 import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from daft.config import Config
+from daft.config import Config, plain
 from daft.errors import UserError
 from daft.files import write_atomically
 
@@ -34,28 +32,22 @@ def identity(config: Config, precision: str, images: dict[str, str], weights: st
     precision: as resolved. images: fingerprint per split. weights: fingerprint of the checkpoint. Names,
     paths, device, workers and logging are left out, so two names for the same run are one run.
     """
-    dataset, backbone = asdict(config.dataset), asdict(config.backbone)
+    settings = plain(config)
+    dataset, backbone, method = (settings[key] for key in ("dataset", "backbone", "method"))
     for key in ("name", "root", "source", "classes", "train", "id", "epochs", "eval_every"):
         del dataset[key]  # the fingerprints hold what these lead to
     dataset["ood"] = {name: split["shift"] for name, split in dataset["ood"].items()}
     for key in ("name", "weights", "checkpoint", "sha256", "wrapper", "prefix", "drop", "lr_head"):
         del backbone[key]
-    method = asdict(config.method)
     del method["name"]
     return {
         "protocol": PROTOCOL,
         "seed": config.seed,
         "method": method,
-        "training": asdict(config.training) | {"precision": precision},
+        "training": settings["training"] | {"precision": precision},
         "dataset": dataset | {"images": images},
         "backbone": backbone | {"weights": weights},
     }
-
-
-def digest(facts: Any) -> str:
-    """Twelve hex digits of a hash over plain data, whatever the order of its keys."""
-    text = json.dumps(facts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def run_directory(config: Config, run_id: str) -> Path:
@@ -81,7 +73,8 @@ def read(directory: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(file.read_text())
         if record["format"] != FORMAT:
-            raise UserError(f"{file}: record of format {record['format']}; this version reads {FORMAT}")
+            found = record["format"]
+            raise UserError(f"{file}: record of format {found}; this version reads {FORMAT}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a record ({error!r}); move it away to run again") from error
     return record
@@ -89,12 +82,12 @@ def read(directory: Path) -> dict[str, Any] | None:
 
 def write(directory: Path, record: dict[str, Any]) -> None:
     """Write a record so that a kill leaves none or a whole one; NaN becomes null."""
-    content = {"format": FORMAT, "protocol": PROTOCOL, **record}
-    write_atomically(directory / RECORD, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+    content = _without_nan({"format": FORMAT, "protocol": PROTOCOL, **record})
+    write_atomically(directory / RECORD, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def frame(directories: Iterable[Path]) -> pd.DataFrame:
-    """One row per record, in the order given: `run`, `status`, `config.*`, `split/metric` columns and the rest, flat."""
+    """A row per record, in the order given: run, status, config.*, split/metric and time.* columns."""
     rows = []
     for directory in directories:
         record = read(directory)
@@ -143,11 +136,11 @@ def _code_version() -> str:
         return version("daft")
 
 
-def _plain(value: Any) -> Any:
+def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _without_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_without_nan(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -13,25 +13,32 @@ from rich.table import Table
 
 from daft import records
 
-POINTER = "run.txt"
-"""In a job's folder of a sweep: the directory of its run."""
-
-CELL = ["config.dataset.name", "config.backbone.name", "config.method.name"]
+DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]
 RATES = ["config.method.lr_backbone", "config.method.lr_head"]
 SEED = "config.seed"
+
+POINTER = "run.txt"
+"""In a job's folder of a sweep: the directory of its run."""
 
 
 def accuracies(runs: pd.DataFrame) -> list[str]:
     """The accuracy columns in the order of evaluation, the OOD mean last."""
     columns = [c for c in runs.columns if c.endswith("/accuracy") and not c.startswith("holdout/")]
+    columns = [c for c in columns if runs[c].notna().any()]
     return sorted(columns, key=lambda c: c == "ood/accuracy")
+
+
+def split_name(column: str) -> str:
+    """How a metric's split is called in tables and figures."""
+    split = column.partition("/")[0]
+    return {"id": "ID", "ood": "OOD mean"}.get(split, split)
 
 
 def select(runs: pd.DataFrame) -> pd.DataFrame:
     """Per cell the runs at the learning rates with the best ID accuracy at the lowest seed.
 
-    Diverged runs are never selected; ties keep the larger rates, which stand first in the grids.
-    Selection reads the split that each run selected its epoch on, never an OOD one.
+    Selection reads the split that the runs selected their epoch on, never an OOD one. Diverged runs are
+    never selected; of equal ones the larger rates are, which stand first in the paper's grids.
     """
     chosen = []
     for _, cell in runs[runs["status"] == "finished"].groupby(CELL, sort=False):
@@ -41,54 +48,118 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
         best = grid.sort_values([metric, *RATES], ascending=False, kind="stable").iloc[0]
         same = pd.Series(True, index=cell.index)
         for rate in RATES:
-            same &= cell[rate].eq(best[rate]) | (cell[rate].isna() & pd.isna(best[rate]))
+            same &= cell[rate].isna() if pd.isna(best[rate]) else cell[rate] == best[rate]
         chosen.append(cell[same])
     return pd.concat(chosen) if chosen else runs.iloc[:0]
 
 
-def aggregate(chosen: pd.DataFrame) -> pd.DataFrame:
-    """Long table: a row per cell and metric with mean, std (sample, ddof = 1; empty at n = 1) and n."""
+def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Long table: a row per cell and metric with mean, std (sample, ddof = 1; none at n = 1), n, lrs.
+
+    runs: all of them, for the grid that the cell's learning rate was chosen from, and whether it is at
+    the grid's edge.
+    """
     metrics = [c for c in chosen.columns if "/" in c]
     rows = []
     for names, cell in chosen.groupby(CELL, sort=False):
+        everything = runs[(runs[CELL] == list(names)).all(axis=1)]
+        grid = sorted(everything[RATES[0]].dropna().unique(), reverse=True)
+        rate = cell[RATES[0]].iloc[0]
         for metric in metrics:
             values = cell[metric].dropna()
             if values.empty:
                 continue
             rows.append(
                 {
-                    **dict(zip(["dataset", "backbone", "method"], names, strict=True)),
-                    "lr_backbone": cell[RATES[0]].iloc[0],
-                    "lr_head": cell[RATES[1]].iloc[0],
+                    "dataset": names[0],
+                    "backbone": names[1],
+                    "method": names[2],
                     "metric": metric,
                     "mean": values.mean(),
                     "std": values.std(ddof=1) if len(values) > 1 else None,
                     "n": len(values),
-                    "runs": " ".join(cell["run"]),
+                    "lr_backbone": rate,
+                    "lr_head": cell[RATES[1]].iloc[0],
+                    "grid": " ".join(f"{r:g}" for r in grid),
+                    "at_edge": len(grid) > 1 and rate in (grid[0], grid[-1]),
+                    "diverged": int((everything["status"] == "diverged").sum()),
                 }
             )
     return pd.DataFrame(rows)
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """The long table as one Markdown table per dataset and backbone, a row per method."""
+    parts = []
+    for names, cell in table.groupby(["dataset", "backbone"], sort=False):
+        metrics = [m for m in cell["metric"].unique() if m.endswith("/accuracy") and m != "ood/accuracy"]
+        metrics += [m for m in ("ood/accuracy", "id/cosine", "id/l2") if m in set(cell["metric"])]
+        heads = [_metric_head(m) for m in metrics]
+        lines = [
+            f"### {names[0]}, {names[1]}\n",
+            "| method | η_θ | η_w | n | " + " | ".join(heads) + " |",
+            "| --- | --- | --- | --- |" + " ---: |" * len(metrics),
+        ]
+        for method, of_method in cell.groupby("method", sort=False):
+            first, by_metric = of_method.iloc[0], of_method.set_index("metric")
+            rates = [_rate(first["lr_backbone"], bool(first["at_edge"])), _rate(first["lr_head"], False)]
+            if pd.notna(first["lr_backbone"]) and pd.isna(first["lr_head"]):
+                rates[1] = "= η_θ"
+            values = [_mean_std(by_metric.loc[m]) if m in by_metric.index else "missing" for m in metrics]
+            lines.append("| " + " | ".join([str(method), *rates, str(first["n"]), *values]) + " |")
+        parts.append("\n".join(lines))
+    note = (
+        "Accuracies in percent, mean ± sample standard deviation (ddof = 1) over n seeds; learning rates "
+        "chosen by ID accuracy on the lowest seed; * marks a choice at the edge of its grid. Cosine and L2 "
+        "compare ID features before and after."
+    )
+    return "\n\n".join([*parts, note]) + "\n"
+
+
+def _metric_head(metric: str) -> str:
+    split, _, measure = metric.partition("/")
+    return f"{split_name(metric)} %" if measure == "accuracy" else f"{split_name(split)} feature {measure}"
+
+
+def _rate(rate: float | None, at_edge: bool) -> str:
+    return "-" if rate is None or pd.isna(rate) else f"{rate:g}{'*' if at_edge else ''}"
+
+
+def _mean_std(row: Any) -> str:
+    digits = 3 if row.name.endswith("cosine") else 2
+    spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.{digits}f}"
+    return f"{row['mean']:.{digits}f}{spread}"
+
+
+def line(record: dict[str, Any], fresh: bool) -> str:
+    """One run in one line, for a sweep that goes on."""
+    method, metrics = record["config"]["method"], record["metrics"]
+    rates = [f"{m}={method[k]:g}" for m, k in (("η_θ", "lr_backbone"), ("η_w", "lr_head")) if method[k]]
+    found = [f"{split_name(k)} {metrics[k]:.2f} %" for k in ("id/accuracy", "ood/accuracy") if k in metrics]
+    seconds = sum(record["time"].values())
+    how = f"{seconds:.0f} s" if fresh else "taken from its record"
+    head = " ".join([method["name"], *rates, f"seed={record['config']['seed']}"])
+    return f"{head}: {', '.join(found) or record['status']} ({how})"
+
+
 def run_table(runs: pd.DataFrame, title: str) -> Table:
-    """Accuracies of runs on the terminal, one row each."""
+    """Accuracies of runs for the terminal, one row each."""
     columns = accuracies(runs)
     table = Table(title=title, title_justify="left")
-    varying = [c for c in (*CELL[:2], *RATES, SEED) if runs[c].nunique(dropna=False) > 1]
+    varying = [c for c in (DATASET, BACKBONE, *RATES, SEED) if runs[c].nunique(dropna=False) > 1]
     table.add_column("method")
     for column in varying:
-        table.add_column(column.split(".")[-1 if column in (*RATES, SEED) else 1])
+        table.add_column({DATASET: "dataset", BACKBONE: "backbone"}.get(column, column.rpartition(".")[2]))
     for column in columns:
-        name = column.removesuffix("/accuracy")
-        table.add_column({"id": "ID", "ood": "OOD mean"}.get(name, name) + " %", justify="right")
+        table.add_column(f"{split_name(column)} %", justify="right")
     table.add_column("feature L2", justify="right")
     for _, run in runs.iterrows():
-        cells = [str(run[CELL[2]]), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
-        if run["status"] != "finished":
-            cells += [run["status"]] + [""] * len(columns)
-        else:
+        cells = [str(run[METHOD]), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
+        if run["status"] == "finished":
             cells += [f"{run[c]:.2f}" for c in columns]
             cells.append(f"{run['id/l2']:.2f}")
+        else:
+            cells.append(str(run["status"]))
         table.add_row(*cells)
     return table
 
@@ -101,9 +172,10 @@ def show(directories: Sequence[Path], title: str) -> None:
 
 
 class SweepSummary(Callback):
-    """At the end of a sweep prints one table of its runs, wherever the launcher ran them."""
+    """At the end of a sweep, one table of its runs, wherever the launcher ran them."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        pointers = Path(config.hydra.sweep.dir).glob(f"*/{POINTER}")
-        ordered = sorted(pointers, key=lambda p: int(p.parent.name) if p.parent.name.isdigit() else 0)
+        """Called by Hydra."""
+        jobs = Path(config.hydra.sweep.dir).glob(f"*/{POINTER}")
+        ordered = sorted(jobs, key=lambda p: int(p.parent.name) if p.parent.name.isdigit() else 0)
         show([Path(p.read_text()) for p in ordered], "Sweep")

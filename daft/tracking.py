@@ -1,12 +1,11 @@
 """Weights & Biases as a mirror of the record; whatever goes wrong there, the run goes on."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from daft import progress
-from daft.config import Config
+from daft.config import Config, plain
 
 
 class Tracker:
@@ -38,7 +37,7 @@ class Tracker:
             id=run_id,
             resume="allow",
             dir=directory,
-            config={k: v for k, v in asdict(config).items() if k != "paths"},
+            config={k: v for k, v in plain(config).items() if k != "paths"},
             settings=wandb.Settings(silent=True),
         )
 

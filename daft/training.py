@@ -128,8 +128,8 @@ def fit(
     return fitted
 
 
-def _best(folder: Path, epoch: int) -> Path:
-    return folder / f"best-{epoch:04d}.safetensors"
+def _best(folder: Path, epoch: int | None) -> Path:
+    return folder / f"best-{epoch or 0:04d}.safetensors"
 
 
 def _save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fitted: Fit) -> None:
@@ -145,7 +145,7 @@ def _save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fitt
     }
     write_atomically(folder / LAST, lambda path: torch.save(checkpoint, path))
     for file in folder.glob("best-*.safetensors"):
-        if fitted.best_epoch is None or file != _best(folder, fitted.best_epoch):
+        if file != _best(folder, fitted.best_epoch):
             file.unlink()
 
 

@@ -29,8 +29,10 @@ def train(cfg: DictConfig) -> None:
     if job.mode and job.mode.name == "MULTIRUN":
         pointer = Path(job.runtime.output_dir) / tables.POINTER
         pointer.write_text(str(run.directory.resolve()))
-    note = "" if run.fresh else " (taken from its record)"
-    tables.show([run.directory], f"{run.directory}{note}")
+        print(tables.line(run.record, run.fresh), flush=True)
+    else:
+        note = "" if run.fresh else " (taken from its record)"
+        tables.show([run.directory], f"{run.directory}{note}")
 
 
 def main() -> int:

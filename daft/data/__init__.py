@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ from daft.config import Config, DatasetConfig, Operation, SplitConfig
 from daft.data import folder, shapes
 from daft.data.images import ImageStore, Labelled, Resident
 from daft.data.loader import Loader
-from daft.data.transforms import fixed_prefix
-from daft.errors import UserError
+from daft.errors import ConfigError, UserError
 
 HOLDOUT_EVERY = 10
 """`selection: holdout` selects on every tenth training image of each class, which is not trained on."""
@@ -52,9 +52,11 @@ class Data:
 def listing(config: Config) -> Listing:
     """List the images of every split and check that they share their classes; decodes nothing."""
     cfg = config.dataset
+    if cfg.id.shift:
+        raise ConfigError("dataset.id.shift", "only OOD sets have a shift; give this one a name under ood")
     splits = {"train": cfg.train, "id": cfg.id, **cfg.ood}
     if cfg.source == "shapes":
-        classes = list(shapes.CLASSES)
+        classes: list[str] = [*shapes.CLASSES]
         found = {name: _generated(cfg, split, name) for name, split in splits.items()}
     else:
         classes = folder.read_classes(cfg)
@@ -63,22 +65,24 @@ def listing(config: Config) -> Listing:
     evaluation = {"id": found.pop("id")}
     if config.training.selection == "holdout":
         train, evaluation["holdout"] = train.every(HOLDOUT_EVERY)
-    if len(train) < 2:
-        raise UserError(f"dataset.train: {len(train)} image(s); batch normalisation needs two or more")
-    return Listing(classes, train, evaluation | found)
+    listed = Listing(classes, train, evaluation | found)
+    _require_images({"train": train, **listed.evaluation})
+    return listed
 
 
 def load(config: Config, listed: Listing, device: torch.device) -> Data:
     """Decode (or prepare to stream) every split; raises UserError naming all unreadable images."""
     cfg, compute = config.dataset, config.compute
     workers = compute.workers if compute.workers is not None else os.cpu_count() or 1
-    store = ImageStore(compute.resident_gib, max(workers, 1), Path(config.paths.cache))
+    store = ImageStore(compute.resident_gib, max(workers, 1), Path(config.paths.cache), device)
 
     def loader(split: Labelled, operations: list[Operation], name: str) -> Loader:
-        images, split = store.load(split, fixed_prefix(operations), name)
+        images, split = store.load(split, operations, name)
         return Loader(
+            name,
             images,
             split.labels,
+            split.fingerprint,
             operations,
             batch_size=config.training.batch_size,
             seed=config.seed,
@@ -93,24 +97,34 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
         name: loader(split, [*shifts.get(name, []), *cfg.eval_transform], name)
         for name, split in listed.evaluation.items()
     }
-    broken = [str(path) for paths in store.unreadable.values() for path in paths]
+    broken = list(dict.fromkeys(str(path) for paths in store.unreadable.values() for path in paths))
     if broken and compute.unreadable == "error":
         raise UserError(
             f"{len(broken)} image(s) cannot be read; mend or remove them, or leave them out with "
-            "compute.unreadable=skip:\n  " + "\n  ".join(dict.fromkeys(broken))
+            "compute.unreadable=skip:\n  " + "\n  ".join(broken)
         )
+    _require_images({"train": train, **evaluation})
     skipped = {name: len(paths) for name, paths in store.unreadable.items()}
     return Data(listed.classes, train, evaluation, skipped)
 
 
 def describe(data: Data) -> dict[str, Any]:
-    """Images per split and where they live, for the record."""
+    """Classes, images per split and where they live, for the record."""
     loaders = {"train": data.train, **data.evaluation}
     return {
+        "classes": data.classes,
         "images": {name: len(loader) for name, loader in loaders.items()},
         "resident": [n for n, loader in loaders.items() if isinstance(loader.images, Resident)],
         "unreadable": data.unreadable,
     }
+
+
+def _require_images(splits: Mapping[str, Sized]) -> None:
+    for name, split in splits.items():
+        if name == "train" and len(split) < 2:
+            raise UserError(f"dataset.train: {len(split)} image(s); batch normalisation needs two or more")
+        if not len(split):
+            raise UserError(f"dataset.{name}: no images are left to evaluate on")
 
 
 def _from_files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:

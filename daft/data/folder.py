@@ -12,7 +12,7 @@ from daft.config import DatasetConfig, SplitConfig
 from daft.data.images import Labelled
 from daft.errors import UserError
 
-EXTENSIONS = frozenset(Image.registered_extensions())
+EXTENSIONS = frozenset(e for e, kind in Image.registered_extensions().items() if kind in {*Image.OPEN, "MPO"})
 """What Pillow reads, lower case with the dot."""
 
 
@@ -36,7 +36,7 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
             + (f" extra {', '.join(extra)};" if extra else "")
             + f" expected {', '.join(classes)}"
         )
-    listed["label"] = listed["label"].map({c: i for i, c in enumerate(classes)})
+    listed["label"] = [classes.index(label) for label in listed["label"]]
     listed = listed.sort_values(["label", "path"], kind="stable")
     files = [Path(file) for file in listed["file"]]
     digest = hashlib.sha256()
@@ -58,7 +58,8 @@ def _listed(cfg: DatasetConfig, split: SplitConfig, name: str) -> pd.DataFrame:
             (f"{folder.name}/{file.relative_to(folder)}", str(file), folder.name)
             for folder in sorted(p for p in location.iterdir() if p.is_dir() and p.name[0] != ".")
             for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in EXTENSIONS and file.name[0] != "."
+            if file.suffix.lower() in EXTENSIONS
+            and not any(part[0] == "." for part in file.relative_to(folder).parts)
         ]
         listed = pd.DataFrame(rows, columns=["path", "file", "label"])
     elif location.suffix == ".csv" and location.is_file():
@@ -70,11 +71,21 @@ def _listed(cfg: DatasetConfig, split: SplitConfig, name: str) -> pd.DataFrame:
         )
     if listed.empty:
         raise UserError(f"dataset.{name}: no images below {location}; expected <class>/<image file>")
+    absent = [file for file in listed["file"] if not Path(file).is_file()]
+    if absent:
+        raise UserError(
+            f"dataset.{name}: {location} names {len(absent)} file(s) that do not exist: "
+            + ", ".join(absent[:5])
+            + (", …" if len(absent) > 5 else "")
+        )
     return listed
 
 
 def _read_csv(location: Path, name: str) -> pd.DataFrame:
-    listed = pd.read_csv(location, dtype=str, keep_default_na=False)
+    try:
+        listed = pd.read_csv(location, dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' errors and Unicode's are among them
+        raise UserError(f"dataset.{name}: {location} is no CSV of path,label ({error})") from error
     if not {"path", "label"} <= set(listed.columns):
         raise UserError(
             f"dataset.{name}: {location} has columns {', '.join(listed.columns)}; "
@@ -82,11 +93,4 @@ def _read_csv(location: Path, name: str) -> pd.DataFrame:
         )
     # Paths in a CSV are relative to the file itself.
     listed["file"] = [str(location.parent / p) for p in listed["path"]]
-    absent = [f for f in listed["file"] if not Path(f).is_file()]
-    if absent:
-        raise UserError(
-            f"dataset.{name}: {location} names {len(absent)} file(s) that do not exist: "
-            + ", ".join(absent[:5])
-            + (", …" if len(absent) > 5 else "")
-        )
-    return listed[["path", "file", "label"]]
+    return listed.loc[:, ["path", "file", "label"]]

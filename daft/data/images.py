@@ -14,7 +14,8 @@ from torch import Tensor
 
 from daft import progress
 from daft.config import Operation
-from daft.data.transforms import transform
+from daft.data.transforms import fixed_prefix, least_side, transform
+from daft.errors import UserError
 from daft.files import write_atomically
 
 GIB = 2**30
@@ -55,9 +56,8 @@ class Labelled:
         """`count` images, each class keeping its share, evenly spaced within the class; at most all."""
         labels, sizes = self.labels.unique(return_counts=True)
         # Whole numbers in proportion to the class sizes by largest remainder; ties to lower labels.
-        exact = sizes.double() * count / len(self)
-        quota = exact.floor().long()
-        leftover = (exact - quota).argsort(descending=True, stable=True)
+        quota = sizes * count // len(self)
+        leftover = (sizes * count % len(self)).argsort(descending=True, stable=True)
         quota[leftover[: count - int(quota.sum())]] += 1
         kept = []
         for label, size, n in zip(labels, sizes, quota, strict=True):
@@ -83,7 +83,10 @@ class Streamed:
 
 def read_image(path: Path) -> Tensor:
     """One image file as uint8 [3, H, W] in RGB; raises whatever Pillow raises if it cannot."""
-    with Image.open(path) as image:
+    with Image.open(path) as file:
+        image: Image.Image = file
+        if image.mode.startswith("I;16"):  # 16-bit grey: convert() would clip it to white
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         array = np.array(image.convert("RGB"))
     return torch.from_numpy(array).permute(2, 0, 1)
 
@@ -97,6 +100,8 @@ class ImageStore:
     threads: int
     cache: Path
     """where the verdict on streamed files is kept"""
+    device: torch.device
+    """where resident images live"""
     unreadable: dict[str, list[Path]] = field(default_factory=dict)
     """per split the files that do not decode"""
     _resident: dict[tuple[str, tuple[Operation, ...]], tuple[Resident, list[int]]] = field(
@@ -108,14 +113,21 @@ class ImageStore:
     ) -> tuple[Resident | Streamed, Labelled]:
         """The split's images, in memory if they share a size and fit, and the split as it was read.
 
-        operations: fixed ones that every image goes through first. They are applied once, unless
-        images are smaller without them: CIFAR-10 stays at 32 pixels until it is on the device.
+        operations: all that the split goes through. Those before the first random one are applied once,
+        unless images are smaller without them: CIFAR-10 stays at 32 pixels until it is on the device.
+        Raises UserError for an image that is too small for a crop.
         """
-        if isinstance(split.images, Tensor):
-            return Resident(split.images), split
-        paths = split.images
-        loaded = self._decode(paths, split.fingerprint, tuple(operations), name)
-        images, bad = loaded or (Streamed(paths), self._verify(paths, split.fingerprint, name))
+        try:
+            least = least_side(operations)
+            if isinstance(split.images, Tensor):
+                _require_side(split.images, least, "images")
+                return Resident(split.images.to(self.device)), split
+            paths = split.images
+            state = _state(paths)
+            loaded = self._decode(paths, state, least, tuple(fixed_prefix(operations)), name)
+            images, bad = loaded or (Streamed(paths), self._verify(paths, state, least, name))
+        except ValueError as error:
+            raise UserError(f"dataset.{name}: {error}") from error
         if bad:
             self.unreadable[name] = [paths[i] for i in bad]
             good = torch.ones(len(paths), dtype=torch.bool)
@@ -128,15 +140,15 @@ class ImageStore:
         return images, split
 
     def _decode(
-        self, paths: list[Path], fingerprint: str, operations: tuple[Operation, ...], name: str
+        self, paths: list[Path], state: str, least: int, operations: tuple[Operation, ...], name: str
     ) -> tuple[Resident, list[int]] | None:
-        first = next((image for image in map(_try_read, paths) if image is not None), None)
+        first = next((image for path in paths if (image := _try_read(path, least)) is not None), None)
         if first is None:
             return None
         shapes = {0: first.shape[-2:]}
         shapes[len(operations)] = transform(first[None], operations, NO_DRAWS).shape[-2:]
         for done, (height, width) in sorted(shapes.items(), key=lambda s: s[1].numel()):
-            key = (fingerprint, operations[:done])
+            key = (state, operations[:done])
             if key in self._resident:
                 return self._resident[key]
             size = len(paths) * 3 * height * width
@@ -144,39 +156,64 @@ class ImageStore:
             if used + size > self.limit_gib * GIB:
                 continue
             pixels = torch.empty(len(paths), 3, height, width, dtype=torch.uint8)
-            bad = _fill(pixels, paths, operations[:done], self.threads, f"reading {name}")
+            bad = _fill(pixels, paths, least, operations[:done], self.threads, f"reading {name}")
             if bad is not None:
-                self._resident[key] = Resident(pixels, done), bad
+                self._resident[key] = Resident(pixels.to(self.device), done), bad
                 return self._resident[key]
         return None
 
-    def _verify(self, paths: list[Path], fingerprint: str, name: str) -> list[int]:
+    def _verify(self, paths: list[Path], state: str, least: int, name: str) -> list[int]:
         """Indices of the files that do not decode; reads them all, the first time."""
-        verdict = self.cache / "verified" / f"{fingerprint}.json"
+        verdict = self.cache / "verified" / f"{state}-{least}.json"
         if verdict.exists():
             return json.loads(verdict.read_text())
         with ThreadPoolExecutor(self.threads) as pool:
-            failed = pool.map(lambda path: _try_read(path) is None, paths)
+            failed = pool.map(lambda path: _try_read(path, least) is None, paths)
             failed = progress.track(failed, f"checking {name}", len(paths))
             bad = [i for i, no in enumerate(failed) if no]
         write_atomically(verdict, json.dumps(bad))
         return bad
 
 
-def _try_read(path: Path) -> Tensor | None:
+def _state(paths: list[Path]) -> str:
+    """What changes with any of these files; unlike a fingerprint it holds on this machine only."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path.absolute()}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _try_read(path: Path, least: int) -> Tensor | None:
+    """The image, None if it does not decode; raises ValueError if its shorter side is below `least`."""
     try:
-        return read_image(path)
+        image = read_image(path)
     except Exception:  # Pillow raises many kinds for damaged files
         return None
+    _require_side(image, least, str(path))
+    return image
+
+
+def _require_side(images: Tensor, least: int, what: str) -> None:
+    height, width = images.shape[-2:]
+    if min(height, width) < least:
+        raise ValueError(
+            f"{what} of {height} x {width} pixels: too small for a crop of {least}; put a resize before it"
+        )
 
 
 def _fill(
-    pixels: Tensor, paths: list[Path], operations: Sequence[Operation], threads: int, what: str
+    pixels: Tensor,
+    paths: list[Path],
+    least: int,
+    operations: Sequence[Operation],
+    threads: int,
+    what: str,
 ) -> list[int] | None:
     """Decode into `pixels`; the indices that do not decode, or None if an image has another size."""
 
     def decode(i: int) -> str:
-        image = _try_read(paths[i])
+        image = _try_read(paths[i], least)
         if image is None:
             return "unreadable"
         image = transform(image[None], operations, NO_DRAWS)[0]

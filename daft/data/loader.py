@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,11 @@ Batch = tuple[Tensor, Tensor]
 class Loader:
     """One split as epochs of batches; an epoch's order and crops are a function of (seed, epoch)."""
 
+    name: str
     images: Resident | Streamed
     labels: Tensor
+    fingerprint: str
+    """of the images and labels"""
     operations: Sequence[Operation]
     batch_size: int
     seed: int
@@ -32,9 +36,16 @@ class Loader:
 
     def __post_init__(self) -> None:
         self._stream: DataLoader[Batch] | None = None
+        self._operations = self.operations
         if isinstance(self.images, Resident):
-            self.operations = self.operations[self.images.done :]
+            self._operations = self.operations[self.images.done :]
             self._pixels = self.images.pixels.to(self.device)
+
+    @property
+    def identity(self) -> list[Any]:
+        """Plain data that tells its pixels in one epoch from those of any other loader."""
+        luck = [self.seed, self.batch_size] if self.shuffle or draws(self.operations) else []
+        return [self.fingerprint, [repr(op) for op in self.operations], luck]
 
     def __len__(self) -> int:
         """Number of images."""
@@ -51,7 +62,7 @@ class Loader:
         n = len(self)
         order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
         # Row i is image i's luck in this epoch, whatever batch it comes in.
-        uniforms = torch.rand(n, draws(self.operations), generator=generator)
+        uniforms = torch.rand(n, draws(self._operations), generator=generator)
         ends = batch_ends(n, self.batch_size)
         chunks = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         batches = (
@@ -65,7 +76,7 @@ class Loader:
     def _resident_batches(self, chunks: list[Tensor], uniforms: Tensor) -> Iterator[Batch]:
         for chunk in chunks:
             on_device = chunk.to(self.device, non_blocking=True)
-            images = transform(self._pixels[on_device], self.operations, uniforms[chunk])
+            images = transform(self._pixels[on_device], self._operations, uniforms[chunk])
             yield images, self.labels[chunk].to(self.device, non_blocking=True)
 
     def _streamed_batches(self, chunks: list[Tensor], uniforms: Tensor) -> Iterator[Batch]:
@@ -73,11 +84,12 @@ class Loader:
         if self._stream is None:
             self._plan = _Plan()
             self._stream = DataLoader(
-                _Files(self.images, self.labels, self.operations),
+                _Files(self.images, self.labels, self._operations),
                 batch_sampler=self._plan,
                 num_workers=self.workers,
                 persistent_workers=self.workers > 0,
                 pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # else each epoch would draw from the global one
             )
         self._plan.batches = [[(int(i), uniforms[i]) for i in chunk] for chunk in chunks]
         for images, labels in self._stream:

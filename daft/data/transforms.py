@@ -58,6 +58,23 @@ def fixed_prefix(operations: Sequence[Operation]) -> list[Operation]:
     return prefix
 
 
+def least_side(operations: Sequence[Operation]) -> int:
+    """Shorter side in pixels that images must have for every crop to fit.
+
+    Raises ValueError for a crop larger than what the operations before it leave.
+    """
+    least, side = 1, None
+    for op in operations:
+        if isinstance(op, CenterCrop | RandomCrop):
+            if side is None:
+                least = op.size
+            elif op.size > side:
+                raise ValueError(f"a crop of {op.size} pixels does not fit the {side} pixels left before it")
+        if not isinstance(op, Flip | Grayscale):
+            side = op.size if isinstance(op.size, int) else min(op.size)
+    return least
+
+
 @singledispatch
 def apply(op: object, images: Tensor, uniforms: Tensor) -> Tensor:
     """One operation on uint8 images [B, C, H, W] with its own uniform numbers [B, k]."""

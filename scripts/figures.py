@@ -1,0 +1,44 @@
+"""Draw the records of a folder of runs, at the selected learning rates.
+
+python scripts/figures.py runs/demo --out demo.png          one dataset: accuracy and distortion
+python scripts/figures.py runs/small --kind id_ood --out id_ood.png
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from daft import figures, records, tables
+from daft.errors import UserError
+
+
+def main() -> None:
+    """Write one PNG."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder of run directories")
+    parser.add_argument("--kind", choices=["overview", "id_ood"], default="overview")
+    parser.add_argument("--dataset", help="only runs on this dataset")
+    parser.add_argument("--out", type=Path, required=True, help="a .png file")
+    args = parser.parse_args()
+    directories = {path.parent.name: path.parent for path in sorted(args.runs.glob(f"*/{records.RECORD}"))}
+    runs = records.frame(directories.values())
+    if args.dataset and not runs.empty:
+        runs = runs[runs[tables.DATASET] == args.dataset]
+    if runs.empty:
+        raise UserError(f"{args.runs}: no records{f' of {args.dataset}' if args.dataset else ''} here")
+    chosen = tables.select(runs)
+    if args.kind == "id_ood":
+        figures.id_against_ood(chosen, args.out)
+    else:
+        loaded = [records.read(d) for d in directories.values() if d.name.endswith(tuple(chosen["run"]))]
+        figures.overview(chosen, [r for r in loaded if r is not None], args.out)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"figures.py: {error}")
