@@ -135,8 +135,8 @@ def _select(state: dict[str, Any], cfg: BackboneConfig, path: Path) -> dict[str,
     selected = {k: v for k, v in selected.items() if not k.startswith(tuple(cfg.drop))}
     if not any(isinstance(value, Tensor) for value in selected.values()):
         raise UserError(
-            f"backbone.checkpoint: nothing in {path} would be loaded with prefix={cfg.prefix!r}; "
-            f"its keys begin {', '.join(map(str, list(state)[:4]))}"
+            f"backbone.checkpoint: nothing in {path} would be loaded with prefix={cfg.prefix!r} and "
+            f"drop={cfg.drop}; its keys begin {', '.join(map(str, list(state)[:4]))}"
         )
     return selected
 

@@ -4,6 +4,7 @@ Imports neither torch nor timm, so that a mistyped key fails in a fraction of a 
 """
 
 import difflib
+import re
 from dataclasses import asdict, field, fields
 from typing import Annotated, Any, Literal
 
@@ -315,6 +316,16 @@ class Config:
 
 SECTIONS = [f.name for f in fields(Config) if f.name != "seed"]
 """Top-level keys that have keys below them."""
+
+
+def for_schema(overrides: list[str]) -> list[str]:
+    """Overrides with keys that Hydra passes on for the schema to judge.
+
+    Hydra refuses a key that no file mentions; with ++ it passes, and the schema, which knows all
+    keys and their types, accepts it or says what is allowed.
+    """
+    below_section = re.compile(rf"({'|'.join(SECTIONS)})\.[^=]*=")
+    return [f"++{o}" if below_section.match(o) else o for o in overrides]
 
 
 def validate(cfg: DictConfig) -> Config:

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -16,9 +14,6 @@ from daft import records
 DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]
 RATES = ["config.method.lr_backbone", "config.method.lr_head"]
 SEED = "config.seed"
-
-POINTER = "run.txt"
-"""In a job's folder of a sweep: the directory of its run."""
 
 
 def accuracies(runs: pd.DataFrame) -> list[str]:
@@ -169,13 +164,3 @@ def show(directories: Sequence[Path], title: str) -> None:
     runs = records.frame(directories)
     if not runs.empty:
         Console(width=None if sys.stdout.isatty() else 120).print(run_table(runs, title))
-
-
-class SweepSummary(Callback):
-    """At the end of a sweep, one table of its runs, wherever the launcher ran them."""
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra."""
-        jobs = Path(config.hydra.sweep.dir).glob(f"*/{POINTER}")
-        ordered = sorted(jobs, key=lambda p: int(p.parent.name) if p.parent.name.isdigit() else 0)
-        show([Path(p.read_text()) for p in ordered], "Sweep")

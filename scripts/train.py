@@ -11,58 +11,66 @@ sys.path.insert(0, str(ROOT))
 import hydra  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
+from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from daft.config import SECTIONS, validate  # noqa: E402
+from daft.callbacks import POINTER  # noqa: E402
+from daft.config import SECTIONS, for_schema, validate  # noqa: E402
 from daft.errors import UserError  # noqa: E402
+
+DEBUG = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="train")
 def train(cfg: DictConfig) -> None:
-    config = validate(cfg)
-    # Seconds of imports: only now that the configuration makes sense.
-    from daft import experiment, tables
+    """Run what the configuration says."""
+    try:
+        config = validate(cfg)
+        # Seconds of imports: only now that the configuration makes sense.
+        from daft import experiment, tables
 
-    run = experiment.run(config)
+        run = experiment.run(config)
+    except UserError as error:
+        if DEBUG:
+            raise
+        sys.exit(_complaint(error))  # as SystemExit it passes Hydra without a traceback
     job = HydraConfig.get()
-    if job.mode and job.mode.name == "MULTIRUN":
-        pointer = Path(job.runtime.output_dir) / tables.POINTER
-        pointer.write_text(str(run.directory.resolve()))
+    if job.mode == RunMode.MULTIRUN:
+        (Path(job.runtime.output_dir) / POINTER).write_text(str(run.directory.resolve()))
         print(tables.line(run.record, run.fresh), flush=True)
     else:
         note = "" if run.fresh else " (taken from its record)"
         tables.show([run.directory], f"{run.directory}{note}")
 
 
-def main() -> int:
-    """Exit code 2 and one line for what the user can mend, 130 when interrupted."""
-    debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves errors to us
-    sys.argv[1:] = _arranged(sys.argv[1:])
+def main() -> None:
+    """Exit code 1 and one line for what the user can mend, 130 when interrupted."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
+    # Hydra wants -m before the overrides; users put it anywhere.
+    sys.argv[1:] = sorted(for_schema(sys.argv[1:]), key=lambda a: a not in ("-m", "--multirun"))
     try:
         train()
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last epoch", file=sys.stderr)
-        return 130
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if debug:
+        sys.exit(130)
+    except (HydraException, OmegaConfBaseException) as error:
+        if DEBUG:
             raise
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+        sys.exit(_complaint(error))
 
 
-def _arranged(arguments: list[str]) -> list[str]:
-    """The command line with -m in front, where Hydra wants it, and keys that our schema will judge.
-
-    Hydra refuses a key that no file mentions; with ++ it passes, and the schema, which knows all
-    keys and their types, accepts it or says what is allowed.
-    """
-    multirun = [a for a in arguments if a in ("-m", "--multirun")]
-    rest = [a for a in arguments if a not in multirun]
-    return multirun + [f"++{a}" if re.match(rf"({'|'.join(SECTIONS)})\.[^=]*=", a) else a for a in rest]
+def _complaint(error: Exception) -> str:
+    """One line; Hydra spreads a wrong option or key over several."""
+    text = str(error)
+    if option := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        listed = re.search(r"Available options in '\w+':\n(.*?)\nConfig search path", text, re.DOTALL)
+        options = ", ".join(listed[1].split()) if listed else "see --help"
+        text = f"{option[1]}={option[2]}: no such option; choose from {options}"
+    elif key := re.search(r"Could not (?:override|find a match for) '([^']*)'", text):
+        text = f"{key[1]}: no such key; choose from {', '.join([*SECTIONS, 'seed'])}"
+    return f"train.py: {text}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -65,6 +65,10 @@ def listing(config: Config) -> Listing:
     evaluation = {"id": found.pop("id")}
     if config.training.selection == "holdout":
         train, evaluation["holdout"] = train.every(HOLDOUT_EVERY)
+        if not len(evaluation["holdout"]):
+            raise UserError(
+                f"training.selection=holdout: no class has {HOLDOUT_EVERY} training images to hold one out"
+            )
     listed = Listing(classes, train, evaluation | found)
     _require_images({"train": train, **listed.evaluation})
     return listed

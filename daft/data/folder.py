@@ -91,6 +91,9 @@ def _read_csv(location: Path, name: str) -> pd.DataFrame:
             f"dataset.{name}: {location} has columns {', '.join(listed.columns)}; "
             "the first line must be path,label"
         )
+    for row, (path, label) in enumerate(zip(listed["path"], listed["label"], strict=True), start=1):
+        if not path or not label:
+            raise UserError(f"dataset.{name}: {location} row {row} has no path or no label")
     # Paths in a CSV are relative to the file itself.
     listed["file"] = [str(location.parent / p) for p in listed["path"]]
     return listed.loc[:, ["path", "file", "label"]]

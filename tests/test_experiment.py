@@ -1,0 +1,245 @@
+"""Claims about whole runs, on the embedded images and network."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from daft import experiment, records, tables
+from daft.errors import UserError
+from tests.conftest import FAST, TINY
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
+TIMES = ("seconds", "images/s")
+
+
+def without_times(history):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in history]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_records_what_it_should(tiny, method):
+    config = tiny(f"method={method}")
+    directory, record, fresh = experiment.run(config)
+    assert fresh
+    assert record["status"] == "finished"
+    for split in ("id", "photo", "neon"):
+        assert 0 <= record["metrics"][f"{split}/accuracy"] <= 100
+        for measure in ("cosine", "l2"):
+            histogram = record["distortion"][split][measure]
+            assert sum(histogram["counts"]) == 40
+            assert len(histogram["edges"]) == len(histogram["counts"]) + 1
+    mean = (record["metrics"]["photo/accuracy"] + record["metrics"]["neon/accuracy"]) / 2
+    assert record["metrics"]["ood/accuracy"] == pytest.approx(mean, abs=1e-9)
+    changes = {row["name"]: row["value"] for row in record["relative_change"]}
+    assert (changes["head.linear1.weight"] is None) == (config.method.head_init == "zero")
+    moved = [name for name, value in changes.items() if value]
+    statistics = [name for name in moved if "running" in name]
+    assert bool(statistics) == (config.method.bn_mode == "train")
+    if method == "lp":
+        assert not moved
+        assert not record["history"]
+        assert record["metrics"]["id/cosine"] == pytest.approx(1)
+        assert record["metrics"]["id/l2"] == 0
+    else:
+        best = record["history"][record["best_epoch"] - 1]
+        assert best["selection/accuracy"] == record["metrics"]["id/accuracy"]
+    assert len(record["bn_shift"]) == (13 if config.method.bn_conversion else 0)
+    assert (record["probe"] is not None) == (config.method.head_init == "probe")
+    for key in ("code", "libraries", "device", "threads"):
+        assert record["environment"][key]
+    assert sorted(p.name for p in directory.iterdir()) == ["model.safetensors", "record.json"]
+
+
+def test_a_finished_run_is_not_repeated(tiny):
+    first = experiment.run(tiny("method=lp"))
+    before = (first.directory / "record.json").stat().st_mtime_ns
+    again = experiment.run(tiny("method=lp", "compute.workers=1", "wandb.project=other"))
+    assert not again.fresh
+    assert again.directory == first.directory
+    assert (first.directory / "record.json").stat().st_mtime_ns == before
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny, tmp_path):
+    runs = [
+        experiment.run(tiny("method=ft", f"seed={seed}", f"paths.runs={tmp_path}/{i}"))
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    weights = [load_file(run.directory / "model.safetensors") for run in runs]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    assert without_times(runs[0].record["history"]) == without_times(runs[1].record["history"])
+    assert not torch.equal(weights[0]["head.linear1.weight"], weights[2]["head.linear1.weight"])
+
+
+def test_identity_is_what_moves_the_numbers_and_nothing_else(configure):
+    def identity(*overrides, images="i", precision="fp32"):
+        return records.identity(configure(*overrides), precision, {"train": images}, "w")
+
+    same = identity()
+    for neutral in ("compute.workers=3", "paths.runs=/x", "wandb.mode=online", "method.name=my_daft"):
+        assert identity(neutral) == same, neutral
+    variants = [
+        same,
+        identity("seed=1"),
+        identity("method=ft"),
+        identity("method.lr_head=0.2"),
+        identity("training.epochs=3"),
+        identity("training.selection=holdout"),
+        identity("training.weight_decay=0.1"),
+        identity("backbone.mean=[0,0,0]"),
+        identity("dataset.train_transform=[{center_crop: 32}]"),
+        identity("dataset.train_transform=[{random_crop: 32}]"),
+        identity("dataset.eval_transform=[{resize: 32}]"),
+        identity("dataset.ood.neon.shift=[grayscale]"),
+        identity(images="others"),
+        identity(precision="bf16"),
+    ]
+    for a, b in itertools.combinations(variants, 2):
+        assert a != b
+
+
+def test_integrated_lp_ft_with_conversion_is_daft(configure):
+    """Table 5's last row is Table 2's DAFT: the same run, whatever it is called."""
+    by_name = ["method=integrated_lp_ft", "method.bn_mode=train", "method.bn_conversion=true"]
+    images = {"train": "i"}
+    daft, other = configure("method=daft"), configure(*by_name)
+    assert records.identity(daft, "fp32", images, "w") == records.identity(other, "fp32", images, "w")
+
+
+def test_lp_and_lp_ft_share_one_probe_and_start_from_it(tiny, tmp_path):
+    lp = experiment.run(tiny("method=lp"))
+    lp_ft = experiment.run(tiny("method=lp_ft", "method.lr_backbone=1e-12", "training.epochs=1"))
+    assert len(list((tmp_path / "cache" / "probes").iterdir())) == 1
+    weights = [load_file(run.directory / "model.safetensors") for run in (lp, lp_ft)]
+    # two steps of 1e-12 on weights of order 1: below half an ulp of float32 almost everywhere
+    difference = weights[0]["head.linear1.weight"] - weights[1]["head.linear1.weight"]
+    assert float(difference.abs().max()) < 1e-6
+    assert lp.record["metrics"]["id/accuracy"] == pytest.approx(lp.record["probe"]["accuracy"], abs=1e-9)
+
+
+def test_a_diverged_run_is_recorded_as_diverged_and_never_selected(tiny):
+    diverged = experiment.run(tiny("method=ft", "method.bn_mode=test", "method.lr_backbone=1e9"))
+    assert diverged.record["status"] == "diverged"
+    assert diverged.record["metrics"] == {}
+    finished = experiment.run(tiny("method=ft", "method.lr_backbone=1e-4"))
+    runs = records.frame([diverged.directory, finished.directory])
+    assert tables.select(runs)["run"].tolist() == [finished.record["run"]]
+    assert "diverged" in tables.line(diverged.record, fresh=True)
+
+
+def test_holdout_selection_never_looks_at_the_id_evaluation_set(tiny):
+    holdout = ["method=ft", "training.selection=holdout"]
+    record = experiment.run(tiny(*holdout, "dataset.train.images=200")).record
+    assert record["config"]["training"]["selection"] == "holdout"
+    images = record["data"]["images"]
+    assert (images["train"], images["holdout"]) == (180, 20)  # every tenth of 20 images in 10 classes
+    best = record["history"][record["best_epoch"] - 1]
+    assert best["selection/accuracy"] == record["metrics"]["holdout/accuracy"]
+    with pytest.raises(UserError, match="holdout"):  # 7 images a class
+        experiment.run(tiny(*holdout))
+
+
+def test_unreadable_images_are_all_named_before_any_work_or_skipped_and_counted(configure, folders, tmp_path):
+    for split, (name, shade) in itertools.product(("train", "val", "dark"), (("a", 30), ("b", 200))):
+        folder = tmp_path / "mine" / split / name
+        folder.mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (32, 32), (shade + i, shade, shade)).save(folder / f"{i}.png")
+    broken = [tmp_path / "mine" / "train" / "a" / "9.jpg", tmp_path / "mine" / "dark" / "b" / "9.jpg"]
+    for file in broken:
+        file.write_bytes(b"not an image")
+    mine = [
+        "dataset=folder",
+        f"dataset.root={tmp_path}/mine",
+        "dataset.ood={dark: {path: dark}}",
+        "dataset.train_transform=[flip]",
+        "dataset.eval_transform=[]",
+    ]
+    with pytest.raises(UserError) as caught:
+        experiment.run(configure(*mine, *FAST, *folders))
+    assert all(str(file) in str(caught.value) for file in broken)
+    assert not list((tmp_path / "runs").glob("*"))
+    record = experiment.run(configure(*mine, *FAST, *folders, "compute.unreadable=skip")).record
+    assert record["data"]["unreadable"] == {"train": 1, "dark": 1}
+    assert record["data"]["images"] == {"train": 12, "id": 12, "dark": 12}
+
+
+def train(*arguments: str, **options) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *TINY, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env=environment, **pipes, **options)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_process_leaves_no_record_and_its_successor_the_same_as_if_it_had_lived(
+    tiny, folders, tmp_path, sent
+):
+    long = ["method=daft", "training.epochs=30", "compute.threads=1"]
+    process = train(*folders, *long)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/*/checkpoints/last.pt")):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-9 if sent == signal.SIGKILL else 130)
+    assert "Traceback" not in errors
+    assert not list(tmp_path.glob("runs/*/record.json"))
+    (checkpoint,) = tmp_path.glob("runs/*/checkpoints/last.pt")
+    done = len(torch.load(checkpoint, weights_only=True)["fit"]["history"])
+    assert 1 <= done < 30
+
+    resumed = experiment.run(tiny(*long))
+    whole = experiment.run(tiny(*long, f"paths.runs={tmp_path}/whole"))
+    for key in ("metrics", "distortion", "relative_change", "best_epoch"):
+        assert resumed.record[key] == whole.record[key], key
+    assert without_times(resumed.record["history"]) == without_times(whole.record["history"])
+    files = [run.directory / "model.safetensors" for run in (resumed, whole)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_sweep_ends_with_one_table_of_all_its_runs(folders):
+    process = train("-m", "method=lp,daft", "seed=0,1", "training.epochs=1", *folders)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    summary = output[output.index("Sweep") :]
+    rows = [line.split("│")[1].strip() for line in summary.splitlines() if line.startswith("│")]
+    assert rows == ["lp", "lp", "daft", "daft"]
+
+
+def test_wandb_offline_mirrors_the_run_and_its_failure_does_not_matter(tiny, monkeypatch, tmp_path):
+    offline = ["method=ft", "wandb.mode=offline", "training.epochs=1"]
+    run = experiment.run(tiny(*offline))
+    (mirror,) = (run.directory / "wandb").glob("offline-run-*")
+    assert mirror.name.endswith(run.record["run"])
+    import wandb
+
+    def failing(**_):
+        raise ConnectionError("no")
+
+    monkeypatch.setattr(wandb, "init", failing)
+    unlucky = experiment.run(tiny(*offline, f"paths.runs={tmp_path}/unlucky"))
+    assert unlucky.record["metrics"] == run.record["metrics"]
+
+
+def test_a_damaged_record_is_named_and_not_overwritten(tiny):
+    run = experiment.run(tiny("method=lp"))
+    file = run.directory / "record.json"
+    file.write_text(file.read_text()[:100])
+    with pytest.raises(UserError, match=str(file)):
+        experiment.run(tiny("method=lp"))
+    file.write_text(json.dumps(run.record | {"format": 99}))
+    with pytest.raises(UserError, match="99"):
+        experiment.run(tiny("method=lp"))
