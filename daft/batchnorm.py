@@ -107,19 +107,13 @@ class _Moments:
     """Sums, over the calls of one layer, of its input's mean and unbiased variance per channel."""
 
     def __init__(self, name: str, layer: BatchNorm, order: list[str]) -> None:
-        assert layer.running_mean is not None
         self.name, self.order, self.calls = name, order, 0
-        # torch's CPU kernel adds up channels_last and 2-D inputs in their own dtype: make that float64.
-        on_cpu = layer.running_mean.device.type == "cpu"
-        dtype = torch.float64 if on_cpu else layer.running_mean.dtype
-        self.batch_mean = torch.zeros_like(layer.running_mean, dtype=dtype)
-        self.batch_var = torch.zeros_like(layer.running_mean, dtype=dtype)
         self.sums = torch.zeros(2, layer.num_features, dtype=torch.float64, device=layer.weight.device)
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         z: Tensor = args[0] if args else next(iter(kwargs.values()))
-        channels = len(self.batch_mean)
-        if z.ndim < 2 or z.shape[1] != channels:  # torch's kernel would write past the buffers
+        channels = self.sums.shape[1]
+        if z.ndim < 2 or z.shape[1] != channels:
             raise ValueError(
                 f"BN layer {self.name!r} has {channels} channels but met a batch of shape {tuple(z.shape)}"
             )
@@ -129,15 +123,32 @@ class _Moments:
                 f"BN layer {self.name!r} met a batch of shape {tuple(z.shape)}: {values} value(s) per "
                 "channel, but a variance needs at least two; use larger batches or images"
             )
-        # With momentum 1 torch's own update writes this call's mean and unbiased variance (Eq. 3,
-        # m = N*H*W) into the buffers; on CUDA it reads z once or twice and allocates nothing of its size.
-        z = z.to(self.batch_mean.dtype)
-        torch.batch_norm_update_stats(z, self.batch_mean, self.batch_var, 1.0)
-        self.sums[0] += self.batch_mean
-        self.sums[1] += self.batch_var
+        self.sums += _mean_and_variance(z)
         if self.calls == 0:
             self.order.append(self.name)
         self.calls += 1
+
+
+def _mean_and_variance(z: Tensor) -> Tensor:
+    """Mean and unbiased variance of z [N, C, ...] per channel, [2, C] in float64 (Eq. 3, m = N*H*W)."""
+    z = z if z.dtype == torch.float64 else z.float()
+    if z.device.type != "cpu":
+        variance, mean = torch.var_mean(z, [d for d in range(z.ndim) if d != 1], correction=1)
+        return torch.stack([mean, variance]).double()
+    # On the CPU `var_mean` takes ten times as long as the layer itself. torch's BN kernel is fast but
+    # adds up all values of a channel in float32; so it gets every position as a channel of its own, of N
+    # values, and the positions are put together in float64 (variance within plus variance between).
+    channels_last = z.movedim(1, -1).is_contiguous()
+    rows = z.movedim(1, -1) if channels_last else z.contiguous()
+    of_positions = torch.batch_norm_update_stats(rows.flatten(1), None, None, 0.0)
+    means, variances = (t.double().view(rows.shape[1:]) for t in of_positions)
+    if not channels_last:
+        means, variances = means.movedim(0, -1), variances.movedim(0, -1)
+    means, variances = means.reshape(-1, z.shape[1]), variances.reshape(-1, z.shape[1])
+    values = z.numel() / z.shape[1]
+    mean = means.mean(0)
+    variance = (variances + (means - mean).square()).mean(0) * (values / (values - 1))
+    return torch.stack([mean, variance])
 
 
 def _converted(name: str, layer: BatchNorm, moments: _Moments) -> tuple[BatchNormShift, Tensor, Tensor]:

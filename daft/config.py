@@ -61,9 +61,15 @@ class RandomResizedCrop:
     """Box of random area (fraction of the image) and aspect ratio, resized to `size` pixels."""
 
     size: Size
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: tuple[Rate, Rate] = (0.08, 1.0)
+    ratio: tuple[Rate, Rate] = (3 / 4, 4 / 3)
     random = True
+
+    def __post_init__(self) -> None:
+        if not self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError("scale", f"{self.scale} must rise and end at 1 at most")
+        if not self.ratio[0] <= self.ratio[1]:
+            raise ConfigError("ratio", f"{self.ratio} must rise")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -89,8 +95,8 @@ def _operation(value: Any) -> Any:
     if isinstance(value, tuple(OPERATIONS.values())):
         return value
     name, arguments = next(iter(value.items())) if isinstance(value, dict) and value else (value, None)
-    if name not in OPERATIONS or (isinstance(value, dict) and len(value) != 1):
-        raise ValueError(f"unknown operation {value!r}; choose from {', '.join(OPERATIONS)}")
+    if not isinstance(name, str) or name not in OPERATIONS or (isinstance(value, dict) and len(value) != 1):
+        raise ValueError(f"unknown operation; choose from {', '.join(OPERATIONS)}")
     if arguments is None:
         arguments = {}
     elif not isinstance(arguments, dict):

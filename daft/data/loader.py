@@ -87,7 +87,7 @@ class Loader:
                 _Files(self.images, self.labels, self._operations),
                 batch_sampler=self._plan,
                 num_workers=self.workers,
-                persistent_workers=self.workers > 0,
+                persistent_workers=self.workers > 0 and self.shuffle,  # training alone reads every epoch
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # else each epoch would draw from the global one
             )
