@@ -61,13 +61,13 @@ class RandomResizedCrop:
     """Box of random area (fraction of the image) and aspect ratio, resized to `size` pixels."""
 
     size: Size
-    scale: tuple[Rate, Rate] = (0.08, 1.0)
+    scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     ratio: tuple[Rate, Rate] = (3 / 4, 4 / 3)
     random = True
 
     def __post_init__(self) -> None:
-        if not self.scale[0] <= self.scale[1] <= 1:
-            raise ConfigError("scale", f"{self.scale} must rise and end at 1 at most")
+        if not self.scale[0] <= self.scale[1]:
+            raise ConfigError("scale", f"{self.scale} must rise")
         if not self.ratio[0] <= self.ratio[1]:
             raise ConfigError("ratio", f"{self.ratio} must rise")
 
@@ -179,8 +179,10 @@ class DatasetConfig:
         for key, split in (("train", self.train), ("id", self.id)):
             if split.part != "all" and self.eval_every is None:
                 raise ConfigError(f"{key}.part", f"{split.part!r} needs eval_every to say how to divide")
-        if self.train.shift:
-            raise ConfigError("train.shift", "only evaluation sets have a shift; use train_transform")
+            if split.shift:
+                raise ConfigError(
+                    f"{key}.shift", "only OOD sets have a shift; give this one a name under ood"
+                )
         if any(op.random for op in self.eval_transform):
             raise ConfigError("eval_transform", "an evaluation set must not be random")
 

@@ -17,7 +17,7 @@ from daft.config import MethodConfig
 class Classifier(nn.Module):
     """Logits [B, K] = head(backbone(images)): g_w(f_θ(x)) in the paper."""
 
-    def __init__(self, backbone: FeatureExtractor, head: nn.Module) -> None:
+    def __init__(self, backbone: FeatureExtractor, head: nn.Sequential) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
 

@@ -29,6 +29,10 @@ class Net(nn.Module):
         return self.linear(self.drop(images.float().flatten(1) / 255))
 
 
+def train_mode(model: nn.Module) -> None:
+    model.train()
+
+
 def fit(folder, *, model=None, epochs=4, evaluate=None, lr=0.1, **options):
     torch.manual_seed(1)
     model = model or Net()
@@ -40,7 +44,7 @@ def fit(folder, *, model=None, epochs=4, evaluate=None, lr=0.1, **options):
         epochs=epochs,
         momentum=0.9,
         weight_decay=0.0,
-        set_train_mode=lambda m: m.train(),
+        set_train_mode=train_mode,
         evaluate=evaluate or (lambda m: float(next(scores))),
         folder=folder,
         autocast=nullcontext,

@@ -13,7 +13,7 @@ from daft.config import Config, DatasetConfig, Operation, SplitConfig
 from daft.data import folder, shapes
 from daft.data.images import ImageStore, Labelled, Resident
 from daft.data.loader import Loader
-from daft.errors import ConfigError, UserError
+from daft.errors import UserError
 
 HOLDOUT_EVERY = 10
 """`selection: holdout` selects on every tenth training image of each class, which is not trained on."""
@@ -52,8 +52,6 @@ class Data:
 def listing(config: Config) -> Listing:
     """List the images of every split and check that they share their classes; decodes nothing."""
     cfg = config.dataset
-    if cfg.id.shift:
-        raise ConfigError("dataset.id.shift", "only OOD sets have a shift; give this one a name under ood")
     splits = {"train": cfg.train, "id": cfg.id, **cfg.ood}
     if cfg.source == "shapes":
         classes: list[str] = [*shapes.CLASSES]
@@ -136,11 +134,18 @@ def _from_files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list
     if split.part != "all":
         assert cfg.eval_every is not None
         files = files.every(cfg.eval_every)[split.part == "id"]
-    if split.images is None:
-        return files
-    if split.images > len(files):
-        raise UserError(f"dataset.{name}.images: {split.images}, but there are only {len(files)}")
-    return files.thinned(split.images)
+    if split.images is not None:
+        if split.images > len(files):
+            raise UserError(f"dataset.{name}.images: {split.images}, but there are only {len(files)}")
+        files = files.thinned(split.images)
+    lost = sorted(set(range(len(classes))) - set(files.labels.tolist()))
+    if lost:
+        names = ", ".join(classes[i] for i in lost)
+        raise UserError(
+            f"dataset.{name}: part={split.part} and images={split.images} leave no image of {names}; "
+            "raise dataset." + (f"{name}.images" if split.images else "eval_every, or add images")
+        )
+    return files
 
 
 def _generated(cfg: DatasetConfig, split: SplitConfig, name: str) -> Labelled:
