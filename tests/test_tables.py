@@ -1,0 +1,93 @@
+"""Claims about selection and aggregation, on numbers small enough to check by hand."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from daft import tables
+
+
+def runs(*rows: tuple) -> pd.DataFrame:
+    """Rows of (method, lr_backbone, seed, ID accuracy, OOD accuracy, status)."""
+    names = [tables.METHOD, tables.RATES[0], tables.SEED, "id/accuracy", "ood/accuracy", "status"]
+    frame = pd.DataFrame([(*row, "finished")[: len(names)] for row in rows], columns=names)
+    frame["run"] = [f"r{i}" for i in range(len(frame))]
+    frame[tables.DATASET], frame[tables.BACKBONE] = "d", "b"
+    frame[tables.RATES[1]] = math.nan
+    frame["config.training.selection"] = "paper"
+    return frame
+
+
+def test_the_learning_rate_is_chosen_by_id_accuracy_and_never_by_ood():
+    frame = runs(("ft", 0.1, 0, 90.0, 10.0), ("ft", 0.01, 0, 80.0, 99.0), ("ft", 0.1, 1, 70.0, 20.0))
+    assert tables.select(frame)["run"].tolist() == ["r0", "r2"]
+
+
+def test_the_choice_is_made_on_the_lowest_seed_alone():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.01, 0, 80.0, 1.0), ("ft", 0.01, 1, 99.0, 1.0))
+    assert tables.select(frame)["run"].tolist() == ["r0"]
+
+
+def test_ties_keep_the_larger_rate_which_is_the_first_grid_entry():
+    frame = runs(("ft", 0.01, 0, 90.0, 1.0), ("ft", 0.1, 0, 90.0, 1.0))
+    assert tables.select(frame)["run"].tolist() == ["r1"]
+
+
+def test_diverged_runs_are_never_selected_and_are_counted():
+    frame = runs(
+        ("ft", 0.1, 0, math.nan, math.nan, "diverged"),
+        ("ft", 0.01, 0, 80.0, 50.0),
+        ("ft", 0.001, 0, 70.0, 50.0),
+    )
+    chosen = tables.select(frame)
+    assert chosen["run"].tolist() == ["r1"]
+    table = tables.aggregate(chosen, frame)
+    assert table["diverged"].unique().tolist() == [1]
+    assert table["grid"].unique().tolist() == ["0.1 0.01 0.001"]
+    assert not table["at_edge"].any()
+
+
+def test_with_a_holdout_the_choice_is_made_on_it():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.01, 0, 80.0, 1.0))
+    frame["config.training.selection"] = "holdout"
+    frame["holdout/accuracy"] = [50.0, 60.0]
+    assert tables.select(frame)["run"].tolist() == ["r1"]
+    assert tables.accuracies(frame) == ["id/accuracy", "ood/accuracy"]
+
+
+def test_mean_std_and_n_are_those_of_the_sample():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.1, 1, 92.0, 1.0), ("ft", 0.1, 2, 97.0, 1.0))
+    table = tables.aggregate(tables.select(frame), frame).set_index("metric")
+    # mean 93; squared deviations 9 + 1 + 16 = 26, over n - 1 = 2: variance 13
+    assert table.loc["id/accuracy", "mean"] == pytest.approx(93)
+    assert table.loc["id/accuracy", "std"] == pytest.approx(math.sqrt(13))
+    assert table.loc["id/accuracy", "n"] == 3
+
+
+def test_one_run_has_no_spread_and_an_edge_of_the_grid_is_marked():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.01, 0, 80.0, 2.0), ("lp", math.nan, 0, 60.0, 3.0))
+    table = tables.aggregate(tables.select(frame), frame)
+    assert table["std"].isna().all()
+    text = tables.markdown(table)
+    assert "| ft | 0.1* | = η_θ | 1 | 90.00 | 1.00 |" in text
+    assert "| lp | - | - | 1 | 60.00 | 3.00 |" in text
+    assert "±" not in text.replace("mean ± sample", "")
+
+
+def test_a_metric_that_a_method_lacks_is_shown_as_missing():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("lp", math.nan, 0, 60.0, math.nan))
+    text = tables.markdown(tables.aggregate(tables.select(frame), frame))
+    assert "| lp | - | - | 1 | 60.00 | missing |" in text
+
+
+def test_a_line_of_a_sweep_names_rates_seed_and_accuracies():
+    method = {"name": "daft", "lr_backbone": 0.01, "lr_head": 1.0}
+    record = {
+        "config": {"method": method, "seed": 0},
+        "metrics": {"id/accuracy": 90.0, "ood/accuracy": 50.125},
+        "time": {"train_s": 3.2},
+        "status": "finished",
+    }
+    expected = "daft η_θ=0.01 η_w=1 seed=0: ID 90.00 %, OOD mean 50.12 % (3 s)"
+    assert tables.line(record, fresh=True) == expected
