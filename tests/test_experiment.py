@@ -243,3 +243,34 @@ def test_a_damaged_record_is_named_and_not_overwritten(tiny):
     file.write_text(json.dumps(run.record | {"format": 99}))
     with pytest.raises(UserError, match="99"):
         experiment.run(tiny("method=lp"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_method_runs_on_a_gpu_in_bf16_with_float32_weights_and_statistics(tiny, method, compiled):
+    config = tiny(f"method={method}", "compute.device=cuda", f"compute.compile={str(compiled).lower()}")
+    run = experiment.run(config)
+    assert run.record["status"] == "finished"
+    assert run.record["identity"]["training"]["precision"] == "bf16"
+    state = load_file(run.directory / "model.safetensors")
+    assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_linear_probe_on_a_gpu_in_fp32_agrees_with_the_cpu(tiny, tmp_path):
+    runs = [
+        experiment.run(
+            tiny(
+                "method=lp",
+                "training.precision=fp32",
+                f"compute.device={device}",
+                *(f"paths.{name}={tmp_path}/{device}/{name}" for name in ("runs", "cache")),
+            )
+        )
+        for device in ("cpu", "cuda")
+    ]
+    # one image of 40 is 2.5 points: rounding may turn one
+    for split in ("id", "photo", "neon"):
+        on_cpu, on_gpu = (run.record["metrics"][f"{split}/accuracy"] for run in runs)
+        assert on_gpu == pytest.approx(on_cpu, abs=2.5)
