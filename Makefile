@@ -29,4 +29,4 @@ benchmark: setup
 	$(BIN)/python scripts/benchmark.py --check
 
 clean:
-	rm -rf runs cache .venv
+	rm -rf cache .venv

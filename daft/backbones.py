@@ -68,9 +68,19 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
         fingerprint(cfg)  # for its check of the sha256
         path = checkpoint_path(cfg)
         _load_exactly(network, _select(_read(path, cfg), cfg, path), path)
-    with torch.no_grad():
-        size = resolve_model_data_config(network)["input_size"]
-        features = network.eval()(torch.zeros(1, *size))
+    expected = resolve_model_data_config(network)
+    for key, given in (("mean", cfg.mean), ("std", cfg.std)):
+        if cfg.weights == "hub" and not torch.allclose(torch.tensor(given), torch.tensor(expected[key])):
+            right = ",".join(f"{value:g}" for value in expected[key])
+            raise UserError(
+                f"backbone.{key}={list(given)}: {cfg.model} was pretrained with another; "
+                f"use backbone.{key}=[{right}]"
+            )
+    try:
+        with torch.no_grad():
+            features = network.eval()(torch.zeros(1, *expected["input_size"]))
+    except RuntimeError as error:
+        raise UserError(f"backbone.model={cfg.model} takes no RGB images: {_first_line(error)}") from error
     if features.ndim != 2:
         raise UserError(
             f"backbone.model_args={cfg.model_args}: features have {features.ndim - 1} dimensions, not 1"
@@ -92,8 +102,11 @@ def checkpoint_path(cfg: BackboneConfig) -> Path:
 
 def fingerprint(cfg: BackboneConfig) -> str:
     """What identifies the weights: the checkpoint's sha256, checked, and the part read; or their source."""
-    if cfg.weights != "file":
-        return cfg.weights
+    if cfg.weights == "hub":
+        entry = timm.get_pretrained_cfg(cfg.model)
+        return f"hub:{entry.hf_hub_id}:{entry.tag}:{entry.url}" if entry else "hub"
+    if cfg.weights == "random":
+        return "random"
     path = checkpoint_path(cfg)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -77,7 +77,7 @@ def convert_batchnorm(
     moments = {name: _Moments(name, layer, order) for name, layer in layers.items()}
     count, failure = 0, None
     try:
-        with _measuring(model, layers, moments), _full_precision(device):
+        with _measuring(model, layers, moments), full_precision(device):
             for batch in batches:
                 model(_inputs(batch, device))
                 count += 1
@@ -228,10 +228,23 @@ def _measuring(
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Autocast off on the CPU and on the device."""
-    with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
-        yield
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Float32 as it is: autocast off, and no TF32 or bfloat16 inside products and convolutions."""
+    backends = (
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,  # pyright: ignore[reportAttributeAccessIssue]
+        torch.backends.mkldnn.matmul,  # pyright: ignore[reportAttributeAccessIssue]
+        torch.backends.mkldnn.conv,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _inputs(batch: Any, device: torch.device) -> Tensor:

@@ -17,11 +17,10 @@ from daft.errors import ConfigError
 
 STRICT = ConfigDict(extra="forbid")
 
-Size = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-# --- transforms: the vocabulary of dataset files ---------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -124,8 +123,6 @@ Operation = Annotated[
     PlainSerializer(_named),
 ]
 
-# --- the groups ------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SplitConfig:
@@ -137,7 +134,7 @@ class SplitConfig:
     """which side of the rule `eval_every` to take"""
     images: Size | None = None
     """keep this many, stratified by class, evenly spaced in path order; for `shapes`: generate them"""
-    seed: int = Field(default=0, ge=0)
+    seed: Count = 0
     """of the generator (`shapes` only)"""
     shift: list[Operation] = field(default_factory=list)
     """operations before the evaluation transform: a shift that the data can supply by itself"""
@@ -158,21 +155,33 @@ class DatasetConfig:
     ood: dict[str, SplitConfig]
     train_transform: list[Operation]
     eval_transform: list[Operation]
-    epochs: int = Field(ge=0)
+    epochs: Count
     root: str = "."
     classes: list[str] | None = None
     """class names in label order; default: the training set's, sorted"""
     ood_mean: list[str] | None = None
     """OOD sets that count in the OOD mean; default: all"""
-    eval_every: int | None = Field(default=None, ge=2)
+    eval_every: int | None = Field(default=None, ge=2, strict=True)
     """every n-th image of a class, in path order, is for ID evaluation, the others for training"""
-    image_size: int = Field(default=64, ge=16)
+    image_size: int | None = Field(default=None, ge=16, strict=True)
     """side of generated images in pixels (`shapes` only)"""
 
     def __post_init__(self) -> None:
         for name in self.ood:
             if name in ("train", "id", "ood", "holdout") or "/" in name:
                 raise ConfigError(f"ood.{name}", "this name is taken (train, id, ood, holdout) or has a '/'")
+        drawn, splits = self.source == "shapes", {"train": self.train, "id": self.id}
+        splits |= {f"ood.{name}": split for name, split in self.ood.items()}
+        if drawn and (self.classes or self.eval_every):
+            key = "classes" if self.classes else "eval_every"
+            raise ConfigError(key, f"{getattr(self, key)}, but shapes are drawn, with classes of their own")
+        if drawn != (self.image_size is not None):
+            raise ConfigError("image_size", f"{self.image_size}; the side of drawn images, null for files")
+        for key, split in splits.items():
+            if drawn and split.part != "all":
+                raise ConfigError(f"{key}.part", f"{split.part}, but drawn images are not divided; use seed")
+            if not drawn and split.seed:
+                raise ConfigError(f"{key}.seed", f"{split.seed}, but files are not drawn; use 0")
         for name in self.ood_mean or []:
             if name not in self.ood:
                 raise ConfigError("ood_mean", f"{name!r} is no OOD set; choose from {', '.join(self.ood)}")
@@ -217,6 +226,9 @@ class BackboneConfig:
             raise ConfigError("checkpoint", "null, but weights=file; name a file, or weights=hub or random")
         if self.weights != "file" and self.checkpoint:
             raise ConfigError("weights", f"{self.weights} would ignore {self.checkpoint}; use weights=file")
+        for key in ("sha256", "wrapper", "prefix", "drop"):
+            if self.weights != "file" and getattr(self, key):
+                raise ConfigError(key, f"{getattr(self, key)}, but weights={self.weights} reads no file")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -266,8 +278,8 @@ class MethodConfig:
 class TrainingConfig:
     """The optimiser's settings and the choice of epoch."""
 
-    epochs: int = Field(ge=0)
-    batch_size: int = Field(ge=2)
+    epochs: Count
+    batch_size: int = Field(ge=2, strict=True)
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     selection: Literal["paper", "holdout"]
@@ -282,7 +294,7 @@ class ComputeConfig:
 
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: Size | None
-    workers: int | None = Field(ge=0)
+    workers: Count | None
     resident_gib: float = Field(ge=0)
     unreadable: Literal["error", "skip"]
     compile: bool
@@ -319,7 +331,7 @@ class Config:
     compute: ComputeConfig
     wandb: WandbConfig
     paths: PathsConfig
-    seed: int = Field(ge=0, lt=2**31)
+    seed: int = Field(ge=0, lt=2**31, strict=True)
 
 
 SECTIONS = [f.name for f in fields(Config) if f.name != "seed"]

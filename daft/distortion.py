@@ -1,5 +1,6 @@
 """How far fine-tuning moved the network: its features (Figure 1) and its weights (Eq. 6, Figure 2)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ def feature_distortion(before: Tensor, after: Tensor) -> dict[str, dict[str, Any
 def _summary(values: Tensor, low: float, high: float) -> dict[str, Any]:
     values = values.double().cpu()
     if not values.isfinite().all():
-        return {"mean": None, "edges": [], "counts": []}
+        return {"mean": math.nan, "edges": [], "counts": []}
     counts, edges = torch.histogram(values, BINS, range=(low, high))
     return {
         "mean": float(values.mean()),

@@ -25,26 +25,29 @@ def autocast(device: torch.device, precision: str) -> Autocast:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, loader: Loader, cast: Autocast) -> float:
-    """Percentage of images classified rightly in test mode; NaN if any logit is NaN or infinite."""
-    model.eval()
+def accuracy(backbone: nn.Module, head: nn.Module, loader: Loader, cast: Autocast) -> float:
+    """Percentage of images classified rightly in test mode; NaN if any logit is NaN or infinite.
+
+    The head is always float32: of bf16 logits several are often equal, and the first would win.
+    """
+    backbone.eval()
+    head.eval()
     correct = torch.zeros((), device=loader.device)
     for images, labels in loader.epoch():
         with cast():
-            logits = model(images)
-        correct += _correct(logits, labels)
+            features = backbone(images)
+        correct += _correct(head(features.float()), labels)
     return 100 * float(correct) / len(loader)
 
 
 @torch.no_grad()
-def head_accuracy(head: nn.Module, features: Tensor, loader: Loader, cast: Autocast) -> float:
+def head_accuracy(head: nn.Module, features: Tensor, loader: Loader) -> float:
     """The same from the features [N, D] of the loader's images, batch by batch as above."""
+    head.eval()
     correct = torch.zeros((), device=loader.device)
     labels = loader.labels.to(loader.device)
     for x, y in zip(features.split(loader.batch_size), labels.split(loader.batch_size), strict=True):
-        with cast():
-            logits = head(x)
-        correct += _correct(logits, y)
+        correct += _correct(head(x), y)
     return 100 * float(correct) / len(loader)
 
 

@@ -43,7 +43,6 @@ def run(config: Config) -> Run:
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
     torch.backends.cudnn.benchmark = True
-    clock = _Clock()
 
     # Which run is this? Listing its inputs is enough to know.
     listing = data.listing(config)
@@ -53,17 +52,37 @@ def run(config: Config) -> Run:
     directory = records.run_directory(config, run_id)
     if (record := records.read(directory)) is not None:
         return Run(directory, record, fresh=False)
+    with records.claimed(directory):
+        if (record := records.read(directory)) is not None:  # another process has just finished it
+            return Run(directory, record, fresh=False)
+        record = _compute(config, device, precision, listing, identity, directory)
+        return Run(directory, record, fresh=True)
+
+
+def _compute(
+    config: Config,
+    device: torch.device,
+    precision: str,
+    listing: data.Listing,
+    identity: dict[str, Any],
+    directory: Path,
+) -> dict[str, Any]:
+    """The run itself, in its claimed directory; returns the record that it has written there."""
+    clock, run_id = _Clock(), digest(identity)
+    environment = records.environment(device)  # of the code as it runs now, not as it is hours later
 
     # Whatever is wrong with the inputs comes out here, before any work.
     backbone = backbones.load(config.backbone).to(device).to(memory_format=torch.channels_last)
     images = data.load(config, listing, device)
-    directory.mkdir(parents=True, exist_ok=True)
+    _require_fit(backbone, images, config)
     tracker = Tracker(config, run_id, directory)
 
     # The pretrained features: what distortion is measured from, and what a probe is fitted on.
     cast = evaluation.autocast(device, precision)
     select = images.evaluation["holdout" if config.training.selection == "holdout" else "id"]
-    network, cache = [identity["backbone"], precision], Path(config.paths.cache)
+    # Features are the same to the last bit only with the same code on the same kind of device.
+    arithmetic = [records.PROTOCOL, precision, device.type, device.type == "cpu" and torch.get_num_threads()]
+    network, cache = [identity["backbone"], *arithmetic], Path(config.paths.cache)
     pretrained = PretrainedFeatures(backbone, network, cast, cache / "features")
     before = {name: pretrained(loader)[0] for name, loader in images.evaluation.items()}
     probing = [network, images.train.identity, select.identity, images.classes]
@@ -91,7 +110,7 @@ def run(config: Config) -> Run:
     clock.lap("prepare_s")
 
     if config.compute.compile:
-        model.compile()
+        backbone.compile()
     fitted = training.fit(
         model,
         images.train,
@@ -100,7 +119,7 @@ def run(config: Config) -> Run:
         momentum=config.training.momentum,
         weight_decay=config.training.weight_decay,
         set_train_mode=lambda network: methods.set_train_mode(network, config.method),
-        evaluate=lambda network: evaluation.accuracy(network, select, cast),
+        evaluate=lambda network: evaluation.accuracy(backbone, model.head, select, cast),
         folder=directory / CHECKPOINTS,
         autocast=cast,
         report=tracker.epoch,
@@ -114,7 +133,7 @@ def run(config: Config) -> Run:
             after = (
                 evaluation.features(backbone, loader, cast)[0] if prepared.trains_backbone else before[name]
             )
-            metrics[f"{name}/accuracy"] = evaluation.head_accuracy(model.head, after, loader, cast)
+            metrics[f"{name}/accuracy"] = evaluation.head_accuracy(model.head, after, loader)
             distorted[name] = distortion.feature_distortion(before[name], after)
             metrics |= {f"{name}/{measure}": found["mean"] for measure, found in distorted[name].items()}
         metrics |= _ood_means(metrics, config.dataset.ood_mean or list(config.dataset.ood))
@@ -127,7 +146,7 @@ def run(config: Config) -> Run:
         "status": "diverged" if fitted.diverged else "finished",
         "config": plain(config),
         "identity": identity,
-        "environment": records.environment(device),
+        "environment": environment,
         "data": data.describe(images),
         "best_epoch": fitted.best_epoch,
         "metrics": metrics,
@@ -141,7 +160,7 @@ def run(config: Config) -> Run:
     records.write(directory, record)
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     tracker.finish(record)
-    return Run(directory, record, fresh=True)
+    return record
 
 
 def _device(name: str) -> torch.device:
@@ -156,8 +175,23 @@ def _device(name: str) -> torch.device:
 
 def _precision(name: str, device: torch.device) -> str:
     if name == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if has_bf16 else "fp32"
     return name
+
+
+def _require_fit(backbone: backbones.FeatureExtractor, images: data.Data, config: Config) -> None:
+    """Raise UserError unless the network takes the images of every split."""
+    for loader in (images.train, *images.evaluation.values()):
+        shape = loader.shape()
+        try:
+            with torch.no_grad():
+                backbone(torch.zeros(1, *shape, dtype=torch.uint8, device=loader.device))
+        except RuntimeError as error:
+            raise UserError(
+                f"backbone={config.backbone.name} does not take images of {shape[1]} x {shape[2]} pixels, as "
+                f"dataset.{loader.name} has after its transform ({str(error).splitlines()[0]})"
+            ) from error
 
 
 def _ood_means(metrics: dict[str, float], splits: list[str]) -> dict[str, float]:

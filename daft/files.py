@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+PARTIAL = ".partial"
+"""Suffix of files that are being written; one that stays was cut off."""
+
 
 def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
     """Write a file so that a kill at any instant leaves the old one or the new one.
@@ -15,7 +18,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
     content: text, bytes, or a function that writes to the path it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
     os.close(handle)
     try:
         if callable(content):

@@ -16,13 +16,14 @@ the softmax between them is float64, as float32 cannot resolve how far from 1 a 
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from daft.batchnorm import full_precision
 
 DEFAULT_PATH: tuple[float, ...] = tuple(10.0 ** (-7 + 9 * i / 49) for i in range(50))
 
@@ -93,7 +94,7 @@ def fit_probe(
     if features.min() == features.max():
         raise ValueError("training features are constant: their standard deviation is 0")
 
-    with _full_precision(features.device):
+    with full_precision(features.device):
         center, scale, x = _standardise(features)
         problem = _Problem(x, torch.searchsorted(present, labels))
         id_features = id_features.float()
@@ -140,25 +141,6 @@ def _validate(features: Tensor, labels: Tensor, num_classes: int, name: str) -> 
     # The extremes are NaN if any value is, which spares a mask the size of the features.
     if not torch.stack(torch.aminmax(features)).isfinite().all():
         raise ValueError(f"{name} features are not finite")
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Suspend autocast and reduced-precision float32 products: TF32 would miss the optimum."""
-    # The per-backend setting can be read whichever of torch's two interfaces the caller wrote.
-    backends = (
-        torch.backends.cuda.matmul,
-        torch.backends.mkldnn.matmul,  # pyright: ignore[reportAttributeAccessIssue]
-    )
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
 
 
 def _standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,17 +4,19 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Iterable
-from importlib.metadata import version
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 
 from daft.config import Config, plain
 from daft.errors import UserError
-from daft.files import write_atomically
+from daft.files import PARTIAL, write_atomically
 
 FORMAT = 1
 """Raised when the layout of a record changes."""
@@ -34,17 +36,21 @@ def identity(config: Config, precision: str, images: dict[str, str], weights: st
     """
     settings = plain(config)
     dataset, backbone, method = (settings[key] for key in ("dataset", "backbone", "method"))
-    for key in ("name", "root", "source", "classes", "train", "id", "epochs", "eval_every"):
+    for key in ("name", "root", "source", "classes", "train", "id", "epochs", "eval_every", "image_size"):
         del dataset[key]  # the fingerprints hold what these lead to
     dataset["ood"] = {name: split["shift"] for name, split in dataset["ood"].items()}
     for key in ("name", "weights", "checkpoint", "sha256", "wrapper", "prefix", "drop", "lr_head"):
         del backbone[key]
     del method["name"]
+    training = settings["training"] | {"precision": precision}
+    if config.method.rates == "frozen" and config.method.lr_head is None:
+        for key in ("epochs", "momentum", "weight_decay"):
+            del training[key]  # nothing is trained
     return {
         "protocol": PROTOCOL,
         "seed": config.seed,
         "method": method,
-        "training": settings["training"] | {"precision": precision},
+        "training": training,
         "dataset": dataset | {"images": images},
         "backbone": backbone | {"weights": weights},
     }
@@ -63,6 +69,22 @@ def run_directory(config: Config, run_id: str) -> Path:
         run_id,
     ]
     return runs / "-".join(parts).replace("/", "_")
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """The run's directory for this process alone, tidied of what a kill may have left in it.
+
+    Raises UserError if another process is at it; the claim of a process that dies is gone with it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            for leftover in directory.rglob(f".*{PARTIAL}"):
+                leftover.unlink(missing_ok=True)
+            yield
+    except Timeout:
+        raise UserError(f"another process is computing {directory}; wait for it or stop it") from None
 
 
 def read(directory: Path) -> dict[str, Any] | None:
@@ -112,7 +134,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "code": _code_version(),
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": {name: _version(name) for name in LIBRARIES},
         "python": platform.python_version(),
         "device": gpu or f"{device.type} ({platform.machine()})",
         "threads": torch.get_num_threads(),
@@ -121,19 +143,26 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def _code_version() -> str:
     """The commit this code stands at, marked if it was changed since; else the package's version."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")) != root:
-            return version("daft")
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return _version("daft")
         changed = git("status", "--porcelain", "--", "daft", "conf", "scripts")
         return git("rev-parse", "HEAD") + ("+changed" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return version("daft")
+        return _version("daft")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _without_nan(value: Any) -> Any:

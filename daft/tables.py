@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daft import records
+from daft.errors import UserError
 
 DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]
 RATES = ["config.method.lr_backbone", "config.method.lr_head"]
@@ -36,7 +37,11 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
     never selected; of equal ones the larger rates are, which stand first in the paper's grids.
     """
     chosen = []
-    for _, cell in runs[runs["status"] == "finished"].groupby(CELL, sort=False):
+    for names, cell in runs.groupby(CELL, sort=False):
+        _require_one_setting(" ".join(map(str, names)), cell)
+        cell = cell[cell["status"] == "finished"]
+        if cell.empty:
+            continue
         grid = cell[cell[SEED] == cell[SEED].min()]
         holdout = grid["config.training.selection"].iloc[0] == "holdout"
         metric = "holdout/accuracy" if holdout else "id/accuracy"
@@ -46,6 +51,17 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
             same &= cell[rate].isna() if pd.isna(best[rate]) else cell[rate] == best[rate]
         chosen.append(cell[same])
     return pd.concat(chosen) if chosen else runs.iloc[:0]
+
+
+def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
+    """Raise UserError if runs of a cell differ in more than rates and seed: they are no sample."""
+    free = (*RATES, SEED, "config.compute.", "config.wandb.", "config.paths.", "config.backbone.lr_head")
+    fixed = [c for c in cell.columns if c.startswith("config.") and not c.startswith(free)]
+    mixed = [c.removeprefix("config.") for c in fixed if cell[c].astype(str).nunique() > 1]
+    if mixed:
+        raise UserError(f"runs of {name} differ in {', '.join(mixed)}; give a folder with one setting")
+    if cell.duplicated([*RATES, SEED]).any():
+        raise UserError(f"several runs of {name} have the same rates and seed; give a folder with one")
 
 
 def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -80,7 +96,13 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
                     "diverged": int((everything["status"] == "diverged").sum()),
                 }
             )
-    return pd.DataFrame(rows)
+    known = set(chosen[CELL].itertuples(index=False, name=None))
+    for names, cell in runs.groupby(CELL, sort=False):
+        if names not in known:  # nothing to select from: shown as what it is
+            row = dict(zip(("dataset", "backbone", "method"), names, strict=True))
+            rows.append(row | {"metric": "id/accuracy", "n": 0, "diverged": len(cell), "at_edge": False})
+    columns = ["dataset", "backbone", "method", "metric", "mean", "std", "n"]
+    return pd.DataFrame(rows, columns=[*columns, "lr_backbone", "lr_head", "grid", "at_edge", "diverged"])
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -100,7 +122,8 @@ def markdown(table: pd.DataFrame) -> str:
             rates = [_rate(first["lr_backbone"], bool(first["at_edge"])), _rate(first["lr_head"], False)]
             if pd.notna(first["lr_backbone"]) and pd.isna(first["lr_head"]):
                 rates[1] = "= η_θ"
-            values = [_mean_std(by_metric.loc[m]) if m in by_metric.index else "missing" for m in metrics]
+            absent = "missing" if first["n"] else "diverged"
+            values = [_mean_std(by_metric.loc[m]) if m in by_metric.index else absent for m in metrics]
             lines.append("| " + " | ".join([str(method), *rates, str(first["n"]), *values]) + " |")
         parts.append("\n".join(lines))
     note = (
@@ -121,6 +144,8 @@ def _rate(rate: float | None, at_edge: bool) -> str:
 
 
 def _mean_std(row: Any) -> str:
+    if pd.isna(row["mean"]):
+        return "diverged"
     digits = 3 if row.name.endswith("cosine") else 2
     spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.{digits}f}"
     return f"{row['mean']:.{digits}f}{spread}"
@@ -147,7 +172,7 @@ def run_table(runs: pd.DataFrame, title: str) -> Table:
         table.add_column({DATASET: "dataset", BACKBONE: "backbone"}.get(column, column.rpartition(".")[2]))
     for column in columns:
         table.add_column(f"{split_name(column)} %", justify="right")
-    table.add_column("feature L2", justify="right")
+    table.add_column("ID feature L2", justify="right")
     for _, run in runs.iterrows():
         cells = [str(run[METHOD]), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
         if run["status"] == "finished":

@@ -1,6 +1,7 @@
 """Weights & Biases as a mirror of the record; whatever goes wrong there, the run goes on."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,17 @@ class Tracker:
             name=f"{config.method.name}-s{config.seed}",
             id=run_id,
             resume="allow",
+            reinit="create_new",  # a sweep has one run after another in a process
             dir=directory,
             config={k: v for k, v in plain(config).items() if k != "paths"},
             settings=wandb.Settings(silent=True),
         )
 
     def _finish(self, record: dict[str, Any]) -> None:
-        import wandb
-
         if self._run is None:
             return
+        import wandb
+
         for split, measures in record["distortion"].items():
             for measure, summary in measures.items():
                 if summary["counts"]:
@@ -58,7 +60,10 @@ class Tracker:
         try:
             call()
         except Exception as error:
-            self._run = None
+            broken, self._run = self._run, None
+            if broken is not None:
+                with suppress(Exception):
+                    broken.finish(exit_code=1)
             progress.console.print(
                 f"[yellow]W&B failed ({type(error).__name__}: {error}); the run goes on without it[/]"
             )

@@ -46,6 +46,39 @@ def cosine(epoch: int, epochs: int) -> float:
     return (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
 
 
+def _best(folder: Path, epoch: int | None) -> Path:
+    return folder / f"best-{epoch or 0:04d}.safetensors"
+
+
+def _save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fitted: Fit) -> None:
+    """The new best weights first, then the checkpoint that names them, then the old ones go."""
+    if fitted.best_epoch == len(fitted.history):
+        state = {k: v.contiguous() for k, v in model.state_dict().items()}
+        best = _best(folder, fitted.best_epoch)
+        write_atomically(best, lambda path: safetensors.torch.save_file(state, path))
+    checkpoint = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "fit": vars(fitted),
+    }
+    write_atomically(folder / LAST, lambda path: torch.save(checkpoint, path))
+    for file in folder.glob("best-*.safetensors"):
+        if file != _best(folder, fitted.best_epoch):
+            file.unlink(missing_ok=True)
+
+
+def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Fit:
+    """The state after the last whole epoch, if there is one."""
+    file = folder / LAST
+    if not file.exists():
+        return Fit()
+    device = next(model.parameters()).device
+    checkpoint = torch.load(file, map_location=device, weights_only=True)
+    model.load_state_dict(checkpoint["model"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    return Fit(**checkpoint["fit"])
+
+
 def fit(
     model: nn.Module,
     loader: Loader,
@@ -126,36 +159,3 @@ def fit(
     if fitted.best_epoch is not None:
         model.load_state_dict(safetensors.torch.load_file(_best(folder, fitted.best_epoch)))
     return fitted
-
-
-def _best(folder: Path, epoch: int | None) -> Path:
-    return folder / f"best-{epoch or 0:04d}.safetensors"
-
-
-def _save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fitted: Fit) -> None:
-    """The new best weights first, then the checkpoint that names them, then the old ones go."""
-    if fitted.best_epoch == len(fitted.history):
-        state = {k: v.contiguous() for k, v in model.state_dict().items()}
-        best = _best(folder, fitted.best_epoch)
-        write_atomically(best, lambda path: safetensors.torch.save_file(state, path))
-    checkpoint = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "fit": vars(fitted),
-    }
-    write_atomically(folder / LAST, lambda path: torch.save(checkpoint, path))
-    for file in folder.glob("best-*.safetensors"):
-        if file != _best(folder, fitted.best_epoch):
-            file.unlink()
-
-
-def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Fit:
-    """The state after the last whole epoch, if there is one."""
-    file = folder / LAST
-    if not file.exists():
-        return Fit()
-    device = next(model.parameters()).device
-    checkpoint = torch.load(file, map_location=device, weights_only=True)
-    model.load_state_dict(checkpoint["model"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    return Fit(**checkpoint["fit"])

@@ -112,7 +112,7 @@ class Bench:
     def configured(self, folder: Path, resident_gib: float = 0) -> Config:
         """Fine-tuning on JPEG folders, streamed unless there is room for them in memory."""
         return composed(
-            *("dataset=folder", f"dataset.root={folder}", "dataset.id.path=train", f"paths.cache={folder}"),
+            *("dataset=folder", f"dataset.root={folder}", "dataset.id.path=val", f"paths.cache={folder}"),
             f"dataset.train_transform=[{{random_crop: {self.side}}}, flip]",
             *("backbone=timm", "backbone.weights=random", f"backbone.model={self.model}"),
             *("method=ft", "method.lr_backbone=0.001", f"training.batch_size={self.batch}"),
@@ -169,7 +169,8 @@ def train(bench: Bench) -> list[Row]:
     cast, images = autocast(bench.device, precision), bench.steps * bench.batch
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_jpegs(folder / "train", [str(i) for i in range(10)], images, bench.stored)
+        for split, count in (("train", images), ("val", 10)):
+            write_jpegs(folder / split, [str(i) for i in range(10)], count, bench.stored)
         config, in_memory = bench.configured(folder), bench.configured(folder, resident_gib=8)
         prepared = bench.network(config)
         streamed = data.load(config, data.listing(config), bench.device).train

@@ -29,6 +29,12 @@ def main() -> None:
     if runs.empty:
         raise UserError(f"{args.runs}: no records{f' of {args.dataset}' if args.dataset else ''} here")
     chosen = tables.select(runs)
+    if chosen.empty:
+        raise UserError(f"{args.runs}: all {len(runs)} run(s) diverged")
+    if args.kind == "id_ood" and "ood/accuracy" not in chosen:
+        raise UserError(f"{args.runs}: no run has an OOD set")
+    if args.kind == "overview" and len(found := chosen[tables.DATASET].unique()) > 1:
+        raise UserError(f"{args.runs}: several datasets; choose one with --dataset {' | '.join(found)}")
     if args.kind == "id_ood":
         figures.id_against_ood(chosen, args.out)
     else:

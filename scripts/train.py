@@ -54,7 +54,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last epoch", file=sys.stderr)
         sys.exit(130)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, OSError) as error:  # a full or read-only disk, say
         if DEBUG:
             raise
         sys.exit(_complaint(error))
@@ -69,6 +69,8 @@ def _complaint(error: Exception) -> str:
         text = f"{option[1]}={option[2]}: no such option; choose from {options}"
     elif key := re.search(r"Could not (?:override|find a match for) '([^']*)'", text):
         text = f"{key[1]}: no such key; choose from {', '.join([*SECTIONS, 'seed'])}"
+    elif isinstance(error, HydraException):  # the rest is advice for those who know Hydra
+        text = text.splitlines()[0].replace("++", "")
     return f"train.py: {text}"
 
 

@@ -299,7 +299,9 @@ def test_the_hub_without_a_network_fails_in_seconds_with_one_line(
 
 
 def test_a_hub_entry_is_identified_without_a_network() -> None:
-    assert backbones.fingerprint(config(weights="hub")) == "hub"
+    found = [backbones.fingerprint(config(weights="hub", model=m)) for m in ("resnet18", "resnet34")]
+    assert found[0] != found[1]
+    assert all(f.startswith("hub:timm/resnet") for f in found)
 
 
 # --- the files of conf -----------------------------------------------------------------------------

@@ -596,7 +596,12 @@ def test_a_crop_larger_than_the_resize_before_it_names_the_split(
 def test_a_crop_larger_than_the_generated_images_names_the_split(defaults: Config) -> None:
     few = SplitConfig(path="sketch", images=10)
     cfg = replace(
-        defaults.dataset, train=few, id=few, ood={}, image_size=16, train_transform=[RandomCrop(size=17)]
+        defaults.dataset,
+        train=few,
+        id=replace(few, seed=1),
+        ood={},
+        image_size=16,
+        train_transform=[RandomCrop(size=17)],
     )
     config = replace(defaults, dataset=cfg)
     with pytest.raises(UserError, match=r"dataset\.train: images of 16 x 16 pixels"):
@@ -766,7 +771,7 @@ def test_a_last_batch_of_one_image_is_joined_to_the_one_before(images: int, size
         ("dataset.eval_transform=[flip]", r"dataset\.eval_transform: .*not be random"),
         ("++dataset.ood.neon.shift=[flip]", r"dataset\.ood\.neon\.shift: .*not be random"),
         ("++dataset.train.shift=[grayscale]", r"dataset\.train\.shift: "),
-        ("++dataset.train.part=id", r"dataset\.train\.part: .*eval_every"),
+        ("++dataset.train.part=id", r"dataset\.train\.part: .*seed"),
         ("++dataset.ood.holdout={path: neon}", r"dataset\.ood\.holdout: .*taken"),
     ],
 )

@@ -58,7 +58,7 @@ def test_every_method_runs_and_records_what_it_should(tiny, method):
     assert (record["probe"] is not None) == (config.method.head_init == "probe")
     for key in ("code", "libraries", "device", "threads"):
         assert record["environment"][key]
-    assert sorted(p.name for p in directory.iterdir()) == ["model.safetensors", "record.json"]
+    assert sorted(p.name for p in directory.iterdir()) == [".lock", "model.safetensors", "record.json"]
 
 
 def test_a_finished_run_is_not_repeated(tiny):
@@ -128,10 +128,11 @@ def test_lp_and_lp_ft_share_one_probe_and_start_from_it(tiny, tmp_path):
 
 
 def test_a_diverged_run_is_recorded_as_diverged_and_never_selected(tiny):
-    diverged = experiment.run(tiny("method=ft", "method.bn_mode=test", "method.lr_backbone=1e9"))
+    fixed = ["method=ft", "method.bn_mode=test"]
+    diverged = experiment.run(tiny(*fixed, "method.lr_backbone=1e9"))
     assert diverged.record["status"] == "diverged"
     assert diverged.record["metrics"] == {}
-    finished = experiment.run(tiny("method=ft", "method.lr_backbone=1e-4"))
+    finished = experiment.run(tiny(*fixed, "method.lr_backbone=1e-4"))
     runs = records.frame([diverged.directory, finished.directory])
     assert tables.select(runs)["run"].tolist() == [finished.record["run"]]
     assert "diverged" in tables.line(diverged.record, fresh=True)
@@ -168,7 +169,7 @@ def test_unreadable_images_are_all_named_before_any_work_or_skipped_and_counted(
     with pytest.raises(UserError) as caught:
         experiment.run(configure(*mine, *FAST, *folders))
     assert all(str(file) in str(caught.value) for file in broken)
-    assert not list((tmp_path / "runs").glob("*"))
+    assert not list((tmp_path / "runs").glob("*/record.json"))
     record = experiment.run(configure(*mine, *FAST, *folders, "compute.unreadable=skip")).record
     assert record["data"]["unreadable"] == {"train": 1, "dark": 1}
     assert record["data"]["images"] == {"train": 12, "id": 12, "dark": 12}
@@ -226,12 +227,32 @@ def test_wandb_offline_mirrors_the_run_and_its_failure_does_not_matter(tiny, mon
     assert mirror.name.endswith(run.record["run"])
     import wandb
 
-    def failing(**_):
+    def failing(*_, **__):
         raise ConnectionError("no")
 
-    monkeypatch.setattr(wandb, "init", failing)
-    unlucky = experiment.run(tiny(*offline, f"paths.runs={tmp_path}/unlucky"))
-    assert unlucky.record["metrics"] == run.record["metrics"]
+    for i, method in enumerate(("init", "log", "finish")):
+        with monkeypatch.context() as patch:
+            patch.setattr(wandb if method == "init" else wandb.Run, method, failing)
+            unlucky = experiment.run(tiny(*offline, f"paths.runs={tmp_path}/unlucky{i}"))
+        assert unlucky.record["metrics"] == run.record["metrics"]
+        # What failed in one run of a sweep must not catch the next one's metrics.
+        lucky = experiment.run(tiny(*offline, f"seed={i + 1}"))
+        (mirror,) = (lucky.directory / "wandb").glob("offline-run-*")
+        assert mirror.name.endswith(lucky.record["run"])
+
+
+def test_a_run_that_another_process_computes_is_left_alone(tiny):
+    config = tiny("method=lp")
+    first = experiment.run(config)
+    (first.directory / "record.json").unlink()
+    with records.claimed(first.directory), pytest.raises(UserError, match="another process"):
+        experiment.run(config)
+    assert experiment.run(config).fresh
+
+
+def test_training_images_are_not_evaluated_on(tiny):
+    with pytest.raises(UserError, match=r"dataset\.id: .*in dataset\.train too"):
+        experiment.run(tiny("dataset.id.seed=0"))
 
 
 def test_a_damaged_record_is_named_and_not_overwritten(tiny):

@@ -11,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
-from daft.probe import DEFAULT_PATH, Probe, _full_precision, fit_probe
+from daft.batchnorm import full_precision
+from daft.probe import DEFAULT_PATH, Probe, fit_probe
 
 CLASSES = 10
 
@@ -174,7 +175,7 @@ def test_the_callers_float32_precision_is_suspended_and_restored():
     try:
         for precision in ("tf32", "ieee"):
             setting.fp32_precision = precision
-            with _full_precision(torch.device("cpu")):
+            with full_precision(torch.device("cpu")):
                 assert setting.fp32_precision == "ieee"
             assert setting.fp32_precision == precision
     finally:

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from daft import tables
+from daft.errors import UserError
 
 
 def runs(*rows: tuple) -> pd.DataFrame:
@@ -91,3 +92,23 @@ def test_a_line_of_a_sweep_names_rates_seed_and_accuracies():
     }
     expected = "daft η_θ=0.01 η_w=1 seed=0: ID 90.00 %, OOD mean 50.12 % (3 s)"
     assert tables.line(record, fresh=True) == expected
+
+
+def test_runs_that_differ_in_more_than_rates_and_seed_are_no_sample():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.1, 1, 80.0, 1.0))
+    frame["config.training.epochs"] = [1, 8]
+    with pytest.raises(UserError, match=r"training\.epochs"):
+        tables.select(frame)
+    frame["config.training.epochs"] = 8
+    frame[tables.SEED] = 0
+    with pytest.raises(UserError, match="same rates and seed"):
+        tables.select(frame)
+
+
+def test_a_method_of_which_all_runs_diverged_is_shown_as_diverged():
+    frame = runs(("lp", math.nan, 0, 60.0, 3.0), ("ft", 9.0, 0, math.nan, math.nan, "diverged"))
+    text = tables.markdown(tables.aggregate(tables.select(frame), frame))
+    assert "| ft | - | - | 0 | diverged | diverged |" in text
+    assert "| lp | - | - | 1 | 60.00 | 3.00 |" in text
+    frame = frame[frame["status"] == "diverged"]
+    assert "diverged" in tables.markdown(tables.aggregate(tables.select(frame), frame))

@@ -59,6 +59,7 @@ def listing(config: Config) -> Listing:
     else:
         classes = folder.read_classes(cfg)
         found = {name: _from_files(cfg, split, name, classes) for name, split in splits.items()}
+    _require_apart(cfg, found)
     train = found.pop("train")
     evaluation = {"id": found.pop("id")}
     if config.training.selection == "holdout":
@@ -121,6 +122,19 @@ def describe(data: Data) -> dict[str, Any]:
     }
 
 
+def _require_apart(cfg: DatasetConfig, found: Mapping[str, Labelled]) -> None:
+    """No image is trained on and evaluated on as ID."""
+    train, evaluation = found["train"].images, found["id"].images
+    what = ""
+    if isinstance(train, list) and isinstance(evaluation, list):
+        if shared := {p.absolute() for p in train} & {p.absolute() for p in evaluation}:
+            what = f"{len(shared)} image(s), {min(shared)} among them,"
+    elif (cfg.train.path, cfg.train.seed) == (cfg.id.path, cfg.id.seed):
+        what = f"the {cfg.id.path} images of seed {cfg.id.seed}"
+    if what:
+        raise UserError(f"dataset.id: {what} are in dataset.train too; evaluate on others")
+
+
 def _require_images(splits: Mapping[str, Sized]) -> None:
     for name, split in splits.items():
         if name == "train" and len(split) < 2:
@@ -155,6 +169,6 @@ def _generated(cfg: DatasetConfig, split: SplitConfig, name: str) -> Labelled:
         )
     if split.images is None:
         raise UserError(f"dataset.{name}.images: shapes are generated; say how many")
-    pixels, labels = _generate(split.path, split.images, split.seed, cfg.image_size)
+    pixels, labels = _generate(split.path, split.images, split.seed, cfg.image_size or 64)
     identity = f"{split.path}/{split.images}/{split.seed}/{cfg.image_size}/{SHAPES_VERSION}"
     return Labelled(torch.from_numpy(pixels), torch.from_numpy(labels), identity)

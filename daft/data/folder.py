@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from daft.config import DatasetConfig, SplitConfig
 from daft.data.images import Labelled
 from daft.errors import UserError
 
-EXTENSIONS = frozenset(e for e, kind in Image.registered_extensions().items() if kind in {*Image.OPEN, "MPO"})
-"""What Pillow reads, lower case with the dot."""
+EXTENSIONS = frozenset(
+    [".jpg", ".jpeg", ".jp2", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]
+)
+"""Files that are taken for images; other files in a class folder are not read."""
 
 FINGERPRINTED = 500
 """Files whose contents go into a split's fingerprint, at least, if there are as many."""
@@ -44,7 +45,8 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
     files = [Path(file) for file in listed["file"]]
     digest = hashlib.sha256()
     for file, path, label in zip(files, listed["path"], listed["label"], strict=True):
-        digest.update(f"{path}\t{file.stat().st_size}\t{label}\n".encode())
+        name = file.name if Path(path).is_absolute() else path  # where a disk is mounted is no fact
+        digest.update(f"{name}\t{file.stat().st_size}\t{label}\n".encode())
     # Uncompressed images are all of one size: some contents, evenly spaced, tell two sets of them apart.
     for file in files[:: max(1, len(files) // FINGERPRINTED)]:
         digest.update(file.read_bytes())

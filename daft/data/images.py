@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +15,17 @@ from torch import Tensor
 
 from daft import progress
 from daft.config import Operation
-from daft.data.transforms import fixed_prefix, least_side, transform
+from daft.data.transforms import fixed_prefix, least_side, one_shape, transform
 from daft.errors import UserError
 from daft.files import write_atomically
 
 GIB = 2**30
 NO_DRAWS = torch.empty(1, 0)
+QUEUED = 4096
+"""Images that wait for a thread at a time."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,8 @@ class ImageStore:
             state = _state(paths)
             loaded = self._decode(paths, state, least, tuple(fixed_prefix(operations)), name)
             images, bad = loaded or (Streamed(paths), self._verify(paths, state, least, name))
+            if isinstance(images, Streamed) and not one_shape(operations):
+                _require_equal_sizes([p for i, p in enumerate(paths) if i not in set(bad)])
         except ValueError as error:
             raise UserError(f"dataset.{name}: {error}") from error
         if bad:
@@ -168,7 +176,7 @@ class ImageStore:
         if verdict.exists():
             return json.loads(verdict.read_text())
         with ThreadPoolExecutor(self.threads) as pool:
-            failed = pool.map(lambda path: _try_read(path, least) is None, paths)
+            failed = _bounded(pool, lambda path: _try_read(path, least) is None, paths)
             failed = progress.track(failed, f"checking {name}", len(paths))
             bad = [i for i, no in enumerate(failed) if no]
         write_atomically(verdict, json.dumps(bad))
@@ -182,6 +190,26 @@ def _state(paths: list[Path]) -> str:
         stat = path.stat()
         digest.update(f"{path.absolute()}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def _require_equal_sizes(paths: list[Path]) -> None:
+    """Raise ValueError unless all headers give one size: a batch has one shape."""
+    sizes: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        with Image.open(path) as file:
+            sizes.setdefault(file.size, path)
+        if len(sizes) > 1:
+            (one, a), (other, b) = sizes.items()
+            raise ValueError(
+                f"images differ in size ({a}: {one[0]} x {one[1]} pixels, {b}: {other[0]} x {other[1]}) and "
+                "nothing in the transform gives them one shape; add a crop, or resize: [height, width]"
+            )
+
+
+def _bounded(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """`pool.map` that does not queue a million items at once."""
+    for start in range(0, len(items), QUEUED):
+        yield from pool.map(work, items[start : start + QUEUED])
 
 
 def _try_read(path: Path, least: int) -> Tensor | None:
@@ -224,7 +252,9 @@ def _fill(
 
     bad = []
     with ThreadPoolExecutor(threads) as pool:
-        for i, outcome in enumerate(progress.track(pool.map(decode, range(len(paths))), what, len(paths))):
+        for i, outcome in enumerate(
+            progress.track(_bounded(pool, decode, range(len(paths))), what, len(paths))
+        ):
             if outcome == "other size":
                 pool.shutdown(cancel_futures=True)
                 return None

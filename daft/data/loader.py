@@ -56,6 +56,13 @@ class Loader:
         """Number of batches in an epoch."""
         return len(batch_ends(len(self), self.batch_size))
 
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image after the operations."""
+        held = self.images
+        first = held.pixels[:1] if isinstance(held, Resident) else read_image(held.paths[0])[None]
+        _, *shape = transform(first, self._operations, torch.full((1, draws(self._operations)), 0.5)).shape
+        return shape[0], shape[1], shape[2]
+
     def epoch(self, number: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, on the device; number 0 is the pass before training."""
         generator = torch.Generator().manual_seed(entropy(self.seed, number))
@@ -91,7 +98,7 @@ class Loader:
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # else each epoch would draw from the global one
             )
-        self._plan.batches = [[(int(i), uniforms[i]) for i in chunk] for chunk in chunks]
+        self._plan.chunks, self._plan.uniforms = chunks, uniforms
         for images, labels in self._stream:
             yield (
                 images.to(self.device, non_blocking=True),
@@ -118,20 +125,22 @@ def batch_ends(images: int, batch_size: int) -> list[int]:
 class _Plan:
     """The current epoch as lists of (index, uniform numbers); lives in the main process."""
 
-    batches: list[list[tuple[int, Tensor]]]
+    chunks: list[Tensor]
+    uniforms: Tensor
 
-    def __iter__(self) -> Iterator[list[tuple[int, Tensor]]]:
-        return iter(self.batches)
+    def __iter__(self) -> Iterator[list[tuple[int, list[float]]]]:
+        for chunk in self.chunks:  # plain numbers: a tensor per image is slow to send to a worker
+            yield list(zip(chunk.tolist(), self.uniforms[chunk].tolist(), strict=True))
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.chunks)
 
 
 class _Files(TorchDataset[Batch]):
     def __init__(self, images: Streamed, labels: Tensor, operations: Sequence[Operation]) -> None:
         self.paths, self.labels, self.operations = images.paths, labels, operations
 
-    def __getitem__(self, item: tuple[int, Tensor]) -> Batch:
+    def __getitem__(self, item: tuple[int, list[float]]) -> Batch:
         index, uniforms = item
         image = read_image(self.paths[index])[None]
-        return transform(image, self.operations, uniforms[None])[0], self.labels[index]
+        return transform(image, self.operations, torch.tensor([uniforms]))[0], self.labels[index]

@@ -75,6 +75,15 @@ def least_side(operations: Sequence[Operation]) -> int:
     return least
 
 
+def one_shape(operations: Sequence[Operation]) -> bool:
+    """Whether images of any size come out in the same shape."""
+    return any(
+        isinstance(op, CenterCrop | RandomCrop | RandomResizedCrop)
+        or (isinstance(op, Resize) and not isinstance(op.size, int))
+        for op in operations
+    )
+
+
 @singledispatch
 def apply(op: object, images: Tensor, uniforms: Tensor) -> Tensor:
     """One operation on uint8 images [B, C, H, W] with its own uniform numbers [B, k]."""
