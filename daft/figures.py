@@ -15,7 +15,6 @@ from matplotlib.patches import Patch
 
 from daft import tables
 
-ORDER = ["lp", "ft", "lp_ft", "daft"]
 LABELS = {"lp": "LP", "ft": "FT", "lp_ft": "LP-FT", "daft": "DAFT"}
 # Colour-blind safe (Okabe and Ito), and a marker each for print.
 COLOURS = {"lp": "#999999", "ft": "#d55e00", "lp_ft": "#0072b2", "daft": "#009e73"}
@@ -36,13 +35,12 @@ def overview(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], file: Path) -
         x = np.arange(len(columns)) + (i - (len(methods) - 1) / 2) * width
         means, stds = cell[columns].mean(), cell[columns].std(ddof=1)
         left.bar(x, means, width, yerr=stds if len(cell) > 1 else None, color=COLOURS.get(method))
-        for position, mean in zip(x, means, strict=True):
-            left.text(position, mean + 0.8, f"{mean:.0f}", ha="center", va="bottom", fontsize=7)
+        for position, mean, std in zip(x, means, stds.fillna(0), strict=True):
+            left.text(position, mean + std + 0.8, f"{mean:.0f}", ha="center", va="bottom", fontsize=7)
     left.set_xticks(range(len(columns)), [tables.split_name(c) for c in columns])
     left.set_ylabel("accuracy (%)")
     left.set_ylim(0, 105)
-    seeds = runs[tables.SEED].nunique()
-    left.set_title(f"Accuracy, {_seeds(seeds)}", fontsize=10)
+    left.set_title(f"Accuracy, {_seeds(runs.groupby(tables.METHOD)[tables.SEED].nunique())}", fontsize=10)
     for method in methods:
         if method == "lp":
             continue  # its features do not move
@@ -96,12 +94,15 @@ def id_against_ood(runs: pd.DataFrame, file: Path) -> None:
 
 
 def _methods(runs: pd.DataFrame) -> list[str]:
-    present = list(dict.fromkeys(runs[tables.METHOD]))
-    return sorted(present, key=lambda m: ORDER.index(m) if m in ORDER else len(ORDER))
+    return sorted(dict.fromkeys(runs[tables.METHOD]), key=tables.method_order)
 
 
-def _seeds(n: int) -> str:
-    return "one seed" if n == 1 else f"mean of {n} seeds, bars ± sample std (ddof = 1)"
+def _seeds(counts: "pd.Series[int]") -> str:
+    low, high = int(counts.min()), int(counts.max())
+    if high == 1:
+        return "one seed"
+    n = f"{low}" if low == high else f"{low} to {high}"
+    return f"mean of {n} seeds, bars ± sample std (ddof = 1)"
 
 
 def _density(axes: Axes, histograms: list[dict[str, Any]], method: str) -> None:

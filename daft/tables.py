@@ -15,6 +15,12 @@ from daft.errors import UserError
 DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]
 RATES = ["config.method.lr_backbone", "config.method.lr_head"]
 SEED = "config.seed"
+ORDER = ["lp", "ft", "ft_bnc", "lp_ft", "lp_ft_bnc", "integrated_lp_ft", "daft"]
+
+
+def method_order(name: str) -> tuple[int, str]:
+    """Sort key: the paper's methods in its order, then others by name."""
+    return (ORDER.index(name) if name in ORDER else len(ORDER), name)
 
 
 def accuracies(runs: pd.DataFrame) -> list[str]:
@@ -117,7 +123,9 @@ def markdown(table: pd.DataFrame) -> str:
             "| method | η_θ | η_w | n | " + " | ".join(heads) + " |",
             "| --- | --- | --- | --- |" + " ---: |" * len(metrics),
         ]
-        for method, of_method in cell.groupby("method", sort=False):
+        by_method = {str(method): of_method for method, of_method in cell.groupby("method")}
+        for method in sorted(by_method, key=method_order):
+            of_method = by_method[method]
             first, by_metric = of_method.iloc[0], of_method.set_index("metric")
             rates = [_rate(first["lr_backbone"], bool(first["at_edge"])), _rate(first["lr_head"], False)]
             if pd.notna(first["lr_backbone"]) and pd.isna(first["lr_head"]):
@@ -136,7 +144,9 @@ def markdown(table: pd.DataFrame) -> str:
 
 def _metric_head(metric: str) -> str:
     split, _, measure = metric.partition("/")
-    return f"{split_name(metric)} %" if measure == "accuracy" else f"{split_name(split)} feature {measure}"
+    if measure == "accuracy":
+        return f"{split_name(metric)} %"
+    return f"{split_name(split)} feature {'L2' if measure == 'l2' else measure}"
 
 
 def _rate(rate: float | None, at_edge: bool) -> str:
