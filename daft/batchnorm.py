@@ -16,6 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+LONGEST = 2048
+"""Values that are added up in float32 before float64 takes over (on the CPU)."""
+
 
 @dataclass(frozen=True)
 class BatchNormShift:
@@ -135,17 +138,19 @@ def _mean_and_variance(z: Tensor) -> Tensor:
     if z.device.type != "cpu":
         variance, mean = torch.var_mean(z, [d for d in range(z.ndim) if d != 1], correction=1)
         return torch.stack([mean, variance]).double()
-    # On the CPU `var_mean` takes ten times as long as the layer itself. torch's BN kernel is fast but
-    # adds up all values of a channel in float32; so it gets every position as a channel of its own, of N
-    # values, and the positions are put together in float64 (variance within plus variance between).
-    channels_last = z.movedim(1, -1).is_contiguous()
-    rows = z.movedim(1, -1) if channels_last else z.contiguous()
-    of_positions = torch.batch_norm_update_stats(rows.flatten(1), None, None, 0.0)
-    means, variances = (t.double().view(rows.shape[1:]) for t in of_positions)
-    if not channels_last:
-        means, variances = means.movedim(0, -1), variances.movedim(0, -1)
-    means, variances = means.reshape(-1, z.shape[1]), variances.reshape(-1, z.shape[1])
-    values = z.numel() / z.shape[1]
+    # On the CPU `var_mean` takes ten times as long as the layer itself. torch's BN kernel is fast but adds
+    # up all values of a channel in float32; so where they are many, columns or all positions become
+    # channels of their own, put together in float64 (variance within plus variance between them).
+    channels, values = z.shape[1], z.numel() // z.shape[1]
+    last = z.movedim(1, -1)
+    if last.is_contiguous():
+        divisors = (1, z.shape[-1] if z.ndim > 2 else 1, values // len(z))
+        positions = next((n for n in divisors if values <= n * LONGEST), divisors[-1])
+        parts = torch.batch_norm_update_stats(last.reshape(-1, positions * channels), None, None, 0.0)
+        means, variances = (part.double().view(positions, channels) for part in parts)
+    else:
+        parts = torch.batch_norm_update_stats(z.reshape(len(z), -1), None, None, 0.0)
+        means, variances = (part.double().view(channels, -1).T for part in parts)
     mean = means.mean(0)
     variance = (variances + (means - mean).square()).mean(0) * (values / (values - 1))
     return torch.stack([mean, variance])

@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from daft.batchnorm import BatchNormShift, batchnorm_layers, convert_batchnorm
+from daft.batchnorm import LONGEST, BatchNormShift, batchnorm_layers, convert_batchnorm
 
 Module = TypeVar("Module", bound=nn.Module)
 U = 2.0**-24  # float32 unit roundoff: one rounding moves a number by at most this, relatively
@@ -261,15 +261,17 @@ def test_statistics_equal_a_float64_computation(network: str) -> None:
 def assert_float32_close(shift: BatchNormShift, inputs: list[Tensor]) -> None:
     """Within float32 rounding of the float64 statistics of these inputs [N, C, ...].
 
-    N values at most a in size are added up in float32 at each position, all else is float64: a mean is
-    off by at most d = (N + 2) U a. A squared deviation from it, mean v, is off by (N + 4) U v + d²
-    within a position and by 4 d √v + 4 d² between positions.
+    At most n values no larger than a are added up in float32, all else is float64. n roundings of
+    alternating sign move a mean by d = 6 √n U a at most (a random walk at six standard deviations, as in
+    Higham and Mary 2019), and a variance v by 6 √n U v of its own, 4 d √v between parts, and 5 d².
     """
     mean, var = mean_and_var(inputs)
-    n, size = max(len(z) for z in inputs), max(float(z.abs().max()) for z in inputs)
-    d = (n + 2) * U * size
+    size = max(float(z.abs().max()) for z in inputs)
+    longest = min(LONGEST, max(z.numel() // z.shape[1] for z in inputs))
+    walk = 6 * longest**0.5 * U
+    d = walk * size
     assert (np.abs(shift.target_mean.double().numpy() - mean) <= d).all()
-    bound = (n + 4) * U * var + 4 * d * np.sqrt(var) + 5 * d * d
+    bound = (walk + U) * var + 4 * d * np.sqrt(var) + 5 * d * d
     assert (np.abs(shift.target_var.double().numpy() - var) <= bound).all()
 
 
