@@ -93,6 +93,7 @@ class Loader:
             self._stream = DataLoader(
                 _Files(self.images, self.labels, self._operations),
                 batch_sampler=self._plan,
+                collate_fn=_as_it_is,
                 num_workers=self.workers,
                 persistent_workers=self.workers > 0 and self.shuffle,  # training alone reads every epoch
                 pin_memory=self.device.type == "cuda",
@@ -140,7 +141,17 @@ class _Files(TorchDataset[Batch]):
     def __init__(self, images: Streamed, labels: Tensor, operations: Sequence[Operation]) -> None:
         self.paths, self.labels, self.operations = images.paths, labels, operations
 
-    def __getitem__(self, item: tuple[int, list[float]]) -> Batch:
-        index, uniforms = item
-        image = read_image(self.paths[index])[None]
-        return transform(image, self.operations, torch.tensor([uniforms]))[0], self.labels[index]
+    def __getitems__(self, items: list[tuple[int, list[float]]]) -> Batch:
+        """A whole batch: images of one size, the usual case, are transformed together."""
+        indices, rows = zip(*items, strict=True)
+        images, uniforms = [read_image(self.paths[i]) for i in indices], torch.tensor(rows)
+        if len({image.shape for image in images}) == 1:
+            batch = transform(torch.stack(images), self.operations, uniforms)
+        else:
+            each = zip(images, uniforms, strict=True)
+            batch = torch.cat([transform(image[None], self.operations, row[None]) for image, row in each])
+        return batch, self.labels[list(indices)]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
