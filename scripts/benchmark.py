@@ -89,15 +89,17 @@ class Bench:
     batch: int = 64
     samples: int = 20_000  # of rows e and f
 
-    def interleaved(self, variants: dict[str, Callable[[], float]]) -> list[list[float]]:
-        """Per variant what it returned in each repetition; the warm-up is not among them."""
+    def interleaved(self, variants: dict[str, Callable[[], float]], times: int = 1) -> list[list[float]]:
+        """Per variant what it returned in each (of `times` as many) repetitions after the warm-up."""
         measured: dict[str, list[float]] = {name: [] for name in variants}
-        for repetition in range(self.repeats + 1):
+        for repetition in range(times * self.repeats + 1):
             names = list(variants)
             for i in range(len(names)):
                 name = names[(i + repetition) % len(names)]
                 measured[name].append(variants[name]())
-                print(f"  {repetition}/{self.repeats} {name:<24}{measured[name][-1]:10.4g}", flush=True)
+                print(
+                    f"  {repetition}/{times * self.repeats} {name:<24}{measured[name][-1]:10.4g}", flush=True
+                )
         return [values[1:] for values in measured.values()]
 
     def seconds(self, work: Callable[..., object], *args: Any) -> float:
@@ -148,7 +150,8 @@ def conversion(bench: Bench) -> list[Row]:
             "forward, s": lambda: bench.seconds(forward),
             "convert_batchnorm, s": lambda: bench.seconds(convert_batchnorm, model, batches),
             "update_bn, s": lambda: bench.seconds(update_bn, batches, model),
-        }
+        },
+        times=3,  # short, and a few percent apart: a median of few would be noise
     )
     size = f"{bench.model}, {bench.steps} x {bench.batch} images of {bench.side} px"
     times = [f"{median(ours):.3f} s / {median(other):.3f} s" for other in (plain, theirs)]

@@ -117,13 +117,13 @@ def _(op: Flip, images: Tensor, uniforms: Tensor) -> Tensor:
 def _(op: RandomCrop, images: Tensor, uniforms: Tensor) -> Tensor:
     _require_fits(op.size, images)
     room = torch.tensor([images.shape[-2] - op.size + 1, images.shape[-1] - op.size + 1])
-    corner = (uniforms * room).long().to(images.device)
-    window = torch.arange(op.size, device=images.device)
-    rows = (corner[:, :1] + window)[:, None, :, None]
-    columns = (corner[:, 1:] + window)[:, None, None, :]
-    batch = torch.arange(len(images), device=images.device)[:, None, None, None]
-    channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    return images[batch, channel, rows, columns]
+    corners = (uniforms * room).long().tolist()
+    # Slices are views: one copy in all, where gathering by index would touch every pixel's address.
+    crops = [
+        image[:, top : top + op.size, left : left + op.size]
+        for image, (top, left) in zip(images, corners, strict=True)
+    ]
+    return torch.stack(crops)
 
 
 @apply.register
