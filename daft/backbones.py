@@ -1,7 +1,6 @@
 """Pretrained networks as feature extractors: from a checkpoint, key by key, to features."""
 
 import difflib
-import hashlib
 import socket
 from importlib import resources
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from daft.batchnorm import batchnorm_layers
 from daft.config import BackboneConfig
 from daft.errors import UserError
+from daft.files import checksum
 
 PACKAGE = "package:"
 """Prefix of checkpoints that are part of this package."""
@@ -65,7 +65,7 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
             f"backbone.model={cfg.model} has no batch-norm layer; these methods need a network that has"
         )
     if cfg.weights == "file":
-        fingerprint(cfg)  # for its check of the sha256
+        fingerprint(cfg)  # for its check of the checksum
         path = checkpoint_path(cfg)
         _load_exactly(network, _select(_read(path, cfg), cfg, path), path)
     expected = resolve_model_data_config(network)
@@ -108,13 +108,11 @@ def fingerprint(cfg: BackboneConfig) -> str:
     if cfg.weights == "random":
         return "random"
     path = checkpoint_path(cfg)
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if cfg.sha256 and digest != cfg.sha256:
+    if cfg.checksum and not (found := checksum(path, cfg.checksum)).startswith(cfg.checksum):
         raise UserError(
-            f"backbone.checkpoint: {path} has sha256 {digest}, not {cfg.sha256}; "
-            "the file is damaged or another one"
+            f"backbone.checkpoint: {path} has {found}, not {cfg.checksum}; the file is damaged or another one"
         )
+    digest = checksum(path, "sha256").removeprefix("sha256:")
     part = f"{cfg.wrapper or ''}/{cfg.prefix}"  # MoCo's file holds two encoders
     return digest if part == "/" else f"{digest}:{part}"
 

@@ -21,6 +21,8 @@ Size = Annotated[int, Field(ge=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Checksum = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{8,32})$")]
+"""Algorithm and hex digest; of an md5 its first digits are enough, where no more is published."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -125,11 +127,36 @@ Operation = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FileConfig:
+    """One file that prepare.py fetches, and what it holds."""
+
+    path: str
+    """where it is kept, below the dataset's root"""
+    urls: list[str] = Field(min_length=1)
+    """tried in this order"""
+    bytes: Size | None = None
+    checksum: Checksum | None = None
+    unpack: str | None = None
+    """folder below the root that the archive is unpacked into; null: no archive"""
+    gives: list[str] = field(default_factory=list)
+    """files and folders below the root that are there once it is unpacked"""
+    unpacked_bytes: Size | None = None
+    """disk space of what is unpacked, roughly"""
+
+    def __post_init__(self) -> None:
+        if (self.unpack is None) != (not self.gives):
+            raise ConfigError("gives", f"{self.gives} with unpack={self.unpack}; an archive needs both")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SplitConfig:
     """One labelled set of images."""
 
     path: str = "."
-    """folder of class folders, or CSV of path,label, below the dataset's root; a style of `shapes`"""
+    """what to read, in the words of the dataset's source: a folder or CSV below the root, a style of
+    `shapes`, `living17/source/train`, `sketch/test`, `id_val/Europe+Africa`, …"""
+    known_images: Size | None = None
+    """how many there must be, before `images` thins them"""
     part: Literal["all", "train", "id"] = "all"
     """which side of the rule `eval_every` to take"""
     images: Size | None = None
@@ -149,7 +176,8 @@ class DatasetConfig:
     """A training set, its ID evaluation set and any number of OOD sets over the same classes."""
 
     name: str
-    source: Literal["folder", "shapes"]
+    source: Literal["folder", "shapes", "cifar", "imagenet", "domainnet", "fmow"]
+    """the module of daft.data that reads it"""
     train: SplitConfig
     id: SplitConfig
     ood: dict[str, SplitConfig]
@@ -165,6 +193,15 @@ class DatasetConfig:
     """every n-th image of a class, in path order, is for ID evaluation, the others for training"""
     image_size: int | None = Field(default=None, ge=16, strict=True)
     """side of generated images in pixels (`shapes` only)"""
+    annotations: str | None = None
+    """file or folder of labels, where the source keeps them apart from the images"""
+    cache_side: int | None = Field(default=None, ge=16, strict=True)
+    """decode each file once, resize its shorter side to this many pixels, and keep the pixels; a random
+    crop then sees other pixels, so it is part of a run's identity"""
+    files: list[FileConfig] = field(default_factory=list)
+    """what prepare.py fetches"""
+    manual: str | None = None
+    """what a person must do to get the images, where a licence forbids fetching them"""
 
     def __post_init__(self) -> None:
         for name in self.ood:
@@ -211,13 +248,24 @@ class BackboneConfig:
     model_args: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
     """.safetensors, or a torch file that loads with weights_only=True"""
-    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    checksum: Checksum | None = None
+    urls: list[str] = field(default_factory=list)
+    """where prepare.py fetches the checkpoint, tried in this order"""
+    bytes: Size | None = None
+    """of the checkpoint"""
     wrapper: str | None = None
     """key under which a torch file keeps its state dict"""
     prefix: str = ""
     """only keys that start with it are read; it is stripped"""
     drop: list[str] = field(default_factory=list)
     """keys that start with one of these, after the prefix, are left out: the pretraining head"""
+    rename: dict[str, str] = field(default_factory=dict)
+    r"""names in the checkpoint to names in the model, after prefix and drop: regular expressions with
+    \1, \2, … for their groups; of those that match a whole name the first counts"""
+    num_features: Size | None = None
+    """width of the features; null: whatever the model gives"""
+    input_size: Size | None = None
+    """side in pixels of the only images it takes; null: any"""
     lr_head: Rate = 1.0
     """anchor of η_w; the right one depends on the norm of the features"""
 
@@ -226,7 +274,7 @@ class BackboneConfig:
             raise ConfigError("checkpoint", "null, but weights=file; name a file, or weights=hub or random")
         if self.weights != "file" and self.checkpoint:
             raise ConfigError("weights", f"{self.weights} would ignore {self.checkpoint}; use weights=file")
-        for key in ("sha256", "wrapper", "prefix", "drop"):
+        for key in ("checksum", "urls", "bytes", "wrapper", "prefix", "drop", "rename"):
             if self.weights != "file" and getattr(self, key):
                 raise ConfigError(key, f"{getattr(self, key)}, but weights={self.weights} reads no file")
 
@@ -386,7 +434,9 @@ def _config_error(error: ValidationError) -> ConfigError:
 def _keys_at(path: list[str]) -> list[str]:
     """The allowed keys of the section at this path."""
     node: Any = Config
-    for part in path:
-        by_name = {f.name: f.type for f in fields(node)} if hasattr(node, "__dataclass_fields__") else {}
-        node = by_name.get(part, SplitConfig)  # the one map of free names is dataset.ood
+    for before, part in zip(["", *path], path, strict=False):
+        if before in ("ood", "files"):  # free names, and numbers
+            node = SplitConfig if before == "ood" else FileConfig
+        elif part not in ("ood", "files"):
+            node = {f.name: f.type for f in fields(node)}[part]
     return [f.name for f in fields(node)]

@@ -1,5 +1,6 @@
 """Files that exist whole or not at all, and names for them that say what is inside."""
 
+import functools
 import hashlib
 import json
 import os
@@ -32,6 +33,18 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def checksum(path: Path, like: str = "sha256") -> str:
+    """`sha256:…` or `md5:…` of a file's content, by the algorithm of the checksum `like`."""
+    stat = path.stat()
+    return _checksum(path.absolute(), like.split(":")[0], stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)  # a sweep in one process reads a checkpoint once
+def _checksum(path: Path, algorithm: str, size: int, modified_ns: int) -> str:
+    with open(path, "rb") as file:
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
 def digest(facts: Any) -> str:

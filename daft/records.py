@@ -36,10 +36,12 @@ def identity(config: Config, precision: str, images: dict[str, str], weights: st
     """
     settings = plain(config)
     dataset, backbone, method = (settings[key] for key in ("dataset", "backbone", "method"))
-    for key in ("name", "root", "source", "classes", "train", "id", "epochs", "eval_every", "image_size"):
+    for key in dataset.keys() - {"ood", "train_transform", "eval_transform", "ood_mean", "cache_side"}:
         del dataset[key]  # the fingerprints hold what these lead to
+    if not dataset["cache_side"]:
+        del dataset["cache_side"]
     dataset["ood"] = {name: split["shift"] for name, split in dataset["ood"].items()}
-    for key in ("name", "weights", "checkpoint", "sha256", "wrapper", "prefix", "drop", "lr_head"):
+    for key in backbone.keys() - {"model", "model_args", "mean", "std"}:
         del backbone[key]
     del method["name"]
     training = settings["training"] | {"precision": precision}

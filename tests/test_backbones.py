@@ -166,11 +166,11 @@ def test_a_wrong_checksum_names_both_and_the_right_one_passes(
     path = tmp_path / "net.safetensors"
     safetensors.torch.save_file(state, path)
     right, wrong = hashlib.sha256(path.read_bytes()).hexdigest(), "0" * 64
-    assert backbones.fingerprint(from_file(path, sha256=right)) == right
-    assert_loaded(from_file(path, sha256=right), state)
+    assert backbones.fingerprint(from_file(path, checksum=f"sha256:{right}")) == right
+    assert_loaded(from_file(path, checksum=f"sha256:{right}"), state)
     for use in (backbones.fingerprint, backbones.load):
-        with pytest.raises(UserError, match=rf"has sha256 {right}, not {wrong}"):
-            use(from_file(path, sha256=wrong))
+        with pytest.raises(UserError, match=rf"has sha256:{right}, not sha256:{wrong}"):
+            use(from_file(path, checksum=f"sha256:{wrong}"))
 
 
 @pytest.mark.parametrize("checkpoint", ["nowhere/net.pt", "package:nothing.safetensors", "."])
@@ -321,5 +321,5 @@ def test_the_tiny_imagenet_backbone_loads_if_it_is_there() -> None:
     assert cfg.checkpoint is not None
     if not Path(cfg.checkpoint).is_file():
         pytest.skip("no weights/resnet18_tin64.safetensors")
-    assert backbones.fingerprint(cfg) == cfg.sha256
+    assert backbones.fingerprint(cfg) == (cfg.checksum or "").removeprefix("sha256:")
     assert backbones.load(cfg).num_features == 512

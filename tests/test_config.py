@@ -68,7 +68,7 @@ def test_every_combination_of_groups_composes(configure):
         (["backbone.weights=random"], "backbone.weights", ["random", "file"]),
         (["backbone=timm", "backbone.model=resnet18", "backbone.prefix=x"], "backbone.prefix", ["hub"]),
         (["backbone.checkpoint=null"], "backbone.checkpoint", ["null", "hub"]),
-        (["backbone.sha256=abc"], "backbone.sha256", ["'abc'"]),
+        (["backbone.checksum=abc"], "backbone.checksum", ["'abc'"]),
         (["dataset=folder"], "dataset.root", ["issing"]),
     ],
 )

@@ -13,14 +13,14 @@ from daft.config import MethodConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
-FILELESS = ["backbone.checkpoint=null", "backbone.sha256=null"]
+FILELESS = ["backbone.checkpoint=null", "backbone.checksum=null"]
 NETWORKS = [  # the architecture of every backbone configuration, without its checkpoint
     ["backbone=shapes_resnet10"],
     [
         "backbone=resnet18_tin64",
         "backbone.weights=random",
         "backbone.checkpoint=null",
-        "backbone.sha256=null",
+        "backbone.checksum=null",
     ],
     ["backbone=timm", "backbone.model=resnet50", "backbone.weights=random"],
 ]

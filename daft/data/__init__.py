@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from daft.config import Config, DatasetConfig, Operation, SplitConfig
-from daft.data import folder, shapes
+from daft.data import cifar, domainnet, fmow, folder, imagenet, shapes
 from daft.data.images import ImageStore, Labelled, Resident
 from daft.data.loader import Loader
 from daft.errors import UserError
@@ -20,6 +20,14 @@ HOLDOUT_EVERY = 10
 
 SHAPES_VERSION = 1
 """Raised when the same seed draws other pixels."""
+
+FILES = {"folder": folder, "imagenet": imagenet, "domainnet": domainnet, "fmow": fmow}
+"""Sources of files: each has classes(cfg), names in label order, and files(cfg, split, name, classes), a
+table of path (relative, for order and identity), file (to open) and label (class name)."""
+
+PIXELS = {"cifar": cifar}
+"""Sources of decoded images: each has classes(cfg) and pixels(cfg, split, name), uint8 [N, 3, H, W] and
+labels [N]."""
 
 _generate = functools.cache(shapes.generate)  # a sweep in one process draws them once
 
@@ -57,8 +65,11 @@ def listing(config: Config) -> Listing:
         classes: list[str] = [*shapes.CLASSES]
         found = {name: _generated(cfg, split, name) for name, split in splits.items()}
     else:
-        classes = folder.read_classes(cfg)
-        found = {name: _from_files(cfg, split, name, classes) for name, split in splits.items()}
+        classes = class_names(cfg)
+        found = {
+            name: _selected(cfg, split, name, read_split(cfg, split, name, classes), classes)
+            for name, split in splits.items()
+        }
     _require_apart(cfg, found)
     train = found.pop("train")
     evaluation = {"id": found.pop("id")}
@@ -143,23 +154,54 @@ def _require_images(splits: Mapping[str, Sized]) -> None:
             raise UserError(f"dataset.{name}: no images are left to evaluate on")
 
 
-def _from_files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
-    files = folder.read_split(cfg, split, name, classes)
+def class_names(cfg: DatasetConfig) -> list[str]:
+    """Class names in label order."""
+    names = list((FILES | PIXELS)[cfg.source].classes(cfg))
+    if len(names) < 2 or len(set(names)) != len(names):
+        raise UserError(f"dataset.classes: need two or more distinct names, not {names}")
+    return names
+
+
+def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
+    """All images of one split, by class and path; raises UserError if it is not what it should be."""
+    try:
+        if source := PIXELS.get(cfg.source):
+            found = Labelled.of_pixels(*source.pixels(cfg, split, name))
+        else:
+            found = Labelled.of_files(FILES[cfg.source].files(cfg, split, name, classes), classes)
+    except UserError as error:
+        hint = f"\n  python scripts/prepare.py dataset={cfg.name} --check says what to do"
+        prefix = "" if str(error).startswith("dataset.") else f"dataset.{name}: "
+        raise UserError(f"{prefix}{error}{hint if cfg.files or cfg.manual else ''}") from error
     if split.part != "all":
         assert cfg.eval_every is not None
-        files = files.every(cfg.eval_every)[split.part == "id"]
-    if split.images is not None:
-        if split.images > len(files):
-            raise UserError(f"dataset.{name}.images: {split.images}, but there are only {len(files)}")
-        files = files.thinned(split.images)
-    lost = sorted(set(range(len(classes))) - set(files.labels.tolist()))
-    if lost:
-        names = ", ".join(classes[i] for i in lost)
+        before, found = found, found.every(cfg.eval_every)[split.part == "id"]
+        what = f"part={split.part} leaves no image of {{}}; raise dataset.eval_every, or add images"
+        _require_classes(before, found, classes, f"dataset.{name}: {what}")
+    if split.known_images is not None and len(found) != split.known_images:
         raise UserError(
-            f"dataset.{name}: part={split.part} and images={split.images} leave no image of {names}; "
-            "raise dataset." + (f"{name}.images" if split.images else "eval_every, or add images")
+            f"dataset.{name}: {len(found):,} images, but there must be {split.known_images:,}; if yours is "
+            f"another version, set dataset.{name}.known_images=null"
         )
-    return files
+    return found
+
+
+def _selected(
+    cfg: DatasetConfig, split: SplitConfig, name: str, found: Labelled, classes: list[str]
+) -> Labelled:
+    if split.images is None:
+        return found
+    if split.images > len(found):
+        raise UserError(f"dataset.{name}.images: {split.images}, but there are only {len(found)}")
+    thinned = found.thinned(split.images)
+    message = f"dataset.{name}.images: {split.images} leaves no image of {{}}; raise it"
+    _require_classes(found, thinned, classes, message)
+    return thinned
+
+
+def _require_classes(before: Labelled, after: Labelled, classes: list[str], message: str) -> None:
+    if lost := sorted(set(before.labels.tolist()) - set(after.labels.tolist())):
+        raise UserError(message.format(", ".join(classes[i] for i in lost)))
 
 
 def _generated(cfg: DatasetConfig, split: SplitConfig, name: str) -> Labelled:

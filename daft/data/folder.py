@@ -1,14 +1,10 @@
 """Images in files: folders with one sub-folder per class, or a CSV of path,label."""
 
-import hashlib
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
 
 from daft.config import DatasetConfig, SplitConfig
-from daft.data.images import Labelled
 from daft.errors import UserError
 
 EXTENSIONS = frozenset(
@@ -16,51 +12,33 @@ EXTENSIONS = frozenset(
 )
 """Files that are taken for images; other files in a class folder are not read."""
 
-FINGERPRINTED = 500
-"""Files whose contents go into a split's fingerprint, at least, if there are as many."""
 
-
-def read_classes(cfg: DatasetConfig) -> list[str]:
+def classes(cfg: DatasetConfig) -> list[str]:
     """Class names in label order: configured, or those of the training split, sorted."""
-    names = cfg.classes or sorted(set(_listed(cfg, cfg.train, "train")["label"]))
-    if len(names) < 2 or len(set(names)) != len(names):
-        raise UserError(f"dataset.classes: need two or more distinct names, not {names}")
-    return list(names)
+    return cfg.classes or sorted(set(_listed(_location(cfg, cfg.train), "train")["label"]))
 
 
-def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
-    """One split by class and path; raises UserError if its classes are not exactly `classes`."""
-    listed = _listed(cfg, split, name)
+def files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> pd.DataFrame:
+    """The files of a split; raises UserError if its classes are not exactly `classes`."""
+    location = _location(cfg, split)
+    listed = _listed(location, name)
     found = set(listed["label"])
     extra, missing = sorted(found - set(classes)), [c for c in classes if c not in found]
     if extra or missing:
         raise UserError(
-            f"dataset.{name}: the classes of {_location(cfg, split)} are not the dataset's:"
+            f"dataset.{name}: the classes of {location} are not the dataset's:"
             + (f" missing {', '.join(missing)};" if missing else "")
             + (f" extra {', '.join(extra)};" if extra else "")
             + f" expected {', '.join(classes)}"
         )
-    listed["label"] = [classes.index(label) for label in listed["label"]]
-    listed = listed.sort_values(["label", "path"], kind="stable")
-    files = [Path(file) for file in listed["file"]]
-    digest = hashlib.sha256()
-    for file, path, label in zip(files, listed["path"], listed["label"], strict=True):
-        name = file.name if Path(path).is_absolute() else path  # where a disk is mounted is no fact
-        digest.update(f"{name}\t{file.stat().st_size}\t{label}\n".encode())
-    # Uncompressed images are all of one size: some contents, evenly spaced, tell two sets of them apart.
-    for file in files[:: max(1, len(files) // FINGERPRINTED)]:
-        digest.update(file.read_bytes())
-    labels = torch.tensor(listed["label"].to_numpy(np.int64))
-    return Labelled(files, labels, digest.hexdigest())
+    return listed
 
 
 def _location(cfg: DatasetConfig, split: SplitConfig) -> Path:
     return Path(cfg.root).expanduser() / Path(split.path).expanduser()
 
 
-def _listed(cfg: DatasetConfig, split: SplitConfig, name: str) -> pd.DataFrame:
-    """Columns path (relative, for order and identity), file (to open), label (class name)."""
-    location = _location(cfg, split)
+def _listed(location: Path, name: str) -> pd.DataFrame:
     if location.is_dir():
         rows = [
             (f"{folder.name}/{file.relative_to(folder)}", str(file), folder.name)
@@ -79,13 +57,6 @@ def _listed(cfg: DatasetConfig, split: SplitConfig, name: str) -> pd.DataFrame:
         )
     if listed.empty:
         raise UserError(f"dataset.{name}: no images below {location}; expected <class>/<image file>")
-    absent = [file for file in listed["file"] if not Path(file).is_file()]
-    if absent:
-        raise UserError(
-            f"dataset.{name}: {location} names {len(absent)} file(s) that do not exist: "
-            + ", ".join(absent[:5])
-            + (", …" if len(absent) > 5 else "")
-        )
     return listed
 
 

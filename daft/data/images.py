@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,6 +24,9 @@ GIB = 2**30
 NO_DRAWS = torch.empty(1, 0)
 QUEUED = 4096
 """Images that wait for a thread at a time."""
+
+FINGERPRINTED = 500
+"""Files whose contents go into a split's fingerprint, at least, if there are as many."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,6 +45,40 @@ class Labelled:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @classmethod
+    def of_files(cls, listed: pd.DataFrame, classes: list[str]) -> "Labelled":
+        """The files of a table with columns path (its name, for order and identity), file (to open), label
+        (class name); raises UserError naming the first of those that do not exist.
+        """
+        absent = [file for file in listed["file"] if not Path(file).is_file()]
+        if absent:
+            raise UserError(
+                f"{len(absent)} of {len(listed)} file(s) do not exist: "
+                + ", ".join(absent[:5])
+                + (", …" if len(absent) > 5 else "")
+            )
+        numbers = {label: number for number, label in enumerate(classes)}
+        listed = listed.assign(label=[numbers[label] for label in listed["label"]])
+        listed = listed.sort_values(["label", "path"], kind="stable")
+        files = [Path(file) for file in listed["file"]]
+        digest = hashlib.sha256()
+        for file, path, label in zip(files, listed["path"], listed["label"], strict=True):
+            name = file.name if Path(path).is_absolute() else path  # where a disk is mounted is no fact
+            digest.update(f"{name}\t{file.stat().st_size}\t{label}\n".encode())
+        # Uncompressed images are all of one size: some contents, evenly spaced, tell two sets of them apart.
+        for file in files[:: max(1, len(files) // FINGERPRINTED)]:
+            digest.update(file.read_bytes())
+        return cls(files, torch.tensor(listed["label"].to_numpy(np.int64)), digest.hexdigest())
+
+    @classmethod
+    def of_pixels(cls, pixels: np.ndarray, labels: np.ndarray) -> "Labelled":
+        """Images uint8 [N, 3, H, W] and labels [N], in the order of their labels."""
+        order = np.argsort(labels, kind="stable")
+        pixels, labels = np.ascontiguousarray(pixels[order]), labels[order].astype(np.int64)
+        digest = hashlib.sha256(str(pixels.shape).encode() + labels.tobytes())
+        digest.update(pixels.data)
+        return cls(torch.from_numpy(pixels), torch.from_numpy(labels), digest.hexdigest())
 
     def subset(self, indices: Tensor) -> "Labelled":
         """These images only, int64 [n]."""
