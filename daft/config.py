@@ -6,7 +6,7 @@ Imports neither torch nor timm, so that a mistyped key fails in a fraction of a 
 import difflib
 import re
 from dataclasses import asdict, field, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -138,6 +138,8 @@ class FileConfig:
     checksum: Checksum | None = None
     unpack: str | None = None
     """folder below the root that the archive is unpacked into; null: no archive"""
+    strip: Count = 0
+    """leading folders of the archive's paths that are left out"""
     gives: list[str] = field(default_factory=list)
     """files and folders below the root that are there once it is unpacked"""
     unpacked_bytes: Size | None = None
@@ -176,7 +178,7 @@ class DatasetConfig:
     """A training set, its ID evaluation set and any number of OOD sets over the same classes."""
 
     name: str
-    source: Literal["folder", "shapes", "cifar", "imagenet", "domainnet", "fmow"]
+    source: Literal["folder", "shapes", "cifar", "imagenet", "domainnet", "fmow", "tiny_imagenet"]
     """the module of daft.data that reads it"""
     train: SplitConfig
     id: SplitConfig
@@ -200,6 +202,8 @@ class DatasetConfig:
     crop then sees other pixels, so it is part of a run's identity"""
     files: list[FileConfig] = field(default_factory=list)
     """what prepare.py fetches"""
+    kept_side: Size | None = None
+    """prepare.py keeps larger images with their shorter side at this many pixels"""
     manual: str | None = None
     """what a person must do to get the images, where a licence forbids fetching them"""
 
@@ -396,16 +400,28 @@ def for_schema(overrides: list[str]) -> list[str]:
     return [f"++{o}" if below_section.match(o) else o for o in overrides]
 
 
+T = TypeVar("T")
+
+
 def validate(cfg: DictConfig) -> Config:
     """The composed configuration, typed and checked; raises ConfigError for the first bad key."""
+    return _typed(cfg, Config, [])
+
+
+def validate_section(cfg: DictConfig, key: str, kind: type[T]) -> T:
+    """One section of a composed configuration as its dataclass `kind`; raises as `validate` does."""
+    return _typed(cfg[key], kind, [key])
+
+
+def _typed(cfg: DictConfig, kind: type[T], path: list[str]) -> T:
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(error.full_key or "configuration", str(error.msg).splitlines()[0]) from None
     try:
-        return TypeAdapter(Config).validate_python(plain)
+        return TypeAdapter(kind).validate_python(plain)
     except ValidationError as error:
-        raise _config_error(error) from None
+        raise _config_error(error, path) from None
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -413,9 +429,9 @@ def plain(config: Config) -> dict[str, Any]:
     return TypeAdapter(Config).dump_python(config, mode="json")
 
 
-def _config_error(error: ValidationError) -> ConfigError:
+def _config_error(error: ValidationError, section: list[str]) -> ConfigError:
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
+    path = [*section, *map(str, first["loc"])]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):  # raised by a __post_init__ above, which knows its own keys
         return ConfigError(".".join([*path, cause.key]), cause.problem)

@@ -1,7 +1,6 @@
 """Fine-tune one network by one method and report ID and OOD accuracy; see --help."""
 
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from omegaconf import DictConfig  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from daft.callbacks import POINTER  # noqa: E402
-from daft.config import SECTIONS, for_schema, validate  # noqa: E402
+from daft.cli import complaint  # noqa: E402
+from daft.config import for_schema, validate  # noqa: E402
 from daft.errors import UserError  # noqa: E402
 
 DEBUG = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -34,7 +34,7 @@ def train(cfg: DictConfig) -> None:
     except UserError as error:
         if DEBUG:
             raise
-        sys.exit(_complaint(error))  # as SystemExit it passes Hydra without a traceback
+        sys.exit(complaint("train.py", error))  # as SystemExit it passes Hydra without a traceback
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
         (Path(job.runtime.output_dir) / POINTER).write_text(str(run.directory.resolve()))
@@ -57,21 +57,7 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException, OSError) as error:  # a full or read-only disk, say
         if DEBUG:
             raise
-        sys.exit(_complaint(error))
-
-
-def _complaint(error: Exception) -> str:
-    """One line; Hydra spreads a wrong option or key over several."""
-    text = str(error)
-    if option := re.search(r"Could not find '(\w+)/([^']*)'", text):
-        listed = re.search(r"Available options in '\w+':\n(.*?)\nConfig search path", text, re.DOTALL)
-        options = ", ".join(listed[1].split()) if listed else "see --help"
-        text = f"{option[1]}={option[2]}: no such option; choose from {options}"
-    elif key := re.search(r"Could not (?:override|find a match for) '([^']*)'", text):
-        text = f"{key[1]}: no such key; choose from {', '.join([*SECTIONS, 'seed'])}"
-    elif isinstance(error, HydraException):  # the rest is advice for those who know Hydra
-        text = text.splitlines()[0].replace("++", "")
-    return f"train.py: {text}"
+        sys.exit(complaint("train.py", error))
 
 
 if __name__ == "__main__":

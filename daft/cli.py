@@ -1,0 +1,21 @@
+"""What the scripts say when something is wrong."""
+
+import re
+
+from hydra.errors import HydraException
+
+from daft.config import SECTIONS
+
+
+def complaint(program: str, error: Exception) -> str:
+    """One line for what the user can mend; Hydra spreads a wrong option or key over several."""
+    text = str(error)
+    if option := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        listed = re.search(r"Available options in '\w+':\n(.*?)\nConfig search path", text, re.DOTALL)
+        options = ", ".join(listed[1].split()) if listed else "see --help"
+        text = f"{option[1]}={option[2]}: no such option; choose from {options}"
+    elif key := re.search(r"Could not (?:override|find a match for) '([^']*)'", text):
+        text = f"{key[1]}: no such key; choose from {', '.join([*SECTIONS, 'seed'])}"
+    elif isinstance(error, HydraException):  # the rest is advice for those who know Hydra
+        text = text.splitlines()[0].replace("++", "")
+    return f"{program}: {text}"

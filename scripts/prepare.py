@@ -1,0 +1,100 @@
+"""Fetch, verify and unpack datasets and pretrained networks; with --check only say what is there.
+
+python scripts/prepare.py dataset=cifar10,domainnet backbone=swav
+python scripts/prepare.py --check all
+python scripts/prepare.py --check dataset=living17 dataset.root=/datasets/imagenet
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from daft.cli import complaint
+from daft.config import SECTIONS, BackboneConfig, DatasetConfig, for_schema, validate_section
+from daft.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+GROUPS = {"dataset": DatasetConfig, "backbone": BackboneConfig}
+
+
+def main() -> int:
+    """Prepare (or check) each named thing; 0 if all of them are there and right."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fetch nothing; say what is there")
+    parser.add_argument("--keep-archives", action="store_true", help="do not remove what has been unpacked")
+    parser.add_argument(
+        "what", nargs="+", help="all, dataset=NAME[,NAME], backbone=NAME[,NAME], or a key=value of theirs"
+    )
+    args = parser.parse_args()
+    named, overrides = _named(args.what)
+    configurations = [(group, *_configuration(group, name, overrides)) for group, name in named]
+
+    # Seconds of imports: only now that every configuration makes sense.
+    from daft import prepare, progress
+
+    whole = True
+    for group, cfg, cache in configurations:
+        try:
+            if isinstance(cfg, DatasetConfig):
+                if not args.check:
+                    prepare.prepare_dataset(cfg, cache, args.keep_archives)
+                findings = list(prepare.check_dataset(cfg))
+            else:
+                if not args.check:
+                    prepare.prepare_backbone(cfg, cache)
+                findings = list(prepare.check_backbone(cfg))
+        except UserError as error:
+            print(f"prepare.py: {group}={cfg.name}: {error}", file=sys.stderr)
+            whole = False
+            continue
+        progress.console.print(prepare.table(f"{group}={cfg.name}", findings))
+        if any(finding.state != "present" for finding in findings):
+            whole = False
+            progress.console.print(prepare.remedy(cfg), soft_wrap=True, highlight=False)
+    return 0 if whole else 1
+
+
+def _named(what: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """(group, name) of everything asked for, and the other overrides."""
+    named, overrides = [], []
+    for word in what:
+        group, _, names = word.partition("=")
+        if word == "all":
+            for each, mark in (("dataset", r"^(files|manual):"), ("backbone", r"^urls:")):
+                files = sorted((ROOT / "conf" / each).glob("*.yaml"))
+                named += [(each, p.stem) for p in files if re.search(mark, p.read_text(), re.MULTILINE)]
+        elif group in GROUPS and names:
+            named += [(group, name) for name in names.split(",")]
+        elif "=" in word and group.split(".")[0] in SECTIONS:
+            overrides.append(word)
+        else:
+            raise UserError(f"{word}: write all, dataset=NAME, backbone=NAME, or a key=value below them")
+    if not named:
+        raise UserError("name what to prepare: all, dataset=NAME or backbone=NAME")
+    return named, overrides
+
+
+def _configuration(
+    group: str, name: str, overrides: list[str]
+) -> tuple[DatasetConfig | BackboneConfig, Path]:
+    """The group's typed configuration, and the folder of caches."""
+    mine = [word for word in overrides if word.split(".")[0] in (group, "paths")]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose("train", [f"{group}={name}", *for_schema(mine)])
+    return validate_section(composed, group, GROUPS[group]), Path(composed.paths.cache)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where it was")
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        sys.exit(complaint("prepare.py", error))
