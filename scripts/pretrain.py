@@ -1,41 +1,97 @@
-"""Pretrain the embedded ResNet-10 on the source style of `shapes`, and save it without its head.
+"""Pretrain a small backbone of this repository's own results, and save it without its head.
 
-python scripts/pretrain.py --out daft/weights/shapes_resnet10.safetensors
+python scripts/pretrain.py shapes --out daft/weights/shapes_resnet10.safetensors
+python scripts/pretrain.py tiny_imagenet --out weights/resnet18_tin64.safetensors --epochs 5
 
-About eight minutes on one core. It runs on one thread, so that the same machine gives the same file.
+`shapes` takes about eight minutes on one core. `tiny_imagenet` wants a GPU: hours on a CPU; fetch it first with
+scripts/prepare.py. One thread on a CPU, so that the same machine gives the same weights.
 """
 
 import argparse
-import hashlib
 import json
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import timm
-import torch
-import torch.nn.functional as F
-from rich.progress import track
-from safetensors.torch import save_file
-from torch import Tensor, nn
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-from daft.data.shapes import CLASSES, generate
+import timm  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from hydra import compose, initialize_config_dir  # noqa: E402
+from rich.progress import track  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
-LAYERS, CHANNELS = (1, 1, 1, 1), (16, 32, 64, 128)
-STYLE, SIZE, MEAN, STD = "photo", 64, 0.5, 0.25
+from daft import data  # noqa: E402
+from daft.config import DatasetConfig, for_schema, validate_section  # noqa: E402
+from daft.data.images import ImageStore, Labelled, Resident  # noqa: E402
+from daft.data.shapes import CLASSES, generate  # noqa: E402
+from daft.errors import UserError  # noqa: E402
+from daft.files import checksum  # noqa: E402
+
+SIZE = 64
 BATCH, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 64, 0.1, 0.9, 5e-4
-HELD_OUT_COUNT, HELD_OUT_SEED = 2000, 1001
+STYLE, COUNT, HELD_OUT_COUNT, HELD_OUT_SEED = "photo", 20_000, 2000, 1001
 # The splits of the dataset are drawn from seeds below this one.
 FIRST_SEED = 1000
 
 
-def load(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 [count, 3, size, size] and labels int64 [count]."""
-    images, labels = generate(STYLE, count, seed, SIZE)
-    return torch.from_numpy(images), torch.from_numpy(labels)
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and how its pixels are normalised."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    epochs: int
+    model_args: dict[str, Any] = field(default_factory=dict)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Network input, float32 and channels last, of uint8 images [n, 3, h, w]."""
-    inputs = (images.float() / 255 - MEAN) / STD
+RECIPES = {
+    "shapes": Recipe(
+        (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 8, {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)}
+    ),
+    "tiny_imagenet": Recipe((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 5),
+}
+
+Images = tuple[Tensor, Tensor]
+"""uint8 [N, 3, 64, 64] and labels int64 [N]"""
+
+
+def load_shapes(seed: int) -> tuple[Images, Images, int]:
+    """Training and held-out photos, drawn, and the number of classes."""
+    drawn = generate(STYLE, COUNT, seed, SIZE), generate(STYLE, HELD_OUT_COUNT, HELD_OUT_SEED, SIZE)
+    train, held_out = ((torch.from_numpy(images), torch.from_numpy(labels)) for images, labels in drawn)
+    return train, held_out, len(CLASSES)
+
+
+def load_tiny_imagenet(overrides: list[str]) -> tuple[Images, Images, int]:
+    """Training and validation images, decoded, and the number of classes."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose("train", ["dataset=tiny_imagenet", *for_schema(overrides)])
+    cfg = validate_section(composed, "dataset", DatasetConfig)
+    classes = data.class_names(cfg)
+    store = ImageStore(float("inf"), 2, Path(composed.paths.cache), torch.device("cpu"))
+
+    def decoded(name: str, split: Labelled) -> Images:
+        images, kept = store.load(split, [], name)
+        if not isinstance(images, Resident) or store.unreadable:
+            raise UserError(f"dataset.{name}: not all images can be read, or they differ in size")
+        return images.pixels, kept.labels
+
+    train, held_out = (
+        decoded(name, data.read_split(cfg, split, name, classes))
+        for name, split in (("train", cfg.train), ("id", cfg.id))
+    )
+    return train, held_out, len(classes)
+
+
+def normalise(images: Tensor, recipe: Recipe) -> Tensor:
+    """Network input, float32 and channels last, of images [n, 3, h, w] in 0 … 255."""
+    mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (recipe.mean, recipe.std))
+    inputs = (images.float() / 255 - mean) / std
     return inputs.to(memory_format=torch.channels_last)
 
 
@@ -51,58 +107,66 @@ def augment(images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images [n, 3, h, w] classified as labelled [n], in [0, 1]."""
+def accuracy(model: nn.Module, held_out: Images, recipe: Recipe, device: torch.device) -> float:
+    """Share of images classified as labelled, in [0, 1]."""
     model.eval()
-    predictions = torch.cat([model(normalise(batch)).argmax(1) for batch in images.split(BATCH)])
+    images, labels = held_out
+    batches = (normalise(batch.to(device), recipe) for batch in images.split(BATCH))
+    predictions = torch.cat([model(batch).argmax(1).cpu() for batch in batches])
     return (predictions == labels).float().mean().item()
 
 
 def main() -> None:
-    """Train, measure on held-out photos, save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=20_000, help="training images")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=FIRST_SEED, help=f"at least {FIRST_SEED}")
+    """Train, measure on held-out images, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("data", choices=RECIPES)
     parser.add_argument("--out", type=Path, required=True, help="a .safetensors file")
+    parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--seed", type=int, default=FIRST_SEED, help=f"at least {FIRST_SEED}")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("overrides", nargs="*", help="dataset.root=…, paths.data=…, dataset.train.images=…")
     args = parser.parse_args()
     if args.seed < FIRST_SEED or args.seed == HELD_OUT_SEED:
         parser.error(f"--seed must be at least {FIRST_SEED} and not {HELD_OUT_SEED}")
+    if args.data == "shapes" and args.overrides:
+        parser.error(f"shapes are drawn; {args.overrides[0]} has no effect")
 
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    torch.use_deterministic_algorithms(True)
-    images, labels = load(args.count, args.seed)
-    held_out = load(HELD_OUT_COUNT, HELD_OUT_SEED)
+    torch.use_deterministic_algorithms(args.device == "cpu")
+    recipe, device = RECIPES[args.data], torch.device(args.device)
+    epochs = args.epochs or recipe.epochs
+    load = load_shapes(args.seed) if args.data == "shapes" else load_tiny_imagenet(args.overrides)
+    (images, labels), held_out, classes = load
 
-    model = timm.create_model("resnet18", layers=LAYERS, channels=CHANNELS, num_classes=len(CLASSES))
-    model = model.to(memory_format=torch.channels_last)
+    model = timm.create_model("resnet18", num_classes=classes, **recipe.model_args)
+    model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
     )
-    steps = args.count // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, args.epochs * steps)
+    steps = len(images) // BATCH
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, epochs * steps)
     held_out_accuracy = float("nan")
-    for epoch in range(args.epochs):
+    for epoch in range(epochs):
         model.train()
-        order = torch.randperm(args.count)[: steps * BATCH].view(steps, BATCH)
-        for batch in track(order, f"epoch {epoch + 1}/{args.epochs}"):
-            logits = model(normalise(augment(images[batch])))
-            loss = F.cross_entropy(logits, labels[batch])
+        order = torch.randperm(len(images))[: steps * BATCH].view(steps, BATCH)
+        for batch in track(order, f"epoch {epoch + 1}/{epochs}"):
+            logits = model(normalise(augment(images[batch]).to(device), recipe))
+            loss = F.cross_entropy(logits, labels[batch].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-        held_out_accuracy = accuracy(model, *held_out)
+        held_out_accuracy = accuracy(model, held_out, recipe, device)
         print(f"epoch {epoch + 1}: held-out accuracy {held_out_accuracy:.4f}", flush=True)
 
-    state = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("fc.")}
+    state = {k: v.cpu().contiguous() for k, v in model.state_dict().items() if not k.startswith("fc.")}
     facts = {
-        "arch": f"timm resnet18 layers={LAYERS} channels={CHANNELS}",
-        "source": f"shapes style={STYLE} count={args.count} seed={args.seed} size={SIZE}",
-        "normalisation": f"(image / 255 - {MEAN}) / {STD}",
-        "epochs": str(args.epochs),
-        "held_out": f"style={STYLE} count={HELD_OUT_COUNT} seed={HELD_OUT_SEED} size={SIZE}",
+        "arch": f"timm resnet18 {recipe.model_args or ''}".strip(),
+        "source": f"{args.data} images={len(images)} seed={args.seed} size={SIZE}",
+        "normalisation": f"(image / 255 - {recipe.mean}) / {recipe.std}",
+        "epochs": str(epochs),
+        "held_out": f"{len(held_out[0])} images",
         "held_out_accuracy": f"{held_out_accuracy:.4f}",
         "torch": torch.__version__,
         "timm": timm.__version__,
@@ -111,8 +175,11 @@ def main() -> None:
     # One entry, because safetensors writes several in random order, and the checksum would vary.
     save_file(state, args.out, {"pretraining": json.dumps(facts)})
     print(f"{args.out}: held-out accuracy {held_out_accuracy:.4f}")
-    print(f"sha256 {hashlib.sha256(args.out.read_bytes()).hexdigest()}")
+    print(checksum(args.out))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"pretrain.py: {error}")
