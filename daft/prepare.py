@@ -97,11 +97,14 @@ def check_dataset(cfg: DatasetConfig) -> Iterator[Finding]:
 def check_backbone(cfg: BackboneConfig) -> Iterator[Finding]:
     """One finding: whether the checkpoint loads, key by key."""
     what = cfg.checkpoint or f"{cfg.model} of the hub"
-    if cfg.weights == "file" and not backbones.checkpoint_file(cfg).is_file():
-        yield Finding(what, "absent", "no such file")
+    try:
+        if cfg.weights == "file":
+            backbones.checkpoint_path(cfg)
+    except UserError as error:
+        yield Finding(what, "absent", str(error).removeprefix("backbone.checkpoint: "))
         return
     try:
-        found = backbones.report(cfg)
+        found = str(backbones.report(cfg))
     except UserError as error:
         yield Finding(what, "damaged", str(error).removeprefix("backbone.checkpoint: "))
     else:

@@ -3,8 +3,8 @@
 python scripts/pretrain.py shapes --out daft/weights/shapes_resnet10.safetensors
 python scripts/pretrain.py tiny_imagenet --out weights/resnet18_tin64.safetensors --epochs 5
 
-`shapes` takes about eight minutes on one core. `tiny_imagenet` wants a GPU: hours on a CPU; fetch it first with
-scripts/prepare.py. One thread on a CPU, so that the same machine gives the same weights.
+`shapes` takes about eight minutes on one core. `tiny_imagenet` wants a GPU (hours on a CPU) and the images
+(scripts/prepare.py). One thread on a CPU, so that the same machine gives the same weights.
 """
 
 import argparse

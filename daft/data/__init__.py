@@ -211,6 +211,6 @@ def _generated(cfg: DatasetConfig, split: SplitConfig, name: str) -> Labelled:
         )
     if split.images is None:
         raise UserError(f"dataset.{name}.images: shapes are generated; say how many")
-    pixels, labels = _generate(split.path, split.images, split.seed, cfg.image_size or 64)
+    pixels, labels = _generate(split.path, split.images, split.seed, cfg.image_size)
     identity = f"{split.path}/{split.images}/{split.seed}/{cfg.image_size}/{SHAPES_VERSION}"
     return Labelled(torch.from_numpy(pixels), torch.from_numpy(labels), identity)
