@@ -1,10 +1,11 @@
 """Pretrained networks as feature extractors: from a checkpoint, key by key, to features."""
 
 import difflib
+import re
 import socket
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -15,10 +16,11 @@ from huggingface_hub import constants as hub
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
+from daft import torchscript
 from daft.batchnorm import batchnorm_layers
 from daft.config import BackboneConfig
 from daft.errors import UserError
-from daft.files import checksum
+from daft.files import checksum, digest
 
 PACKAGE = "package:"
 """Prefix of checkpoints that are part of this package."""
@@ -32,7 +34,7 @@ class FeatureExtractor(nn.Module):
 
     def __init__(self, network: nn.Module, num_features: int, cfg: BackboneConfig) -> None:
         super().__init__()
-        self.network, self.num_features = network, num_features
+        self.network, self.num_features, self.input_size = network, num_features, cfg.input_size
         self.register_buffer("mean", torch.tensor(cfg.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(cfg.std).view(3, 1, 1), persistent=False)
 
@@ -43,20 +45,37 @@ class FeatureExtractor(nn.Module):
         return self.network((images - self.mean) / self.std)
 
 
+class Report(NamedTuple):
+    """What was loaded, and what was left in the checkpoint on purpose."""
+
+    weights: str
+    """sha256 of the checkpoint, or where else the weights are from"""
+    loaded: int
+    """tensors"""
+    dropped: list[str]
+    """names below the prefix, of the pretraining head"""
+    outside: int
+    """entries without the prefix: other networks in the same file"""
+
+    def __str__(self) -> str:
+        dropped = f"{len(self.dropped)} dropped" + (f" ({', '.join(self.dropped)})" if self.dropped else "")
+        return f"{self.loaded} tensors loaded, {dropped}, {self.outside} outside the prefix; {self.weights}"
+
+
 def load(cfg: BackboneConfig) -> FeatureExtractor:
     """The configured network in test mode with its pretrained weights, in float32 on the CPU.
 
-    Raises UserError if the model is unknown or has no BN, or if the checkpoint is absent, fails its
-    checksum, or does not match the network key by key and shape by shape.
+    Raises UserError if the model is unknown, has no BN or features of another width than configured,
+    or if the checkpoint is absent, fails its checksum, or does not match the network key by key and
+    shape by shape.
     """
     if cfg.weights == "hub":
         _require_hub(cfg.model)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # weights=random is one network, whatever the run's seed
-            network = timm.create_model(
-                cfg.model, pretrained=cfg.weights == "hub", num_classes=0, **cfg.model_args
-            )
+            arguments: dict[str, Any] = {"num_classes": 0} | cfg.model_args
+            network = timm.create_model(cfg.model, pretrained=cfg.weights == "hub", **arguments)
     except Exception as error:  # timm raises RuntimeError for names, TypeError for arguments, …
         hint = _similar_models(cfg.model) if not timm.is_model(cfg.model) else ""
         raise UserError(f"backbone.model={cfg.model}: {_first_line(error)}{hint}") from error
@@ -67,7 +86,7 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
     if cfg.weights == "file":
         fingerprint(cfg)  # for its check of the checksum
         path = checkpoint_path(cfg)
-        _load_exactly(network, _select(_read(path, cfg), cfg, path), path)
+        _load_exactly(network, _select(_read(path, cfg), cfg, path).state, path)
     expected = resolve_model_data_config(network)
     for key, given in (("mean", cfg.mean), ("std", cfg.std)):
         if cfg.weights == "hub" and not torch.allclose(torch.tensor(given), torch.tensor(expected[key])):
@@ -85,7 +104,22 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
         raise UserError(
             f"backbone.model_args={cfg.model_args}: features have {features.ndim - 1} dimensions, not 1"
         )
+    if cfg.num_features not in (None, features.shape[1]):
+        raise UserError(
+            f"backbone.num_features={cfg.num_features}: the features of {cfg.model} with "
+            f"model_args={cfg.model_args} are {features.shape[1]} wide"
+        )
     return FeatureExtractor(network, features.shape[1], cfg).eval()
+
+
+def report(cfg: BackboneConfig) -> Report:
+    """Load the network and say what was taken and what was left; raises UserError as load() does."""
+    tensors = len(load(cfg).network.state_dict())
+    if cfg.weights != "file":
+        return Report(fingerprint(cfg), tensors, [], 0)
+    path = checkpoint_path(cfg)
+    found = _select(_read(path, cfg), cfg, path)
+    return Report(checksum(path), len(found.state), found.dropped, found.outside)
 
 
 def checkpoint_path(cfg: BackboneConfig) -> Path:
@@ -96,7 +130,9 @@ def checkpoint_path(cfg: BackboneConfig) -> Path:
     else:
         path = Path(cfg.checkpoint).expanduser()
     if not path.is_file():
-        raise UserError(f"backbone.checkpoint: there is no file {path}; put it there, or set paths.weights")
+        fetch = f"fetch it with python scripts/prepare.py backbone={cfg.name}"
+        mend = fetch if cfg.urls else "put it there"
+        raise UserError(f"backbone.checkpoint: there is no file {path}; {mend}, or set paths.weights")
     return path
 
 
@@ -112,21 +148,25 @@ def fingerprint(cfg: BackboneConfig) -> str:
         raise UserError(
             f"backbone.checkpoint: {path} has {found}, not {cfg.checksum}; the file is damaged or another one"
         )
-    digest = checksum(path, "sha256").removeprefix("sha256:")
+    content = checksum(path, "sha256").removeprefix("sha256:")
     part = f"{cfg.wrapper or ''}/{cfg.prefix}"  # MoCo's file holds two encoders
-    return digest if part == "/" else f"{digest}:{part}"
+    if cfg.rename:
+        part += f"/{digest(list(cfg.rename.items()))}"  # in their order: the first that matches counts
+    return content if part == "/" else f"{content}:{part}"
 
 
 def _read(path: Path, cfg: BackboneConfig) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
+        elif torchscript.is_archive(path):
+            state = torchscript.read_state_dict(path)
         else:
             state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
             f"backbone.checkpoint: {path} does not load ({_first_line(error)}); "
-            "expected safetensors, or a torch file of plain tensors (weights_only)"
+            "expected safetensors, a torch file of plain tensors (weights_only), or a TorchScript archive"
         ) from error
     if cfg.wrapper is not None:
         if not isinstance(state, dict) or cfg.wrapper not in state:
@@ -138,24 +178,45 @@ def _read(path: Path, cfg: BackboneConfig) -> dict[str, Any]:
     return state
 
 
-def _select(state: dict[str, Any], cfg: BackboneConfig, path: Path) -> dict[str, Any]:
-    """The entries under the prefix, without the dropped ones."""
-    selected = {
-        key.removeprefix(cfg.prefix): value for key, value in state.items() if key.startswith(cfg.prefix)
-    }
-    selected = {k: v for k, v in selected.items() if not k.startswith(tuple(cfg.drop))}
-    if not any(isinstance(value, Tensor) for value in selected.values()):
+class _Selection(NamedTuple):
+    state: dict[str, Any]
+    dropped: list[str]
+    outside: int
+
+
+def _select(state: dict[str, Any], cfg: BackboneConfig, path: Path) -> _Selection:
+    """The entries under the prefix, without the dropped ones, by the network's names."""
+    below = {k.removeprefix(cfg.prefix): value for k, value in state.items() if k.startswith(cfg.prefix)}
+    dropped = [key for key in below if key.startswith(tuple(cfg.drop))]
+    kept = {key: value for key, value in below.items() if key not in dropped}
+    if not any(isinstance(value, Tensor) for value in kept.values()):
         raise UserError(
             f"backbone.checkpoint: nothing in {path} would be loaded with prefix={cfg.prefix!r} and "
             f"drop={cfg.drop}; its keys begin {', '.join(map(str, list(state)[:4]))}"
         )
-    return selected
+    selected: dict[str, Any] = {}
+    for key, value in kept.items():
+        if (name := _renamed(key, cfg.rename)) in selected:
+            raise UserError(f"backbone.rename: {key} and another entry of {path} both become {name}")
+        selected[name] = value
+    return _Selection(selected, dropped, len(state) - len(below))
+
+
+def _renamed(key: str, rename: dict[str, str]) -> str:
+    for pattern, name in rename.items():
+        try:
+            if match := re.fullmatch(pattern, key):
+                return match.expand(name)
+        except (re.error, IndexError) as error:
+            raise UserError(f"backbone.rename: {pattern!r} to {name!r}: {error}") from error
+    return key
 
 
 def _load_exactly(network: nn.Module, state: dict[str, Any], path: Path) -> None:
     """Copy all entries or none; every key and every shape must match."""
     expected = network.state_dict()
-    missing = [key for key in expected if key not in state]
+    # Old checkpoints lack BN's counter of batches, which has no effect on what the network computes.
+    missing = [key for key in expected if key not in state and not key.endswith(".num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]
     misshapen = [
         f"{key} {_shape(state[key])} for {_shape(tensor)}"
@@ -169,7 +230,7 @@ def _load_exactly(network: nn.Module, state: dict[str, Any], path: Path) -> None
             + "".join(
                 f"\n  {what} ({len(keys)}): {', '.join(keys)}" for what, keys in problems.items() if keys
             )
-            + "\n  set backbone.prefix, backbone.drop, or another backbone.model"
+            + "\n  set backbone.prefix, drop or rename, or another backbone.model"
         )
     network.load_state_dict(state)
 

@@ -184,6 +184,13 @@ def _require_fit(backbone: backbones.FeatureExtractor, images: data.Data, config
     """Raise UserError unless the network takes the images of every split."""
     for loader in (images.train, *images.evaluation.values()):
         shape = loader.shape()
+        side = backbone.input_size
+        if side is not None and shape[1:] != (side, side):
+            raise UserError(
+                f"backbone={config.backbone.name} takes images of {side} x {side} pixels only, not of "
+                f"{shape[1]} x {shape[2]}, as dataset.{loader.name} has after its transform; resize or crop "
+                f"them to {side} there"
+            )
         try:
             with torch.no_grad():
                 backbone(torch.zeros(1, *shape, dtype=torch.uint8, device=loader.device))

@@ -2,11 +2,15 @@
 
 import hashlib
 import os
+import pickle
 import re
 import time
+import zipfile
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import hydra
@@ -15,11 +19,14 @@ import safetensors.torch
 import timm
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
+from timm.models.byobnet import checkpoint_filter_fn
+from torch import Tensor, nn
 
-from daft import backbones
-from daft.config import BackboneConfig, validate
+from daft import backbones, experiment, torchscript
+from daft.batchnorm import batchnorm_layers, convert_batchnorm
+from daft.config import BackboneConfig, Config, validate
 from daft.errors import UserError
+from tests import fabricate_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [4, 8, 8, 8]}
@@ -110,7 +117,8 @@ def test_missing_unexpected_and_misshapen_keys_are_all_listed(
     torch.save(broken, path)
     with pytest.raises(UserError) as caught:
         backbones.load(from_file(path))
-    _, missing, unexpected, shape, _ = str(caught.value).splitlines()
+    _, missing, unexpected, shape, hint = str(caught.value).splitlines()
+    assert "backbone.prefix, drop or rename" in hint
     assert missing.strip() == "missing (2): bn1.running_var, layer4.0.bn2.bias"
     assert unexpected.strip() == "unexpected (2): fc.weight, epoch"
     assert (
@@ -168,6 +176,8 @@ def test_a_wrong_checksum_names_both_and_the_right_one_passes(
     right, wrong = hashlib.sha256(path.read_bytes()).hexdigest(), "0" * 64
     assert backbones.fingerprint(from_file(path, checksum=f"sha256:{right}")) == right
     assert_loaded(from_file(path, checksum=f"sha256:{right}"), state)
+    first_digits = hashlib.md5(path.read_bytes()).hexdigest()[:8]  # all that some authors publish
+    assert_loaded(from_file(path, checksum=f"md5:{first_digits}"), state)
     for use in (backbones.fingerprint, backbones.load):
         with pytest.raises(UserError, match=rf"has sha256:{right}, not sha256:{wrong}"):
             use(from_file(path, checksum=f"sha256:{wrong}"))
@@ -177,6 +187,57 @@ def test_a_wrong_checksum_names_both_and_the_right_one_passes(
 def test_an_absent_file_is_named(checkpoint: str) -> None:
     with pytest.raises(UserError, match=rf"there is no file .*{re.escape(checkpoint.split(':')[-1])}"):
         backbones.load(from_file(Path(checkpoint)))
+
+
+def test_what_can_be_fetched_names_the_command_that_does() -> None:
+    cfg = from_file(Path("nowhere.pt"), urls=["http://127.0.0.1/net.pt"])
+    with pytest.raises(UserError, match=r"no file nowhere\.pt; .* python scripts/prepare\.py backbone=x, or"):
+        backbones.load(cfg)
+
+
+def test_names_are_translated_whole_and_by_the_first_pattern_that_matches(
+    tmp_path: Path, state: dict[str, Tensor]
+) -> None:
+    path = tmp_path / "net.pt"
+    translated = {
+        re.sub(r"^layer(\d)\.0\.(conv|bn)", r"stage\1.\2_", key): value for key, value in state.items()
+    }
+    torch.save(translated, path)
+    rename = {
+        r"stage(\d)\.(conv|bn)_(\d\..+)": r"layer\1.0.\2\3",
+        r"stage.*": r"never",
+        r"conv": r"never",  # a part of conv1.weight
+    }
+    cfg = from_file(path, rename=rename)
+    with pytest.raises(UserError, match=r"unexpected .*stage1\.conv_1\.weight"):
+        backbones.load(replace(cfg, rename={}))
+    assert_loaded(cfg, state)
+    reordered = replace(cfg, rename=dict(reversed(rename.items())))
+    prints = {backbones.fingerprint(c) for c in (cfg, reordered, replace(cfg, rename={}))}
+    assert len(prints) == 3
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        ({r"bn1\.(.+)": "one"}, r"bn1\.bias and another entry .* both become one"),
+        ({"(": "x"}, r"'\(' to 'x': missing \)"),
+        ({"bn1.+": r"\1"}, r"invalid group reference"),
+    ],
+)
+def test_a_translation_that_makes_no_sense_is_refused(
+    tmp_path: Path, state: dict[str, Tensor], rename: dict[str, str], message: str
+) -> None:
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=rf"backbone\.rename: .*{message}"):
+        backbones.load(from_file(tmp_path / "net.pt", rename=rename))
+
+
+def test_batch_counters_alone_may_be_absent(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    counters = {key for key in state if key.endswith("num_batches_tracked")}
+    torch.save({key: value for key, value in state.items() if key not in counters}, tmp_path / "net.pt")
+    loaded = backbones.load(from_file(tmp_path / "net.pt")).network.state_dict()
+    assert all(torch.equal(loaded[key], state[key]) for key in state.keys() - counters)
 
 
 class Malice:
@@ -246,6 +307,17 @@ def test_num_features_is_the_width_of_what_comes_out(
     assert extractor(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, width)
 
 
+def test_another_width_than_configured_is_refused() -> None:
+    assert backbones.load(config(num_features=8)).num_features == 8
+    with pytest.raises(UserError, match=r"backbone\.num_features=2048: .*resnet18 .* are 8 wide"):
+        backbones.load(config(num_features=2048))
+
+
+def test_images_of_another_size_than_configured_are_refused(tiny: Callable[..., Config]) -> None:
+    with pytest.raises(UserError, match=r"takes images of 224 x 224 pixels only, not of 32 x 32, as .*train"):
+        experiment.run(tiny("backbone.input_size=224"))
+
+
 # --- normalisation ---------------------------------------------------------------------------------
 
 
@@ -302,6 +374,166 @@ def test_a_hub_entry_is_identified_without_a_network() -> None:
     found = [backbones.fingerprint(config(weights="hub", model=m)) for m in ("resnet18", "resnet34")]
     assert found[0] != found[1]
     assert all(f.startswith("hub:timm/resnet") for f in found)
+
+
+# --- the paper's networks --------------------------------------------------------------------------
+
+
+class Published(NamedTuple):
+    """Fabricated checkpoints under the names of the real ones, and the networks that are in them."""
+
+    folder: Path
+    resnet: nn.Module
+    visual: nn.Module
+
+    def config(self, name: str) -> BackboneConfig:
+        """conf/backbone/<name>.yaml for the fabricated file, whose checksum is another."""
+        cfg = composed(name)
+        return replace(cfg, checkpoint=str(self.folder / Path(cfg.checkpoint or "").name), checksum=None)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    folder = tmp_path_factory.mktemp("published")
+    resnet, visual = fabricate_weights.resnet50(), fabricate_weights.clip_visual()
+    state = resnet.state_dict()
+    fabricate_weights.moco(folder / "moco_v2_800ep_pretrain.pth.tar", state)
+    fabricate_weights.moco(folder / "moco_tp.pth.tar", state, zipped=False)
+    fabricate_weights.swav(folder / "swav_800ep_pretrain.pth.tar", state)
+    fabricate_weights.clip(folder / "RN50.pt", visual)
+    return Published(folder, resnet, visual)
+
+
+def images_of(side: int) -> Tensor:
+    """A bright image of noise and a dark one."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(256, (2, 3, side, side), dtype=torch.uint8, generator=generator)
+    return images // torch.tensor([1, 4], dtype=torch.uint8).view(2, 1, 1, 1)
+
+
+def normalised(images: Tensor, cfg: BackboneConfig) -> Tensor:
+    mean, std = torch.tensor(cfg.mean).double(), torch.tensor(cfg.std).double()
+    return ((images.double() / 255).movedim(1, -1) - mean).div(std).movedim(-1, 1)
+
+
+def assert_same_features(found: Tensor, expected: Tensor) -> None:
+    """Up to what float64 rounds.
+
+    A sum of n ≤ 4608 products is off by n·ε of the sum of their sizes, which exceeds the sum by √n or so:
+    over 50 layers 50 · 4608 · 68 · 1e-16 ≈ 2e-9 at worst. Two images differ by far more.
+    """
+    size = expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-9 * size)
+    assert (expected[0] - expected[1]).abs().max() > 0.01 * size
+
+
+@pytest.mark.parametrize("name", ["moco_v2", "swav"])
+@torch.no_grad()
+def test_a_published_resnet_gives_torchvisions_features(published: Published, name: str) -> None:
+    cfg = published.config(name)
+    extractor = backbones.load(cfg).double()
+    assert cfg.std == (0.228, 0.224, 0.225)  # sic, as in LP-FT and the authors' code
+    assert len(batchnorm_layers(extractor)) == 53
+    assert extractor.num_features == 2048
+    images, oracle = images_of(64), deepcopy(published.resnet).double()
+    assert_same_features(extractor(images), oracle(normalised(images, cfg)))
+
+
+def test_the_report_accounts_for_every_entry_of_the_file(published: Published) -> None:
+    found = backbones.report(published.config("moco_tp"))
+    content = (published.folder / "moco_tp.pth.tar").read_bytes()
+    assert found.weights == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert found.loaded == 53 * (1 + 5)  # as many convolutions as BN layers, of five tensors each
+    assert found.dropped == ["fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"]
+    assert found.outside == found.loaded + 4 + 2  # the other encoder, queue and queue_ptr
+    assert str(found).startswith("318 tensors loaded, 4 dropped (fc.0.weight, fc.0.bias, ")
+    assert backbones.report(config()) == ("random", len(backbones.load(config()).network.state_dict()), [], 0)
+
+
+def test_a_swav_checkpoint_of_its_training_needs_its_wrapper(published: Published, tmp_path: Path) -> None:
+    path = tmp_path / "swav.pth"
+    fabricate_weights.swav(path, published.resnet.state_dict(), wrapped=True)
+    cfg = replace(published.config("swav"), checkpoint=str(path))
+    with pytest.raises(UserError, match=r"nothing in .* begin epoch, state_dict"):
+        backbones.load(cfg)
+    found = backbones.report(replace(cfg, wrapper="state_dict"))
+    assert (found.loaded, len(found.dropped), found.outside) == (318, 10, 0)
+    assert all(name.startswith(("projection_head.", "prototypes.")) for name in found.dropped)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(published: Published) -> None:
+    cfg = published.config("moco_v2")
+    with pytest.raises(UserError, match=r"does not fit the network\n  unexpected \(102\): layer1\.0\.conv3"):
+        backbones.load(replace(cfg, model="resnet34", num_features=512))
+
+
+@pytest.fixture(scope="module")
+def clip(published: Published) -> backbones.FeatureExtractor:
+    return backbones.load(published.config("clip_rn50"))
+
+
+def test_clips_names_become_what_timm_makes_of_them(
+    published: Published, clip: backbones.FeatureExtractor
+) -> None:
+    stored = torchscript.read_state_dict(published.folder / "RN50.pt")
+    expected = checkpoint_filter_fn(stored, clip.network)  # pyright: ignore[reportArgumentType]
+    loaded = clip.network.state_dict()
+    assert loaded.keys() == expected.keys()
+    for key, value in expected.items():
+        assert loaded[key].dtype == (torch.float32 if value.is_floating_point() else torch.int64)
+        assert torch.equal(loaded[key], value.to(loaded[key].dtype)), key
+    assert {value.dtype for value in stored.values()} == {torch.float16, torch.float32, torch.int64}
+
+
+@torch.no_grad()
+def test_clips_features_are_its_image_embedding_and_stay_so_under_conversion(
+    published: Published, clip: backbones.FeatureExtractor
+) -> None:
+    cfg, extractor, images = published.config("clip_rn50"), deepcopy(clip).double(), images_of(224)
+    assert (extractor.num_features, extractor.input_size) == (1024, 224)
+    assert len(batchnorm_layers(extractor)) == 55
+    expected = deepcopy(published.visual).double()(normalised(images, cfg))
+    assert expected.shape == (2, 1024)
+    assert_same_features(extractor(images), expected)
+
+    shifts = convert_batchnorm(extractor, [images])
+    assert all(not torch.allclose(s.source_var, s.target_var, rtol=0.01) for s in shifts.values())
+    assert_same_features(extractor(images), expected)
+
+
+def test_the_hubs_copy_of_clip_keeps_its_projection(
+    clip: backbones.FeatureExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(clip.network.state_dict(), path)
+    cfg = composed("clip_rn50_hub")
+    local = {"pretrained_cfg_overlay": {"file": str(path)}}  # timm reads it in place of the hub's
+    loaded = backbones.load(replace(cfg, model_args=cfg.model_args | local))
+    assert (loaded.num_features, loaded.input_size) == (1024, 224)
+    assert all(torch.equal(v, clip.state_dict()[key]) for key, v in loaded.state_dict().items())
+    assert (cfg.mean, cfg.std) == (composed("clip_rn50").mean, composed("clip_rn50").std)
+    assert backbones.fingerprint(cfg).startswith("hub:timm/resnet50_clip.openai:openai:")
+
+
+def test_an_archive_is_known_by_its_content_not_by_its_name(published: Published, tmp_path: Path) -> None:
+    path = tmp_path / "clip.pth.tar"
+    path.symlink_to(published.folder / "RN50.pt")
+    with pytest.raises(UserError, match=r"(?s)does not fit the network.* unexpected .*stem"):
+        backbones.load(from_file(path, prefix="visual.", rename=composed("clip_rn50").rename))
+
+
+def test_a_cut_off_or_evil_archive_is_refused_by_its_name(published: Published, tmp_path: Path) -> None:
+    path = tmp_path / "RN50.pt"
+    path.write_bytes((published.folder / "RN50.pt").read_bytes()[: 2**20])
+    with pytest.raises(UserError, match=r"backbone\.checkpoint: .*RN50\.pt does not load"):
+        backbones.load(from_file(path))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps(Malice(tmp_path / "trace")))
+        archive.writestr("x/constants.pkl", b"")
+    with pytest.raises(UserError, match=r"backbone\.checkpoint: .*RN50\.pt.* asks for \w+\.mkdir"):
+        backbones.load(from_file(path))
+    assert not (tmp_path / "trace").exists()
 
 
 # --- the files of conf -----------------------------------------------------------------------------
