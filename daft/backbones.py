@@ -86,7 +86,7 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
     if cfg.weights == "file":
         fingerprint(cfg)  # for its check of the checksum
         path = checkpoint_path(cfg)
-        _load_exactly(network, _select(_read(path, cfg), cfg, path).state, path)
+        _load_exactly(network, _select(_read(path, cfg), cfg, path).state, path, cfg.prefix)
     expected = resolve_model_data_config(network)
     for key, given in (("mean", cfg.mean), ("std", cfg.std)):
         if cfg.weights == "hub" and not torch.allclose(torch.tensor(given), torch.tensor(expected[key])):
@@ -190,9 +190,11 @@ def _select(state: dict[str, Any], cfg: BackboneConfig, path: Path) -> _Selectio
     dropped = [key for key in below if key.startswith(tuple(cfg.drop))]
     kept = {key: value for key, value in below.items() if key not in dropped}
     if not any(isinstance(value, Tensor) for value in kept.values()):
+        inner = [key for key, value in state.items() if isinstance(value, dict)]
         raise UserError(
             f"backbone.checkpoint: nothing in {path} would be loaded with prefix={cfg.prefix!r} and "
-            f"drop={cfg.drop}; its keys begin {', '.join(map(str, list(state)[:4]))}"
+            f"drop={cfg.drop}; its keys begin {_some(list(state))}"
+            + (f"; set backbone.wrapper to {' or '.join(inner)}" if inner and not cfg.wrapper else "")
         )
     selected: dict[str, Any] = {}
     for key, value in kept.items():
@@ -212,7 +214,7 @@ def _renamed(key: str, rename: dict[str, str]) -> str:
     return key
 
 
-def _load_exactly(network: nn.Module, state: dict[str, Any], path: Path) -> None:
+def _load_exactly(network: nn.Module, state: dict[str, Any], path: Path, prefix: str) -> None:
     """Copy all entries or none; every key and every shape must match."""
     expected = network.state_dict()
     # Old checkpoints lack BN's counter of batches, which has no effect on what the network computes.
@@ -227,12 +229,28 @@ def _load_exactly(network: nn.Module, state: dict[str, Any], path: Path) -> None
     if any(problems.values()):
         raise UserError(
             f"backbone.checkpoint: {path} does not fit the network"
-            + "".join(
-                f"\n  {what} ({len(keys)}): {', '.join(keys)}" for what, keys in problems.items() if keys
-            )
-            + "\n  set backbone.prefix, drop or rename, or another backbone.model"
+            + "".join(f"\n  {what} ({len(keys)}): {_some(keys)}" for what, keys in problems.items() if keys)
+            + (f"\n  {_remedy(missing, unexpected, prefix)}" if missing or unexpected else "")
         )
     network.load_state_dict(state)
+
+
+def _remedy(missing: list[str], unexpected: list[str], prefix: str) -> str:
+    """What to set so that every name fits, if a further prefix and dropping the rest are enough."""
+    deepest = max(missing, key=len, default="")
+    prefixes = {k.removesuffix(deepest) for k in unexpected if k.endswith(deepest)} if deepest else {""}
+    for further in sorted(prefixes):
+        below = {k.removeprefix(further) for k in unexpected if k.startswith(further)}
+        if below >= set(missing):
+            rest = (k for k in below - set(missing) if not k.endswith(".num_batches_tracked"))
+            drop = ",".join(sorted({"".join(k.partition(".")[:2]) for k in rest}))
+            settings = [f"backbone.prefix={prefix}{further}"] * bool(further)
+            return "the names would fit with " + " ".join(settings + [f"backbone.drop=[{drop}]"] * bool(drop))
+    return "set backbone.prefix, drop or rename, or another backbone.model"
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(map(str, keys[:6])) + (", …" if len(keys) > 6 else "")
 
 
 def _shape(value: Any) -> tuple[int, ...] | str:

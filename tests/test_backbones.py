@@ -128,6 +128,31 @@ def test_missing_unexpected_and_misshapen_keys_are_all_listed(
 
 
 @pytest.mark.parametrize(
+    ("extra", "prefix", "remedy"),
+    [
+        (["fc.weight", "fc.bias"], "", "backbone.drop=[fc.]"),
+        ([], "module.net.", "backbone.prefix=module.net."),
+        (
+            ["module.net.fc.0.weight", "head"],
+            "module.net.",
+            "backbone.prefix=module.net. backbone.drop=[fc.]",
+        ),
+    ],
+)
+def test_a_message_says_with_which_settings_the_file_would_fit_and_they_do(
+    tmp_path: Path, state: dict[str, Tensor], extra: list[str], prefix: str, remedy: str
+) -> None:
+    path = tmp_path / "net.pt"
+    torch.save({prefix + k: v for k, v in state.items()} | dict.fromkeys(extra, torch.ones(1)), path)
+    with pytest.raises(UserError) as caught:
+        backbones.load(from_file(path))
+    assert str(caught.value).splitlines()[-1] == f"  the names would fit with {remedy}"
+    settings = dict(word.removeprefix("backbone.").split("=") for word in remedy.split())
+    drop = settings.get("drop", "[]")[1:-1].split(",") if "drop" in settings else []
+    assert_loaded(from_file(path, prefix=settings.get("prefix", ""), drop=drop), state)
+
+
+@pytest.mark.parametrize(
     "changes",
     [{"prefix": "encoder."}, {"drop": [""]}, {"prefix": "conv1.weight.x"}, {"drop": ["c", "b", "l"]}],
 )
@@ -145,7 +170,7 @@ def test_a_forgotten_or_wrong_wrapper_is_named_with_the_files_keys(
 ) -> None:
     path = tmp_path / "net.pt"
     torch.save({"epoch": 3, "model": state}, path)
-    with pytest.raises(UserError, match=r"nothing in .* begin epoch, model"):
+    with pytest.raises(UserError, match=r"nothing in .* begin epoch, model; set backbone\.wrapper to model"):
         backbones.load(from_file(path))
     with pytest.raises(UserError, match=r"wrapper=state_dict: .* has epoch, model"):
         backbones.load(from_file(path, wrapper="state_dict"))
