@@ -85,10 +85,12 @@ def listing(config: Config) -> Listing:
 
 
 def load(config: Config, listed: Listing, device: torch.device) -> Data:
-    """Decode (or prepare to stream) every split; raises UserError naming all unreadable images."""
+    """Decode, map or prepare to stream every split; raises UserError naming all unreadable images."""
     cfg, compute = config.dataset, config.compute
     workers = compute.workers if compute.workers is not None else os.cpu_count() or 1
-    store = ImageStore(compute.resident_gib, max(workers, 1), Path(config.paths.cache), device)
+    store = ImageStore(
+        compute.resident_gib, max(workers, 1), Path(config.paths.cache), device, cfg.cache_side
+    )
 
     def loader(split: Labelled, operations: list[Operation], name: str) -> Loader:
         images, split = store.load(split, operations, name)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from daft import progress
 from daft.config import Operation
+from daft.data.cache import GIB, Cached, build, shrink, state
 from daft.data.transforms import fixed_prefix, least_side, one_shape, transform
 from daft.errors import UserError
 from daft.files import write_atomically
 
-GIB = 2**30
 NO_DRAWS = torch.empty(1, 0)
 QUEUED = 4096
 """Images that wait for a thread at a time."""
@@ -117,12 +117,29 @@ class Resident:
     pixels: Tensor
     done: int = 0
 
+    def subset(self, kept: Tensor) -> "Resident":
+        """The images that a mask, bool [N], keeps."""
+        return replace(self, pixels=self.pixels[kept])
+
 
 @dataclass(frozen=True)
 class Streamed:
     """Files that are decoded each time, because they differ in size or do not fit."""
 
     paths: list[Path]
+
+    def read(self, index: int) -> Tensor:
+        """One image as uint8 [3, H, W]; raises whatever Pillow raises if it does not decode."""
+        return read_image(self.paths[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels, by the header."""
+        with Image.open(self.paths[index]) as file:
+            return file.height, file.width
+
+    def subset(self, kept: Tensor) -> "Streamed":
+        """The images that a mask, bool [N], keeps."""
+        return Streamed([self.paths[i] for i in kept.nonzero()[:, 0]])
 
 
 def read_image(path: Path) -> Tensor:
@@ -143,9 +160,11 @@ class ImageStore:
     """for all resident splits together"""
     threads: int
     cache: Path
-    """where the verdict on streamed files is kept"""
+    """where the verdict on streamed files is kept, and their pixels on request"""
     device: torch.device
     """where resident images live"""
+    cache_side: int | None = None
+    """decode each file once, and keep the pixels with a shorter side of at most so many"""
     unreadable: dict[str, list[Path]] = field(default_factory=dict)
     """per split the files that do not decode"""
     _resident: dict[tuple[str, tuple[Operation, ...]], tuple[Resident, list[int]]] = field(
@@ -154,7 +173,7 @@ class ImageStore:
 
     def load(
         self, split: Labelled, operations: Sequence[Operation], name: str
-    ) -> tuple[Resident | Streamed, Labelled]:
+    ) -> tuple[Resident | Streamed | Cached, Labelled]:
         """The split's images, in memory if they share a size and fit, and the split as it was read.
 
         operations: all that the split goes through. Those before the first random one are applied once,
@@ -163,32 +182,47 @@ class ImageStore:
         """
         try:
             least = least_side(operations)
+            if self.cache_side is not None:
+                if least > self.cache_side:
+                    raise ValueError(
+                        f"dataset.cache_side={self.cache_side} is too small for a crop of {least}; raise it, "
+                        "or put a resize before the crop"
+                    )
+                split = replace(split, fingerprint=f"{split.fingerprint}/{self.cache_side}")
             if isinstance(split.images, Tensor):
-                _require_side(split.images, least, "images")
-                return Resident(split.images.to(self.device)), split
+                pixels = split.images if self.cache_side is None else shrink(split.images, self.cache_side)
+                _require_side(pixels, least, "images")
+                return Resident(pixels.to(self.device)), split
             paths = split.images
-            state = _state(paths)
-            loaded = self._decode(paths, state, least, tuple(fixed_prefix(operations)), name)
-            images, bad = loaded or (Streamed(paths), self._verify(paths, state, least, name))
-            if isinstance(images, Streamed) and not one_shape(operations):
-                _require_equal_sizes([p for i, p in enumerate(paths) if i not in set(bad)])
+            files, key = self._open(paths, name), state(paths)
+            loaded = self._decode(files, key, least, tuple(fixed_prefix(operations)), name)
+            images, bad = loaded or (files, self._verify(files, key, least, name))
+            if bad:
+                self.unreadable[name] = [paths[i] for i in bad]
+                good = torch.ones(len(paths), dtype=torch.bool)
+                good[bad] = False
+                split, images = split.subset(good.nonzero()[:, 0]), images.subset(good)
+            if not isinstance(images, Resident) and not one_shape(operations):
+                _require_equal_sizes(images)
         except ValueError as error:
             raise UserError(f"dataset.{name}: {error}") from error
-        if bad:
-            self.unreadable[name] = [paths[i] for i in bad]
-            good = torch.ones(len(paths), dtype=torch.bool)
-            good[bad] = False
-            split = split.subset(good.nonzero()[:, 0])
-            if isinstance(images, Resident):
-                images = replace(images, pixels=images.pixels[good])
-            else:
-                images = Streamed([p for p, ok in zip(paths, good, strict=True) if ok])
         return images, split
 
+    def _open(self, paths: list[Path], name: str) -> Streamed | Cached:
+        if self.cache_side is None:
+            return Streamed(paths)
+        return build(paths, self.cache_side, self.cache / "pixels", read_image, self.threads, name)
+
     def _decode(
-        self, paths: list[Path], state: str, least: int, operations: tuple[Operation, ...], name: str
+        self,
+        files: Streamed | Cached,
+        state: str,
+        least: int,
+        operations: tuple[Operation, ...],
+        name: str,
     ) -> tuple[Resident, list[int]] | None:
-        first = next((image for path in paths if (image := _try_read(path, least)) is not None), None)
+        count = len(files.paths)
+        first = next((image for i in range(count) if (image := _try_read(files, i, least)) is not None), None)
         if first is None:
             return None
         shapes = {0: first.shape[-2:]}
@@ -197,49 +231,40 @@ class ImageStore:
             key = (state, operations[:done])
             if key in self._resident:
                 return self._resident[key]
-            size = len(paths) * 3 * height * width
+            size = count * 3 * height * width
             used = sum(resident.pixels.numel() for resident, _ in self._resident.values())
             if used + size > self.limit_gib * GIB:
                 continue
-            pixels = torch.empty(len(paths), 3, height, width, dtype=torch.uint8)
-            bad = _fill(pixels, paths, least, operations[:done], self.threads, f"reading {name}")
+            pixels = torch.empty(count, 3, height, width, dtype=torch.uint8)
+            bad = _fill(pixels, files, least, operations[:done], self.threads, f"reading {name}")
             if bad is not None:
                 self._resident[key] = Resident(pixels.to(self.device), done), bad
                 return self._resident[key]
         return None
 
-    def _verify(self, paths: list[Path], state: str, least: int, name: str) -> list[int]:
+    def _verify(self, files: Streamed | Cached, state: str, least: int, name: str) -> list[int]:
         """Indices of the files that do not decode; reads them all, the first time."""
         verdict = self.cache / "verified" / f"{state}-{least}.json"
         if verdict.exists():
             return json.loads(verdict.read_text())
         with ThreadPoolExecutor(self.threads) as pool:
-            failed = _bounded(pool, lambda path: _try_read(path, least) is None, paths)
-            failed = progress.track(failed, f"checking {name}", len(paths))
+            indices = range(len(files.paths))
+            failed = _bounded(pool, lambda i: _try_read(files, i, least) is None, indices)
+            failed = progress.track(failed, f"checking {name}", len(indices))
             bad = [i for i, no in enumerate(failed) if no]
         write_atomically(verdict, json.dumps(bad))
         return bad
 
 
-def _state(paths: list[Path]) -> str:
-    """What changes with any of these files; unlike a fingerprint it holds on this machine only."""
-    digest = hashlib.sha256()
-    for path in paths:
-        stat = path.stat()
-        digest.update(f"{path.absolute()}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _require_equal_sizes(paths: list[Path]) -> None:
-    """Raise ValueError unless all headers give one size: a batch has one shape."""
+def _require_equal_sizes(images: Streamed | Cached) -> None:
+    """Raise ValueError unless all have one size: a batch has one shape."""
     sizes: dict[tuple[int, int], Path] = {}
-    for path in paths:
-        with Image.open(path) as file:
-            sizes.setdefault(file.size, path)
+    for i, path in enumerate(images.paths):
+        sizes.setdefault(images.size(i), path)
         if len(sizes) > 1:
             (one, a), (other, b) = sizes.items()
             raise ValueError(
-                f"images differ in size ({a}: {one[0]} x {one[1]} pixels, {b}: {other[0]} x {other[1]}) and "
+                f"images differ in size ({a}: {one[1]} x {one[0]} pixels, {b}: {other[1]} x {other[0]}) and "
                 "nothing in the transform gives them one shape; add a crop, or resize: [height, width]"
             )
 
@@ -250,13 +275,13 @@ def _bounded(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T
         yield from pool.map(work, items[start : start + QUEUED])
 
 
-def _try_read(path: Path, least: int) -> Tensor | None:
+def _try_read(files: Streamed | Cached, index: int, least: int) -> Tensor | None:
     """The image, None if it does not decode; raises ValueError if its shorter side is below `least`."""
     try:
-        image = read_image(path)
+        image = files.read(index)
     except Exception:  # Pillow raises many kinds for damaged files
         return None
-    _require_side(image, least, str(path))
+    _require_side(image, least, str(files.paths[index]))
     return image
 
 
@@ -270,7 +295,7 @@ def _require_side(images: Tensor, least: int, what: str) -> None:
 
 def _fill(
     pixels: Tensor,
-    paths: list[Path],
+    files: Streamed | Cached,
     least: int,
     operations: Sequence[Operation],
     threads: int,
@@ -279,7 +304,7 @@ def _fill(
     """Decode into `pixels`; the indices that do not decode, or None if an image has another size."""
 
     def decode(i: int) -> str:
-        image = _try_read(paths[i], least)
+        image = _try_read(files, i, least)
         if image is None:
             return "unreadable"
         image = transform(image[None], operations, NO_DRAWS)[0]
@@ -291,7 +316,7 @@ def _fill(
     bad = []
     with ThreadPoolExecutor(threads) as pool:
         for i, outcome in enumerate(
-            progress.track(_bounded(pool, decode, range(len(paths))), what, len(paths))
+            progress.track(_bounded(pool, decode, range(len(pixels))), what, len(pixels))
         ):
             if outcome == "other size":
                 pool.shutdown(cancel_futures=True)

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from daft.config import Operation
-from daft.data.images import Resident, Streamed, read_image
+from daft.data.cache import Cached
+from daft.data.images import Resident, Streamed
 from daft.data.transforms import draws, transform
 
 Batch = tuple[Tensor, Tensor]
@@ -23,7 +24,7 @@ class Loader:
     """One split as epochs of batches; an epoch's order and crops are a function of (seed, epoch)."""
 
     name: str
-    images: Resident | Streamed
+    images: Resident | Streamed | Cached
     labels: Tensor
     fingerprint: str
     """of the images and labels"""
@@ -59,7 +60,7 @@ class Loader:
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an image after the operations."""
         held = self.images
-        first = held.pixels[:1] if isinstance(held, Resident) else read_image(held.paths[0])[None]
+        first = held.pixels[:1] if isinstance(held, Resident) else held.read(0)[None]
         _, *shape = transform(first, self._operations, torch.full((1, draws(self._operations)), 0.5)).shape
         return shape[0], shape[1], shape[2]
 
@@ -87,7 +88,7 @@ class Loader:
             yield images, self.labels[chunk].to(self.device, non_blocking=True)
 
     def _streamed_batches(self, chunks: list[Tensor], uniforms: Tensor) -> Iterator[Batch]:
-        assert isinstance(self.images, Streamed)
+        assert not isinstance(self.images, Resident)
         if self._stream is None:
             self._plan = _Plan()
             self._stream = DataLoader(
@@ -138,13 +139,13 @@ class _Plan:
 
 
 class _Files(TorchDataset[Batch]):
-    def __init__(self, images: Streamed, labels: Tensor, operations: Sequence[Operation]) -> None:
-        self.paths, self.labels, self.operations = images.paths, labels, operations
+    def __init__(self, files: Streamed | Cached, labels: Tensor, operations: Sequence[Operation]) -> None:
+        self.files, self.labels, self.operations = files, labels, operations
 
     def __getitems__(self, items: list[tuple[int, list[float]]]) -> Batch:
         """A whole batch: images of one size, the usual case, are transformed together."""
         indices, rows = zip(*items, strict=True)
-        images, uniforms = [read_image(self.paths[i]) for i in indices], torch.tensor(rows)
+        images, uniforms = [self.files.read(i) for i in indices], torch.tensor(rows)
         if len({image.shape for image in images}) == 1:
             batch = transform(torch.stack(images), self.operations, uniforms)
         else:

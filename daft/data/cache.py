@@ -1,0 +1,211 @@
+"""Decoded images on disk: every file is decoded and shrunk once; later epochs and runs map its pixels.
+
+A shard holds SHARD images in order: their heights and widths, little-endian int32 [n, 2], both 0 for a file
+that does not decode; then the pixels of one after the other, uint8 [H, W, 3], the layout that decoding
+gives. Its name is a digest of its files' paths, sizes and times, so a file that changes costs one new
+shard. Nothing is ever deleted: the folder can be, while no run reads it.
+"""
+
+import functools
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from daft import progress
+from daft.errors import UserError
+from daft.files import PARTIAL, write_atomically
+
+SHARD = 2048
+"""Images in a file: about half a gigabyte with a shorter side of 256 pixels."""
+
+QUEUED = 256
+"""Decoded images that wait to be written, at most."""
+
+SAMPLED = 64
+"""Files whose headers tell how much space all of them need."""
+
+VERSION = 1
+"""Raised when the same file and side give other bytes."""
+
+SIZES = np.dtype("<i4")
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Images that were decoded once, mapped from disk by each process that reads them."""
+
+    paths: list[Path]
+    """the files they were"""
+    shards: list[Path]
+    table: Tensor
+    """int64 [N, 4]: number of the shard, first byte in it, height and width in pixels"""
+
+    def read(self, index: int) -> Tensor:
+        """One image as uint8 [3, H, W]; raises ValueError if its file did not decode."""
+        shard, start, height, width = self.table[index].tolist()
+        if not height:
+            raise ValueError(f"{self.paths[index]} did not decode")
+        pixels = _mapped(self.shards[shard])[start : start + 3 * height * width]
+        return pixels.view(height, width, 3).permute(2, 0, 1)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels."""
+        _, _, height, width = self.table[index].tolist()
+        return height, width
+
+    def subset(self, kept: Tensor) -> "Cached":
+        """The images that a mask, bool [N], keeps."""
+        return Cached([self.paths[i] for i in kept.nonzero()[:, 0]], self.shards, self.table[kept])
+
+
+def build(
+    paths: list[Path],
+    side: int,
+    folder: Path,
+    decode: Callable[[Path], Tensor],
+    threads: int,
+    name: str,
+) -> Cached:
+    """Images with a shorter side of at most `side` pixels from the shards in a folder; makes absent ones.
+
+    decode: the file's image as uint8 [3, H, W]; a file for which it raises is one that does not decode. A
+    build that was cut off goes on with the shard it was at, and processes build one at a time. Raises
+    UserError if the disk has no room.
+    """
+    parts = [paths[start : start + SHARD] for start in range(0, len(paths), SHARD)]
+    shards = [folder / f"{state(part)}-{side}-{VERSION}.pixels" for part in parts]
+
+    def missing() -> dict[Path, list[Path]]:
+        pairs = zip(shards, parts, strict=True)
+        return {shard: part for shard, part in pairs if _sizes(shard, len(part)) is None}
+
+    def small(path: Path) -> Tensor | None:
+        try:
+            return shrink(decode(path), side)
+        except Exception:  # Pillow raises many kinds for damaged files
+            return None
+
+    if missing():
+        with _alone(folder):
+            absent = missing()  # fewer, if another process was at it
+            _require_space([path for part in absent.values() for path in part], side, folder, name)
+            _make(absent, small, threads, f"caching {name}")
+    rows = []
+    for number, (shard, part) in enumerate(zip(shards, parts, strict=True)):
+        sizes = _sizes(shard, len(part))
+        assert sizes is not None
+        lengths = 3 * sizes.prod(axis=1)
+        starts = sizes.size * SIZES.itemsize + lengths.cumsum() - lengths
+        rows.append(np.column_stack([np.full_like(starts, number), starts, sizes]))
+    return Cached(paths, shards, torch.from_numpy(np.concatenate(rows)))
+
+
+def shrink(images: Tensor, side: int) -> Tensor:
+    """uint8 [..., 3, H, W] with the shorter side brought down to `side` pixels, antialiased bilinear.
+
+    Images whose shorter side is no longer than that stay as they are.
+    """
+    return F.resize(images, [side], antialias=True) if min(images.shape[-2:]) > side else images
+
+
+def state(paths: Iterable[Path]) -> str:
+    """What changes with any of these files; unlike a fingerprint it holds on this machine only."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path.absolute()}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _sizes(shard: Path, images: int) -> np.ndarray | None:
+    """Height and width of each, int64 [images, 2]; None if the shard is absent or not of the right size."""
+    if not shard.is_file():
+        return None
+    sizes = np.fromfile(shard, SIZES, 2 * images).astype(np.int64)
+    if sizes.size != 2 * images:
+        return None
+    sizes = sizes.reshape(images, 2)
+    expected = sizes.size * SIZES.itemsize + 3 * int(sizes.prod(axis=1).sum())
+    return sizes if shard.stat().st_size == expected else None
+
+
+def _make(
+    shards: dict[Path, list[Path]], read: Callable[[Path], Tensor | None], threads: int, what: str
+) -> None:
+    paths = [path for part in shards.values() for path in part]
+    with ThreadPoolExecutor(threads) as pool:
+        chunks = (pool.map(read, paths[i : i + QUEUED]) for i in range(0, len(paths), QUEUED))
+        images = progress.track(chain.from_iterable(chunks), what, len(paths))
+        for shard, part in shards.items():
+            write_atomically(shard, functools.partial(_write, islice(images, len(part)), len(part)))
+    _mapped.cache_clear()  # a damaged shard that was replaced may still be mapped
+
+
+def _write(images: Iterator[Tensor | None], count: int, file: Path) -> None:
+    sizes = np.zeros((count, 2), SIZES)
+    with open(file, "wb") as out:
+        out.seek(sizes.nbytes)  # they are known at the end
+        for i, image in enumerate(images):
+            if image is not None:
+                sizes[i] = image.shape[-2:]
+                out.write(image.permute(1, 2, 0).contiguous().numpy().data)
+        out.seek(0)
+        out.write(sizes.data)
+
+
+@functools.cache  # per process; a file descriptor is not kept
+def _mapped(shard: Path) -> Tensor:
+    """All bytes of a file; what is written to them stays in this process."""
+    return torch.from_file(str(shard), shared=False, size=shard.stat().st_size, dtype=torch.uint8)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The folder for this process to write to, tidied of what a kill may have left in it."""
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress.console.print(f"another process is filling {folder}; waiting for it", soft_wrap=True)
+            lock.acquire()
+        for leftover in folder.glob(f".*{PARTIAL}"):
+            leftover.unlink()
+        yield
+    except OSError as error:
+        raise UserError(f"paths.cache: {folder} cannot be filled ({error.strerror or error})") from error
+    finally:
+        lock.release()
+
+
+def _require_space(paths: list[Path], side: int, folder: Path, name: str) -> None:
+    """Raise UserError if there is less space than the pixels of these files need, by the size of some."""
+    sizes = []
+    for path in paths[:: max(1, len(paths) // SAMPLED)]:
+        try:
+            with Image.open(path) as file:
+                sizes.append(3 * file.width * file.height * min(1, side / min(file.size)) ** 2)
+        except Exception:  # decoding will find it
+            sizes.append(0)
+    needed = len(paths) * sum(sizes) / max(len(sizes), 1)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"dataset.cache_side={side}: the {len(paths):,} images of dataset.{name} need about "
+            f"{needed / GIB:.1f} GiB in {folder}, where {free / GIB:.1f} GiB are free; free some, set "
+            "paths.cache to a larger disk, or dataset.cache_side=null to decode them every time"
+        )
