@@ -14,6 +14,9 @@ one warm-up, so that noise hits all alike; median and range are of the ratios of
   accuracy, and the largest excess over the path of the objective over the lowest that any solver reached.
 - f: peak increase of resident memory in a fresh process while `data.load` reads a CIFAR-10-like run (an ID
   set, two OOD sets made from it), over the bytes of the images it then holds. Stated, without a target.
+- g: images/s of the `Loader` alone (`random_resized_crop` 224, flip) over JPEGs of 500 x 400 px kept once
+  with `cache_side=256`, against the same files decoded anew each epoch. As in d, workers have started and
+  the page cache is warm: no disk is measured. Stated, without a target.
 """
 
 import argparse
@@ -50,13 +53,14 @@ from torch.optim.swa_utils import update_bn  # noqa: E402
 
 from daft import backbones, data, methods, training  # noqa: E402
 from daft.batchnorm import convert_batchnorm  # noqa: E402
-from daft.config import Config, validate  # noqa: E402
+from daft.config import Config, Flip, RandomResizedCrop, validate  # noqa: E402
 from daft.data.images import Resident  # noqa: E402
 from daft.data.loader import Loader  # noqa: E402
 from daft.evaluation import autocast  # noqa: E402
 from daft.probe import DEFAULT_PATH, fit_probe  # noqa: E402
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn")
+TEN = [str(i) for i in range(10)]
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Bench:
     steps: int  # batches in an epoch
     batch: int = 64
     samples: int = 20_000  # of rows e and f
+    photos: int = 512  # of row g
 
     def interleaved(self, variants: dict[str, Callable[[], float]], times: int = 1) -> list[list[float]]:
         """Per variant what it returned in each (of `times` as many) repetitions after the warm-up."""
@@ -173,7 +178,7 @@ def train(bench: Bench) -> list[Row]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for split, count in (("train", images), ("val", 10)):
-            write_jpegs(folder / split, [str(i) for i in range(10)], count, bench.stored)
+            write_jpegs(folder / split, TEN, count, (bench.stored, bench.stored))
         config, in_memory = bench.configured(folder), bench.configured(folder, resident_gib=8)
         prepared = bench.network(config)
         streamed = data.load(config, data.listing(config), bench.device).train
@@ -293,7 +298,7 @@ def memory(bench: Bench) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         for split, share in (("train", 0.8), ("test", 0.2)):
             classes = composed("dataset=cifar10_folder").dataset.classes or []
-            write_jpegs(Path(folder) / "cifar10" / split, classes, int(share * bench.samples), 32)
+            write_jpegs(Path(folder) / "cifar10" / split, classes, int(share * bench.samples), (32, 32))
         (values,) = bench.interleaved({"peak / images": lambda: in_fresh_process(folder)})
     peak, images = (median(column) / 2**20 for column in zip(*sizes, strict=True))
     detail = f"{bench.samples:,} JPEGs of 32 px in 10 classes: {peak:.0f} MiB / {images:.0f} MiB"
@@ -317,14 +322,41 @@ def peak_of_loading(folder: str) -> tuple[int, int]:
     )
 
 
-def write_jpegs(folder: Path, classes: list[str], count: int, side: int) -> None:
-    """Smooth images with grain, which compress about as photos do, the classes in turn."""
+def cached(bench: Bench) -> list[Row]:
+    """Row g."""
+    count, side, crop = bench.photos, 256, [RandomResizedCrop(size=224), Flip()]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for split, images in (("train", count), ("val", 10)):
+            write_jpegs(folder / split, TEN, images, (500, 400))
+        config = bench.configured(folder)
+        config = replace(config, dataset=replace(config.dataset, train_transform=crop))
+        once = replace(config, dataset=replace(config.dataset, cache_side=side))
+        files, kept = (data.load(c, data.listing(c), bench.device).train for c in (config, once))
+        decoding, mapped = bench.interleaved(
+            {
+                "from JPEGs, images/s": lambda: count / bench.seconds(lambda: sum(1 for _ in files.epoch(1))),
+                "from the cache, images/s": lambda: (
+                    count / bench.seconds(lambda: sum(1 for _ in kept.epoch(1)))
+                ),
+            }
+        )
+    detail = f"{count} JPEGs of 500 x 400 px, cache_side {side}, {files.workers} workers: "
+    detail += f"{median(mapped):.1f} / {median(decoding):.1f} images/s"
+    return [Row("g. loading from the cache / from JPEGs", ratios(mapped, decoding), "", detail)]
+
+
+def write_jpegs(folder: Path, classes: list[str], count: int, size: tuple[int, int]) -> None:
+    """Smooth images with grain, which compress about as photos do, the classes in turn.
+
+    size: width and height in pixels.
+    """
     generator = np.random.default_rng(0)
     for name in classes:
         (folder / name).mkdir(parents=True)
     for i in range(count):
         blobs = Image.fromarray(generator.integers(256, size=(8, 8, 3), dtype=np.uint8))
-        smooth = np.asarray(blobs.resize((side, side), Image.Resampling.BICUBIC))
+        smooth = np.asarray(blobs.resize(size, Image.Resampling.BICUBIC))
         grainy = (smooth + generator.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
         Image.fromarray(grainy).save(folder / classes[i % len(classes)] / f"{i:06d}.jpg", quality=90)
 
@@ -359,7 +391,7 @@ def report(rows: list[Row], machine: str) -> str:
 
 def main() -> int:
     """Measure, print, write; 1 if --check and a target is missed."""
-    rows_of = {"conversion": conversion, "training": train, "probe": probe, "memory": memory}
+    rows_of = {"conversion": conversion, "training": train, "probe": probe, "memory": memory, "cache": cached}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
@@ -380,7 +412,7 @@ def main() -> int:
             machine = names[0] if names else machine
         bench = Bench(device, args.repeats, "resnet18", side=64, stored=64, steps=20)
     if args.quick:
-        bench = replace(bench, model="resnet18", side=32, stored=40, steps=3, batch=8, samples=500)
+        bench = replace(bench, model="resnet18", side=32, stored=40, steps=3, batch=8, samples=500, photos=32)
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True
     rows: list[Row] = []
