@@ -6,11 +6,14 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 T = TypeVar("T")
@@ -19,21 +22,28 @@ console = Console(stderr=True)
 
 def bar(*extra: str) -> Progress:
     """A progress bar; `extra` are templates of further columns."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        *(TextColumn(column) for column in extra),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    return _bar(MofNCompleteColumn(), *(TextColumn(column) for column in extra), TimeElapsedColumn())
+
+
+def transfer() -> Progress:
+    """A progress bar that counts bytes, and bytes per second."""
+    return _bar(DownloadColumn(), TransferSpeedColumn())
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     """Yield the items, showing how many of `total` are done."""
     with bar() as progress:
         yield from progress.track(items, total=total, description=description)
+
+
+def _bar(*columns: ProgressColumn) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *columns,
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,461 @@
+"""Files from elsewhere: fetched, verified, unpacked; each is at its place whole or not at all."""
+
+import errno
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Literal
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import requests
+import urllib3
+from filelock import FileLock, Timeout
+
+from daft import progress
+from daft.config import FileConfig
+from daft.errors import UserError
+from daft.files import write_atomically
+
+CHUNK = 1 << 18
+"""Bytes that are received, hashed or unpacked at a time."""
+
+TIMEOUT = (15, 60)
+"""Seconds to connect, and without a byte after that."""
+
+RETRIES = 3
+"""In a row without a new byte, before an address is given up."""
+
+BACKOFF = 0.5
+"""Seconds before the first retry; they double."""
+
+GB = 1e9
+
+ELSEWHERE = "set dataset.root, paths.data or paths.weights to another folder"
+
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError)
+"""What tarfile and zipfile raise for archives that they cannot read."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file as it was received."""
+
+    url: str | None
+    """None: it was there already"""
+    checksum: str
+    """sha256:…"""
+    bytes: int
+
+
+class _UnfitError(Exception):
+    """A file, or a member of an archive, is not what it should be; the message says why."""
+
+
+class _UnreachableError(Exception):
+    """An address gives nothing (more); the message says why."""
+
+
+class _DroppedError(Exception):
+    """The connection ended before the file did."""
+
+
+INTERRUPTIONS = (
+    _DroppedError,
+    requests.ConnectionError,
+    requests.Timeout,
+    urllib3.exceptions.HTTPError,  # of the raw stream, which requests does not translate
+)
+"""What may go better the next time."""
+
+
+def fetch(file: FileConfig, root: Path) -> Fetched | None:
+    """Fetch to `root / file.path` from the first address that gives the right file, or verify what is there.
+
+    A download that was cut off goes on where it stopped, even in another process. None: there is no need,
+    all that the archive gives is there. Raises UserError if no address gives the file, if it cannot be
+    written, or if a wrong one is at its place.
+    """
+    path = root / file.path
+    if not _needless(file, root):
+        with _alone(path, root):
+            if not _needless(file, root):  # as another process may have left it
+                _require_vacant(file, root)
+                return _fetch_from_any(file, path)
+    return verify(file, root) if path.exists() else None
+
+
+def verify(file: FileConfig, root: Path) -> Fetched:
+    """Check size, checksum and kind of the file at its place; raises UserError, and leaves a wrong one."""
+    path = root / file.path
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    try:
+        return Fetched(None, *_examine(path, file))
+    except _UnfitError as error:
+        raise UserError(f"{path} is damaged or another file: {error}; remove it to fetch it anew") from None
+
+
+def present(file: FileConfig, root: Path) -> str:
+    """`present`, `absent` or `damaged: why`, by a look at names and sizes alone.
+
+    Of an archive what it gives counts, not the archive.
+    """
+    if file.unpack is not None:
+        missing = [name for name in file.gives if not _exists(root / name)]
+        if 0 < len(missing) < len(file.gives):
+            found = next(name for name in file.gives if name not in missing)
+            return f"damaged: {found} is there without {', '.join(missing)}"
+        return "absent" if missing else "present"
+    path = root / file.path
+    if not path.exists():
+        return "absent"
+    size = path.stat().st_size
+    return "present" if file.bytes in (None, size) else f"damaged: {size:,} bytes, not {file.bytes:,}"
+
+
+def required_bytes(files: Iterable[FileConfig], root: Path) -> int:
+    """Disk space that what is absent still needs, as far as the configuration tells sizes."""
+    needed = 0
+    for file in files:
+        if present(file, root) == "absent":
+            path = root / file.path
+            arrived = next((p.stat().st_size for p in (path, _part(path)) if p.exists()), 0)
+            needed += max((file.bytes or 0) - arrived, 0) + (file.unpacked_bytes or 0)
+    return needed
+
+
+def require_space(files: Iterable[FileConfig], root: Path) -> None:
+    """Raises UserError if the disk of `root` has no room for what is absent."""
+    needed = required_bytes(files, root)
+    folder = root.absolute()
+    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+    if needed > free:
+        raise UserError(
+            f"{root}: {needed / GB:,.1f} GB are needed, but only {free / GB:,.1f} GB are free; "
+            f"make room, or {ELSEWHERE}"
+        )
+
+
+def unpack(file: FileConfig, root: Path) -> None:
+    """Unpack the archive at `root / file.path`; a kill leaves each folder that it gives whole or absent.
+
+    Raises UserError if the archive is damaged, has a member that would lie outside of its folder, lacks
+    something that it should give, or would write over what is there; nothing of it is left then.
+    """
+    archive, folder = root / file.path, file.unpack or "."
+    if present(file, root) == "present":
+        return
+    with _alone(archive, root):
+        if present(file, root) == "present":  # another process has unpacked it meanwhile
+            return
+        _require_vacant(file, root)
+        if not (whole := _unpacked(file, root)).is_dir():
+            if not archive.is_file():
+                raise UserError(f"{archive}: there is no such archive to unpack")
+            partial = whole.with_suffix(".unpacking")
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+            try:
+                _extract(archive, partial / folder, file.strip)
+                _require_gives(archive, partial, file)
+                _moves(partial, root, file.gives)
+                partial.rename(whole)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        for source, target in _moves(whole, root, file.gives):
+            source.rename(target)
+        shutil.rmtree(whole)
+
+
+def discard(file: FileConfig, root: Path) -> None:
+    """Remove an archive that has been unpacked."""
+    (root / file.path).unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(path: Path, root: Path) -> Iterator[None]:
+    """Keep other processes from this file meanwhile; raises UserError if something cannot be written."""
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(lock).acquire(timeout=0)
+        except Timeout:
+            progress.console.print(f"{path}: waiting for another process that is at work on it")
+            held = FileLock(lock).acquire()
+        with held:
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except OSError as error:
+        what = f"cannot write below {root} ({error.filename or path}: {error.strerror or error})"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"{what}; make room and run the same command again") from error
+        raise UserError(f"{what}; {ELSEWHERE}") from error
+
+
+def _needless(file: FileConfig, root: Path) -> bool:
+    return (root / file.path).exists() or present(file, root) == "present"
+
+
+def _fetch_from_any(file: FileConfig, path: Path) -> Fetched:
+    part, reasons = _part(path), []
+    for url in file.urls:
+        try:
+            _receive(url, part)
+            checksum, size = _examine(part, file)
+        except _UnreachableError as error:
+            reasons.append(f"{url}: {error}")
+        except _UnfitError as error:
+            reasons.append(f"{url}: {error}")
+            part.unlink()
+            _notes(part).unlink(missing_ok=True)
+        else:
+            os.replace(part, path)
+            _notes(part).unlink(missing_ok=True)
+            return Fetched(url, checksum, size)
+    raise UserError(
+        "\n  ".join([f"{file.path} cannot be fetched:", *reasons, f"put it at {path} by hand, or try again"])
+    )
+
+
+def _receive(url: str, part: Path) -> None:
+    """Bring what is at this address to `part`; raises _UnreachableError once nothing more arrives."""
+    most = failures = 0
+    while True:
+        try:
+            return _copy(url, part) if urlsplit(url).scheme == "file" else _download(url, part)
+        except INTERRUPTIONS as error:
+            arrived = part.stat().st_size if part.exists() else 0
+            failures = 0 if arrived > most else failures + 1
+            most = max(most, arrived)
+            if failures > RETRIES:
+                raise _UnreachableError(_root_cause(error)) from error
+            time.sleep(BACKOFF * 2**failures)
+        except requests.RequestException as error:
+            raise _UnreachableError(_root_cause(error)) from error
+
+
+def _copy(url: str, part: Path) -> None:
+    source = Path(url2pathname(urlsplit(url).path))
+    if not source.is_file():
+        raise _UnreachableError("there is no such file")
+    _notes(part).unlink(missing_ok=True)
+    shutil.copyfile(source, part)
+
+
+def _download(url: str, part: Path) -> None:
+    """One request, for what `part` lacks; for all of it if the server cannot go on with the same file."""
+    notes = json.loads(_notes(part).read_text()) if _notes(part).exists() else {}
+    same = part.exists() and notes.get("url") == url and notes["validator"] and notes["bytes"]
+    arrived = part.stat().st_size if same else 0
+    if arrived and arrived == notes["bytes"]:
+        return
+    headers, rest = {"Accept-Encoding": "identity"}, None
+    if arrived:
+        rest = f"bytes {arrived}-{notes['bytes'] - 1}/{notes['bytes']}"
+        headers |= {"Range": f"bytes={arrived}-", "If-Range": notes["validator"]}
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        code, given = response.status_code, response.headers
+        continued = arrived > 0 and code == 206 and given.get("Content-Range") == rest
+        if arrived and code in (206, 416) and not continued:
+            part.unlink()
+            raise _DroppedError("the server does not go on with the same file")
+        if code != 200 and not continued:
+            raise _UnreachableError(f"HTTP {code} {response.reason}")
+        with open(part, "ab" if continued else "wb") as out, progress.transfer() as shown:
+            if not continued:  # after the old bytes are gone, before the first new one
+                length = given.get("Content-Length")
+                notes = {"url": url, "validator": _validator(given), "bytes": int(length) if length else None}
+                write_atomically(_notes(part), json.dumps(notes))
+            bar = shown.add_task(part.stem, total=notes["bytes"], completed=arrived if continued else 0)
+            # Not response.iter_content: it would decompress a .gz that is declared as an encoding.
+            for chunk in response.raw.stream(CHUNK, decode_content=False):
+                out.write(chunk)
+                shown.advance(bar, len(chunk))
+            out.flush()
+            os.fsync(out.fileno())
+    size = part.stat().st_size
+    if notes["bytes"] not in (None, size):
+        raise _DroppedError(f"the connection ended after {size:,} of {notes['bytes']:,} bytes")
+
+
+def _part(path: Path) -> Path:
+    """What has arrived of a file."""
+    return path.with_name(f"{path.name}.part")
+
+
+def _notes(part: Path) -> Path:
+    """Where a part is from: url, its validator there (or null), bytes of the whole (or null)."""
+    return part.with_name(f"{part.name}.json")
+
+
+def _validator(headers: Mapping[str, str]) -> str | None:
+    """What If-Range may compare: a strong ETag, else the date (RFC 9110, 13.1.5)."""
+    etag = headers.get("ETag", "W/")
+    return headers.get("Last-Modified") if etag.startswith("W/") else etag
+
+
+def _root_cause(error: BaseException) -> str:
+    """The system's own words, without the layers of libraries around them."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return str(error) or type(error).__name__
+
+
+def _examine(path: Path, file: FileConfig) -> tuple[str, int]:
+    """sha256:… and bytes; raises _UnfitError if the file is not the configured one."""
+    kind, size = _kind(path), path.stat().st_size
+    if kind == "page":
+        raise _UnfitError("a web page instead of the file")
+    if file.bytes not in (None, size):
+        raise _UnfitError(f"{size:,} bytes, not {file.bytes:,}")
+    found = _checksums(path, {"sha256", (file.checksum or "sha256").split(":")[0]})
+    if file.checksum and not (other := found[file.checksum.split(":")[0]]).startswith(file.checksum):
+        raise _UnfitError(f"{other}, not {file.checksum}")
+    if file.unpack is not None and kind is None:
+        raise _UnfitError("neither tar, tar.gz nor zip")
+    return found["sha256"], size
+
+
+def _checksums(path: Path, algorithms: set[str]) -> dict[str, str]:
+    hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
+    with open(path, "rb") as file, progress.transfer() as shown:
+        bar = shown.add_task(f"verifying {path.name}", total=path.stat().st_size)
+        while chunk := file.read(CHUNK):
+            for each in hashes.values():
+                each.update(chunk)
+            shown.advance(bar, len(chunk))
+    return {name: f"{name}:{each.hexdigest()}" for name, each in hashes.items()}
+
+
+def _kind(path: Path) -> Literal["tar", "zip", "page"] | None:
+    """By its first bytes."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
+        return "tar"
+    if head.startswith(b"PK"):
+        return "zip"
+    return "page" if head.lstrip().lower().startswith((b"<!doctype html", b"<html")) else None
+
+
+def _exists(path: Path) -> bool:
+    """An empty folder does not count."""
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def _unpacked(file: FileConfig, root: Path) -> Path:
+    """Where all that an archive holds lies, laid out as below `root`, until it is moved there."""
+    return root / f".{file.path.replace('/', '_')}.unpacked"
+
+
+def _require_vacant(file: FileConfig, root: Path) -> None:
+    """Raises UserError if some of what the archive gives is there, and is not from a run that was killed."""
+    state = present(file, root)
+    if state.startswith("damaged") and not _unpacked(file, root).is_dir():
+        raise UserError(f"{root}: {state}; move away what is there to have {file.path} unpacked anew")
+
+
+def _require_gives(archive: Path, partial: Path, file: FileConfig) -> None:
+    if missing := [name for name in file.gives if not _exists(partial / name)]:
+        held = ", ".join(sorted(path.name for path in (partial / (file.unpack or ".")).iterdir()))
+        raise UserError(f"{archive} does not hold {', '.join(missing)}, but {held or 'nothing'}")
+
+
+def _moves(source: Path, target: Path, gives: list[str]) -> list[tuple[Path, Path]]:
+    """What to rename, and to what, so that `source` is merged into `target`; what the archive gives last.
+
+    Raises UserError if something is there already that is no mere folder around it.
+    """
+    given = {target / name for name in gives}
+
+    def moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
+        for entry in sorted(source.iterdir()):
+            place = target / entry.name
+            if not _exists(place):
+                yield entry, place
+            elif entry.is_dir() and place.is_dir() and place not in given:
+                yield from moves(entry, place)
+            else:
+                raise UserError(f"{place} is there already, and would be written over; move it away")
+
+    return sorted(
+        moves(source, target),
+        key=lambda move: any(name == move[1] or move[1] in name.parents for name in given),
+    )
+
+
+def _extract(archive: Path, folder: Path, strip: int) -> None:
+    """Write every member below `folder`, without the first `strip` parts of its path."""
+    folder.mkdir(parents=True)
+    try:
+        with open(archive, "rb") as raw, progress.transfer() as shown:
+            bar = shown.add_task(f"unpacking {archive.name}", total=archive.stat().st_size)
+            extract = {"tar": _untar, "zip": _unzip}.get(_kind(archive) or "")
+            if extract is None:
+                raise UserError(f"{archive} cannot be unpacked: it is neither tar, tar.gz nor zip")
+            for _ in extract(raw, folder, strip):
+                shown.update(bar, completed=raw.tell())
+    except tarfile.FilterError as error:
+        raise UserError(f"{archive} is not safe to unpack: {error}") from error
+    except _UnfitError as error:
+        raise UserError(f"{archive} is not safe to unpack: {error}") from None
+    except DAMAGE as error:
+        raise UserError(
+            f"{archive} is damaged or of an unknown kind ({error}); remove it to fetch it anew"
+        ) from error
+
+
+def _untar(raw: IO[bytes], folder: Path, strip: int) -> Iterator[None]:
+    with tarfile.open(fileobj=raw) as tar:
+        while member := tar.next():
+            # It would remember every member: a gigabyte for a million images.
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
+            if path := _below(member.name, strip):
+                link = _below(member.linkname, strip) if member.islnk() else member.linkname
+                tar.extract(member.replace(name=path, linkname=link, deep=False), folder, filter="data")
+            yield
+        # tarfile takes a cut or a broken header for the end, which two empty blocks must mark; reading on
+        # checks the sum at the end of a .gz.
+        rest = tar.fileobj
+        if rest is None or rest.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("it ends too early")
+        while rest.read(CHUNK):
+            pass
+
+
+def _unzip(raw: IO[bytes], folder: Path, strip: int) -> Iterator[None]:
+    with zipfile.ZipFile(raw) as archive:
+        members = [(member, _below(member.filename, strip)) for member in archive.infolist()]
+        for member, path in members:
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise _UnfitError(f"{member.filename!r} is a link")
+            if path and member.is_dir():
+                (folder / path).mkdir(parents=True, exist_ok=True)
+            elif path:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, open(folder / path, "wb") as target:
+                    shutil.copyfileobj(source, target, CHUNK)
+            yield
+
+
+def _below(name: str, strip: int) -> str:
+    """A member's path without its first parts, empty to leave it out; raises if it leads outside."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or (path.parts[:1] and path.parts[0].endswith(":")):
+        raise _UnfitError(f"{name!r} would lie outside of the folder")
+    return "" if "__MACOSX" in path.parts else "/".join(path.parts[strip:])
