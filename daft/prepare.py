@@ -16,6 +16,7 @@ from daft.config import BackboneConfig, DatasetConfig, FileConfig
 from daft.data.folder import EXTENSIONS
 from daft.data.images import Labelled, read_image
 from daft.errors import UserError
+from daft.fetch import GB
 from daft.files import write_atomically
 
 SAMPLED = 16
@@ -23,8 +24,6 @@ SAMPLED = 16
 
 JPEG_QUALITY = 90
 """Of images that are kept smaller than they were published."""
-
-GB = 1e9
 
 
 class Finding(NamedTuple):
@@ -86,7 +85,7 @@ def check_dataset(cfg: DatasetConfig) -> Iterator[Finding]:
             _open_sample(found)
         except UserError as error:
             state = "damaged" if root.is_dir() else "absent"
-            yield Finding(name, state, str(error).split("\n  python")[0].removeprefix(f"dataset.{name}: "))
+            yield Finding(name, state, str(error).split(data.HINT)[0].removeprefix(f"dataset.{name}: "))
         else:
             known = "as it must be" if split.known_images else "no published number to compare with"
             held = len(found.labels.unique())
@@ -139,9 +138,12 @@ def table(name: str, findings: Iterable[Finding]) -> Table:
 def _fetch(name: str, files: list[FileConfig], root: Path, cache: Path, keep_archives: bool) -> None:
     """Fetch, unpack and note in the manifest; all that is needed must fit on the disk first."""
     fetch.require_space(files, root)
+    if needed := fetch.required_bytes(files, root):
+        progress.console.print(f"{name}: {needed / GB:,.1f} GB of disk needed below {root}")
     manifest = cache / "prepared" / f"{name}.json"
     for file in files:
-        found = fetch.fetch(file, root)
+        if (found := fetch.fetch(file, root)) is None:
+            continue
         if file.checksum is None:
             progress.console.print(f"{file.path}: {found.checksum} (none is published: pin this one)")
         if file.unpack is not None:

@@ -148,7 +148,7 @@ def test_hidden_and_foreign_files_are_ignored(tmp_path: Path) -> None:
 def test_a_dangling_link_is_named_not_skipped(tmp_path: Path) -> None:
     paint_folder(tmp_path, {"cat": 1, "dog": 1})
     (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(UserError, match=r"dataset\.train: 1 of 3 file.* do not exist: .*gone\.png"):
+    with pytest.raises(UserError, match=r"dataset\.train: 1 of the 3 file.* do not exist: .*gone\.png"):
         split_of(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_a_csv_lists_paths_relative_to_itself(tmp_path: Path) -> None:
         ('path,label\na.png,"cat\n', r"no CSV of path,label"),
         ("path,label\n", r"no images"),
         ("path,label\nyes.png,cat\nyes.png\n", r"row 2 has no"),
-        ("path,label\nyes.png,cat\nno.png,cat\nnor.png,dog\n", r"2 file.*no\.png, .*nor\.png"),
+        ("path,label\nyes.png,cat\nno.png,cat\nnor.png,dog\n", r"do not exist: .*no\.png, .*nor\.png"),
     ],
 )
 def test_a_bad_csv_is_named_with_what_is_wrong(tmp_path: Path, text: str, named: str) -> None:
@@ -221,7 +221,7 @@ def test_missing_and_extra_classes_of_any_split_are_named(tmp_path: Path, config
     paint_folder(tmp_path / "night", {"cat": 1, "owl": 1})
     cfg = dataset(tmp_path, ood={"dark": SplitConfig(path="night")})
     with pytest.raises(
-        UserError, match=r"dataset\.dark: .*/night .* missing dog; extra owl; expected cat, dog"
+        UserError, match=r"dataset\.ood\.dark: .*/night .* missing dog; extra owl; expected cat, dog"
     ):
         data.listing(configure(cfg))
     with pytest.raises(UserError, match=r"dataset\.train: .* missing owl; expected cat, dog, owl"):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from daft.config import Config, DatasetConfig, Operation, SplitConfig
-from daft.data import cifar, domainnet, fmow, folder, imagenet, shapes
+from daft.data import cifar, domainnet, fmow, folder, imagenet, shapes, tiny_imagenet
 from daft.data.images import ImageStore, Labelled, Resident
 from daft.data.loader import Loader
 from daft.errors import UserError
@@ -21,7 +21,15 @@ HOLDOUT_EVERY = 10
 SHAPES_VERSION = 1
 """Raised when the same seed draws other pixels."""
 
-FILES = {"folder": folder, "imagenet": imagenet, "domainnet": domainnet, "fmow": fmow}
+HINT = "; python scripts/prepare.py dataset="
+
+FILES = {
+    "folder": folder,
+    "imagenet": imagenet,
+    "domainnet": domainnet,
+    "fmow": fmow,
+    "tiny_imagenet": tiny_imagenet,
+}
 """Sources of files: each has classes(cfg), names in label order, and files(cfg, split, name, classes), a
 table of path (relative, for order and identity), file (to open) and label (class name)."""
 
@@ -60,7 +68,7 @@ class Data:
 def listing(config: Config) -> Listing:
     """List the images of every split and check that they share their classes; decodes nothing."""
     cfg = config.dataset
-    splits = {"train": cfg.train, "id": cfg.id, **cfg.ood}
+    splits = {"train": cfg.train, "id": cfg.id, **{f"ood.{name}": split for name, split in cfg.ood.items()}}
     if cfg.source == "shapes":
         classes: list[str] = [*shapes.CLASSES]
         found = {name: _generated(cfg, split, name) for name, split in splits.items()}
@@ -79,7 +87,8 @@ def listing(config: Config) -> Listing:
             raise UserError(
                 f"training.selection=holdout: no class has {HOLDOUT_EVERY} training images to hold one out"
             )
-    listed = Listing(classes, train, evaluation | found)
+    evaluation |= {key.removeprefix("ood."): split for key, split in found.items()}
+    listed = Listing(classes, train, evaluation)
     _require_images({"train": train, **listed.evaluation})
     return listed
 
@@ -170,9 +179,10 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
         if source := PIXELS.get(cfg.source):
             found = Labelled.of_pixels(*source.pixels(cfg, split, name))
         else:
-            found = Labelled.of_files(FILES[cfg.source].files(cfg, split, name, classes), classes)
+            listed = FILES[cfg.source].files(cfg, split, name, classes)
+            found = Labelled.of_files(listed, classes, split.path)
     except UserError as error:
-        hint = f"\n  python scripts/prepare.py dataset={cfg.name} --check says what to do"
+        hint = f"{HINT}{cfg.name} --check says what to do"
         prefix = "" if str(error).startswith("dataset.") else f"dataset.{name}: "
         raise UserError(f"{prefix}{error}{hint if cfg.files or cfg.manual else ''}") from error
     if split.part != "all":

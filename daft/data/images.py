@@ -47,14 +47,14 @@ class Labelled:
         return len(self.labels)
 
     @classmethod
-    def of_files(cls, listed: pd.DataFrame, classes: list[str]) -> "Labelled":
-        """The files of a table with columns path (its name, for order and identity), file (to open), label
+    def of_files(cls, listed: pd.DataFrame, classes: list[str], what: str) -> "Labelled":
+        """The files of `what`, a table of path (its name, for order and identity), file (to open), label
         (class name); raises UserError naming the first of those that do not exist.
         """
         absent = [file for file in listed["file"] if not Path(file).is_file()]
         if absent:
             raise UserError(
-                f"{len(absent)} of {len(listed)} file(s) do not exist: "
+                f"{len(absent)} of the {len(listed):,} file(s) of {what} do not exist: "
                 + ", ".join(absent[:5])
                 + (", …" if len(absent) > 5 else "")
             )
