@@ -148,7 +148,7 @@ def _fetch(name: str, files: list[FileConfig], root: Path, cache: Path, keep_arc
             progress.console.print(f"{file.path}: {found.checksum} (none is published: pin this one)")
         if file.unpack is not None:
             fetch.unpack(file, root)
-            if not keep_archives:
+            if found.url and not keep_archives:  # one that was there already is the user's
                 fetch.discard(file, root)
         noted = json.loads(manifest.read_text()) if manifest.exists() else {}
         noted[file.path] = {**asdict(found), "root": str(root.absolute()), "time": time.time()}

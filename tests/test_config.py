@@ -19,12 +19,13 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def test_every_combination_of_groups_composes(configure):
-    groups = [options(group) for group in ("dataset", "backbone", "method")]
-    assert all(groups)
-    for dataset, backbone, method in itertools.product(*groups):
-        required = [*REQUIRED.get(dataset, []), *REQUIRED.get(backbone, [])]
-        config = configure(f"dataset={dataset}", f"backbone={backbone}", f"method={method}", *required)
+def test_every_option_composes_and_every_method_with_every_backbone(configure):
+    datasets, backbones, methods = (options(group) for group in ("dataset", "backbone", "method"))
+    assert all((datasets, backbones, methods))
+    for dataset in datasets:
+        assert configure(f"dataset={dataset}", *REQUIRED.get(dataset, [])).dataset
+    for backbone, method in itertools.product(backbones, methods):  # a method's η_w comes from the backbone
+        config = configure(f"backbone={backbone}", f"method={method}", *REQUIRED.get(backbone, []))
         assert config.method.name == method
 
 

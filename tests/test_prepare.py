@@ -1,0 +1,336 @@
+"""Claims about prepare.py: from what is published to a run, for every dataset and every network of the paper.
+
+The originals are miniatures in the published formats, served by a web server on this machine. Addresses,
+sizes and checksums are theirs; paths, archives and what they give are those of conf/.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from daft import experiment, prepare
+from daft.config import BackboneConfig, Config, DatasetConfig, FileConfig
+from daft.data import imagenet
+from daft.errors import UserError
+from daft.files import checksum
+from tests import fabricate, fabricate_weights
+from tests.conftest import ROOT
+from tests.upstream import Server
+
+Configure = Callable[..., Config]
+
+FMOW_ROWS = [
+    (split, category, country, f"20{year}-05-01T10:00:00Z")
+    for split in ("train", "val")
+    for category in ("airport", "zoo")
+    for country in ("USA", "BRA", "FRA", "KEN")
+    for year in (11, 14)
+]
+SMALL = ["training.epochs=1", "training.batch_size=16", "wandb.mode=disabled", "compute.device=cpu"]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "served").mkdir()
+    with Server(tmp_path / "served") as running:
+        yield running
+
+
+def redirected(file: FileConfig, server: Server) -> FileConfig:
+    """The same file as the server has it."""
+    name = Path(file.path).name
+    served = server.folder / name
+    return replace(
+        file,
+        urls=[server.url(name)],
+        bytes=served.stat().st_size,
+        checksum=checksum(served),
+        unpacked_bytes=None,
+    )
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """All that is in the folder, as a .zip or a .tar.gz."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            for file in sorted(folder.rglob("*")):
+                packed.write(file, file.relative_to(folder))
+    else:
+        with tarfile.open(archive, "w:gz") as packed:
+            for entry in sorted(folder.iterdir()):
+                packed.add(entry, entry.name)
+
+
+def publish_cifar10(served: Path, scratch: Path, cfg: DatasetConfig) -> None:
+    fabricate.cifar10(scratch / "cifar", per_class=1)
+    fabricate.stl10(scratch / "stl")
+    for version in ("v4", "v6"):
+        fabricate.cifar10_1(served, version)
+    pack(scratch / "cifar", served / "cifar-10-python.tar.gz")
+    pack(scratch / "stl", served / "stl10_binary.tar.gz")
+
+
+def publish_domainnet(served: Path, scratch: Path, cfg: DatasetConfig) -> None:
+    assert cfg.classes
+    fabricate.domainnet(scratch, cfg.classes)
+    for domain in ("clipart", "painting", "real", "sketch"):
+        (scratch / "zip" / domain).mkdir(parents=True)
+        (scratch / domain).rename(scratch / "zip" / domain / domain)
+        pack(scratch / "zip" / domain, served / f"{domain}.zip")
+    for file in (scratch / "SENTRY_splits").iterdir():
+        shutil.copy(file, served)
+
+
+def publish_fmow(served: Path, scratch: Path, cfg: DatasetConfig) -> None:
+    fabricate.fmow(scratch, FMOW_ROWS)
+    pack(scratch / "fmow_v1.1", served / "fmow_v1.1.tar.gz")
+
+
+def publish_tiny_imagenet(served: Path, scratch: Path, cfg: DatasetConfig) -> None:
+    folder = scratch / "tiny-imagenet-200"
+    wnids = [f"n{i:08}" for i in (3, 1, 2)]
+    lines = []
+    for i, wnid in enumerate(wnids):
+        for j in range(4):
+            fabricate.picture(folder / f"train/{wnid}/images/{wnid}_{j}.JPEG", 10 * i + j, 64, 64)
+        fabricate.picture(folder / f"val/images/val_{i}.JPEG", 100 + i, 64, 64)
+        lines.append(f"val_{i}.JPEG\t{wnid}\t0\t32\t44\t62\n")
+    (folder / "wnids.txt").write_text("\n".join(wnids) + "\n")
+    (folder / "val/val_annotations.txt").write_text("".join(lines))
+    pack(scratch, served / "tiny-imagenet-200.zip")
+
+
+def publish_pacs(served: Path, scratch: Path, cfg: DatasetConfig) -> None:
+    assert cfg.classes
+    for d, domain in enumerate(("photo", "art_painting", "cartoon", "sketch")):
+        for c, label in enumerate(cfg.classes):
+            for n in range(5 if domain == "sketch" else 1):
+                seed = 100 * d + 10 * c + n
+                fabricate.picture(scratch / f"kfold/{domain}/{label}/pic_{n}.jpg", seed, 227, 227)
+    pack(scratch, served / "PACS.zip")
+
+
+def dataset_of(configure: Configure, tmp_path: Path, name: str, *overrides: str) -> Config:
+    """Its configuration, without the known numbers of images of the originals."""
+    folders = [f"paths.{key}={tmp_path / key}" for key in ("runs", "cache", "data", "weights")]
+    config = configure(f"dataset={name}", *SMALL, *folders, *overrides)
+    unknown = {
+        "train": replace(config.dataset.train, known_images=None),
+        "id": replace(config.dataset.id, known_images=None),
+        "ood": {key: replace(split, known_images=None) for key, split in config.dataset.ood.items()},
+    }
+    return replace(config, dataset=replace(config.dataset, **unknown))
+
+
+@pytest.mark.parametrize(
+    ("name", "publish"),
+    [
+        ("cifar10", publish_cifar10),
+        ("domainnet", publish_domainnet),
+        ("fmow", publish_fmow),
+        ("tiny_imagenet", publish_tiny_imagenet),
+        ("pacs", publish_pacs),
+    ],
+)
+def test_a_dataset_goes_from_its_publication_to_a_run(
+    configure: Configure,
+    tmp_path: Path,
+    server: Server,
+    name: str,
+    publish: Callable[[Path, Path, DatasetConfig], None],
+) -> None:
+    config = dataset_of(configure, tmp_path, name)
+    assert all(finding.state == "absent" for finding in prepare.check_dataset(config.dataset))
+    publish(server.folder, tmp_path / "scratch", config.dataset)
+    files = [redirected(file, server) for file in config.dataset.files]
+    config = replace(config, dataset=replace(config.dataset, files=files))
+
+    prepare.prepare_dataset(config.dataset, tmp_path / "cache")
+
+    findings = list(prepare.check_dataset(config.dataset))
+    assert [f for f in findings if f.state != "present"] == []
+    assert len(findings) == len(files) + 2 + len(config.dataset.ood)
+    noted = json.loads((tmp_path / f"cache/prepared/{name}.json").read_text())
+    assert {key: entry["checksum"] for key, entry in noted.items()} == {f.path: f.checksum for f in files}
+
+    before = len(server.requests)
+    prepare.prepare_dataset(config.dataset, tmp_path / "cache")
+    assert len(server.requests) == before  # nothing is fetched twice
+
+    record = experiment.run(config).record
+    assert record["status"] == "finished"
+    assert {f"{split}/accuracy" for split in ("id", *config.dataset.ood)} <= record["metrics"].keys()
+
+
+@pytest.mark.parametrize("name", ["living17", "entity30", "entity13", "nonliving26"])
+def test_an_imagenet_folder_is_checked_and_used_in_place(
+    configure: Configure, tmp_path: Path, name: str
+) -> None:
+    rows = imagenet.hierarchies()[name]
+    source, target = ([row[side][0] for row in rows] for side in ("source", "target"))
+    everything = [[wnid for row in rows for wnid in row[side]] for side in ("source", "target")]
+    root = tmp_path / "imagenet"
+    config = dataset_of(configure, tmp_path, name, f"dataset.root={root}")
+    with pytest.raises(UserError, match=r"(?s)cannot be fetched by a program.*image-net\.org.*root="):
+        prepare.prepare_dataset(config.dataset, tmp_path / "cache")
+    fabricate.imagenet(root, *everything, layout="devkit")
+    held = sorted(root.rglob("*"))
+    prepare.prepare_dataset(config.dataset, tmp_path / "cache")
+    assert [f.state for f in prepare.check_dataset(config.dataset)] == ["present"] * 3
+    few = {
+        "train": replace(config.dataset.train, images=len(source)),
+        "id": replace(config.dataset.id, images=len(source)),
+        "ood": {"target": replace(config.dataset.ood["target"], images=len(target))},
+    }
+    record = experiment.run(replace(config, dataset=replace(config.dataset, **few))).record
+    assert record["status"] == "finished"
+    assert sorted(root.rglob("*")) == held  # nothing is written beside a user's data
+
+
+@pytest.mark.parametrize("name", ["moco_v2", "moco_tp", "swav", "clip_rn50"])
+def test_a_network_goes_from_its_publication_to_a_run(
+    configure: Configure, tmp_path: Path, server: Server, name: str
+) -> None:
+    side = 224 if name == "clip_rn50" else 64
+    transform = f"[{{resize: {side}}}]"
+    config = dataset_of(
+        configure,
+        tmp_path,
+        "shapes",
+        f"backbone={name}",
+        f"dataset.train_transform={transform}",
+        f"dataset.eval_transform={transform}",
+        *(f"dataset.{split}.images=10" for split in ("train", "id")),
+        *(f"~dataset.ood.{style}" for style in ("photo", "clipart", "painting", "neon")),
+        "training.batch_size=10",
+        "method.lr_backbone=1e-5",
+    )
+    cfg = config.backbone
+    assert [f.state for f in prepare.check_backbone(cfg)] == ["absent"]
+    publish_network(server.folder, cfg)
+    file = redirected(FileConfig(path=str(cfg.checkpoint), urls=cfg.urls), server)
+    cfg = replace(cfg, urls=file.urls, bytes=file.bytes, checksum=file.checksum)
+    prepare.prepare_backbone(cfg, tmp_path / "cache")
+    (finding,) = prepare.check_backbone(cfg)
+    assert finding.state == "present"
+    assert "tensors loaded" in finding.detail
+    record = experiment.run(replace(config, backbone=cfg)).record
+    assert record["status"] == "finished"
+
+
+def publish_network(served: Path, cfg: BackboneConfig) -> None:
+    """A network of random weights as the file of this one is published."""
+    path = served / Path(str(cfg.checkpoint)).name
+    if cfg.name == "clip_rn50":
+        fabricate_weights.clip(path, fabricate_weights.clip_visual())
+    elif cfg.name == "swav":
+        fabricate_weights.swav(path, fabricate_weights.resnet50().state_dict())
+    else:
+        fabricate_weights.moco(path, fabricate_weights.resnet50().state_dict())
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts/prepare.py"), *arguments]
+    environment = os.environ | {"COLUMNS": "200", "HYDRA_FULL_ERROR": "0"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+
+
+def test_the_doctor_says_what_is_absent_and_what_mends_it(tmp_path: Path) -> None:
+    place = [f"paths.{key}={tmp_path / key}" for key in ("data", "weights", "cache")]
+    result = cli("--check", "dataset=living17,cifar10", "backbone=swav", *place)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    for word in (
+        "ILSVRC2012_img_train.tar",
+        "python scripts/prepare.py dataset=cifar10",
+        "python scripts/prepare.py backbone=swav",
+        str(tmp_path / "weights/swav_800ep_pretrain.pth.tar"),
+    ):
+        assert word in result.stderr
+    assert not any((tmp_path / key).exists() for key in ("data", "weights", "cache"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dataset=cifar11"], ["dataset=cifar11", "cifar10", "domainnet"]),
+        (["cifar10"], ["cifar10", "dataset=NAME"]),
+        (["dataset.root=/x"], ["name what to prepare"]),
+        (["dataset=cifar10", "dataset.rot=/x"], ["dataset.rot: no such key", "'root'"]),
+    ],
+)
+def test_a_wrong_word_is_one_line_without_a_traceback(arguments: list[str], words: list[str]) -> None:
+    result = cli(*arguments)
+    assert result.returncode == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert all(word in result.stderr for word in words)
+
+
+def test_published_images_are_kept_smaller_once_and_whole(configure: Configure, tmp_path: Path) -> None:
+    cfg = dataset_of(configure, tmp_path, "pacs").dataset
+    assert cfg.classes
+    assert cfg.kept_side
+    for domain in ("photo", "art_painting", "cartoon", "sketch"):
+        for label in cfg.classes:
+            for n in range(5):
+                fabricate.picture(tmp_path / f"data/pacs/{domain}/{label}/{n}.jpg", n, 227, 227)
+    prepare.prepare_dataset(cfg, tmp_path / "cache")
+    files = sorted((tmp_path / "data/pacs").rglob("*.jpg"))
+    sizes, times = zip(*((Image.open(file).size, file.stat().st_mtime_ns) for file in files), strict=True)
+    assert set(sizes) == {(cfg.kept_side, cfg.kept_side)}
+    prepare.prepare_dataset(cfg, tmp_path / "cache")
+    assert [file.stat().st_mtime_ns for file in files] == list(times)
+
+
+def test_the_doctor_names_what_is_damaged(configure: Configure, tmp_path: Path) -> None:
+    config = dataset_of(configure, tmp_path, "domainnet")
+    cfg, root = config.dataset, Path(config.dataset.root)
+    assert cfg.classes
+    fabricate.domainnet(root, cfg.classes)
+    (root / "sketch/zebra.txt").touch()  # what is not listed is no matter
+    files = [replace(f, bytes=None, checksum=None) for f in cfg.files]
+    cfg = replace(cfg, files=files)
+    assert {f.state for f in prepare.check_dataset(cfg)} == {"present"}
+
+    next((root / "real/cat").iterdir()).write_bytes(b"no image")
+    shutil.rmtree(root / "painting/dog")
+    by_name = {finding.what: finding for finding in prepare.check_dataset(cfg)}
+    assert "painting/dog" in by_name["ood.painting"].detail
+    assert "real/cat" in by_name["ood.real"].detail
+    damaged = {"ood.painting", "ood.real", "ood.pooled"}
+    assert {what for what, finding in by_name.items() if finding.state == "damaged"} == damaged
+
+
+def test_a_count_that_is_not_the_published_one_is_damage(configure: Configure, tmp_path: Path) -> None:
+    config = dataset_of(configure, tmp_path, "cifar10")
+    root = Path(config.dataset.root)
+    fabricate.cifar10(root)
+    fabricate.cifar10_1(root)
+    fabricate.stl10(root)
+    known = replace(config.dataset, files=[], id=replace(config.dataset.id, known_images=10_000))
+    by_name = {finding.what: finding for finding in prepare.check_dataset(known)}
+    assert by_name["id"].state == "damaged"
+    assert "10 images, but there must be 10,000" in by_name["id"].detail
+    with pytest.raises(UserError, match=r"dataset\.id: 10 images, but there must be 10,000"):
+        experiment.run(replace(config, dataset=known))
+
+
+def test_a_network_of_another_architecture_is_damage(configure: Configure, tmp_path: Path) -> None:
+    cfg = dataset_of(configure, tmp_path, "shapes", "backbone=swav").backbone
+    assert cfg.checkpoint
+    Path(cfg.checkpoint).parent.mkdir(parents=True)
+    torch.save({"module.conv1.weight": torch.ones(3)}, cfg.checkpoint)
+    (finding,) = prepare.check_backbone(cfg)
+    assert finding.state == "damaged"
+    assert "does not fit the network" in finding.detail
