@@ -26,11 +26,14 @@ JPEG_QUALITY = 90
 """Of images that are kept smaller than they were published."""
 
 
+State = Literal["present", "absent", "damaged"]
+
+
 class Finding(NamedTuple):
     """What the doctor says of one thing."""
 
     what: str
-    state: Literal["present", "absent", "damaged"]
+    state: State
     detail: str
 
 
@@ -66,13 +69,11 @@ def checkpoint_file(cfg: BackboneConfig) -> FileConfig | None:
 def check_dataset(cfg: DatasetConfig) -> Iterator[Finding]:
     """One finding per file that prepare.py fetches, and per split: count, classes, a sample opened."""
     root = Path(cfg.root).expanduser()
+    complete = root.is_dir()
     for file in cfg.files:
-        state = fetch.present(file, root)
-        where = root / (file.gives[0] if file.gives else file.path)
-        if state == "present":
-            yield Finding(file.path, "present", str(where))
-        else:
-            yield Finding(file.path, "absent" if state == "absent" else "damaged", f"{where}: {state}")
+        finding = _check_file(file, root)
+        complete &= finding.state != "absent"
+        yield finding
     splits = {"train": cfg.train, "id": cfg.id} | {f"ood.{name}": s for name, s in cfg.ood.items()}
     try:
         classes = data.class_names(cfg)
@@ -84,12 +85,12 @@ def check_dataset(cfg: DatasetConfig) -> Iterator[Finding]:
             found = data.read_split(cfg, split, name, classes)
             _open_sample(found)
         except UserError as error:
-            state = "damaged" if root.is_dir() else "absent"
+            state = "damaged" if complete else "absent"
             yield Finding(name, state, str(error).split(data.HINT)[0].removeprefix(f"dataset.{name}: "))
         else:
             known = "as it must be" if split.known_images else "no published number to compare with"
             held = len(found.labels.unique())
-            detail = f"{len(found):,} images ({known}), {held} of {len(classes)} classes"
+            detail = f"{len(found):,} images ({known}), {held} of {len(classes)} classes, a sample opened"
             yield Finding(name, "present", detail)
 
 
@@ -133,6 +134,21 @@ def table(name: str, findings: Iterable[Finding]) -> Table:
     for finding in findings:
         shown.add_row(finding.what, f"[{colours[finding.state]}]{finding.state}", finding.detail)
     return shown
+
+
+def _check_file(file: FileConfig, root: Path) -> Finding:
+    where = ", ".join(str(root / name) for name in file.gives or [file.path])
+    found = fetch.present(file, root)
+    if found == "absent":
+        return Finding(file.path, "absent", where)
+    try:
+        if found != "present":
+            raise UserError(f"{where}: {found.removeprefix('damaged: ')}")
+        if file.unpack is None:
+            fetch.verify(file, root)
+    except UserError as error:
+        return Finding(file.path, "damaged", str(error))
+    return Finding(file.path, "present", where)
 
 
 def _fetch(name: str, files: list[FileConfig], root: Path, cache: Path, keep_archives: bool) -> None:
