@@ -2,7 +2,7 @@
 
 import re
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 
 from daft.config import SECTIONS
 
@@ -16,6 +16,8 @@ def complaint(program: str, error: Exception) -> str:
         text = f"{option[1]}={option[2]}: no such option; choose from {options}"
     elif key := re.search(r"Could not (?:override|find a match for) '([^']*)'", text):
         text = f"{key[1]}: no such key; choose from {', '.join([*SECTIONS, 'seed'])}"
+    elif isinstance(error, OverrideParseException):
+        text = f"{error.override.removeprefix('++')}: cannot be read; write \"key='value'\" with both quotes"
     elif isinstance(error, HydraException):  # the rest is advice for those who know Hydra
         text = text.splitlines()[0].replace("++", "")
     return f"{program}: {text}"

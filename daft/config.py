@@ -6,6 +6,7 @@ Imports neither torch nor timm, so that a mistyped key fails in a fraction of a 
 import difflib
 import re
 from dataclasses import asdict, field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -391,13 +392,21 @@ SECTIONS = [f.name for f in fields(Config) if f.name != "seed"]
 
 
 def for_schema(overrides: list[str]) -> list[str]:
-    """Overrides with keys that Hydra passes on for the schema to judge.
+    """Overrides as Hydra's grammar takes them, with keys that it passes on for the schema to judge.
 
     Hydra refuses a key that no file mentions; with ++ it passes, and the schema, which knows all
-    keys and their types, accepts it or says what is allowed.
+    keys and their types, accepts it or says what is allowed. It also has no word for a home folder,
+    which no shell expands behind `dataset.root=`.
     """
     below_section = re.compile(rf"({'|'.join(SECTIONS)})\.[^=]*=")
-    return [f"++{o}" if below_section.match(o) else o for o in overrides]
+    at_home = re.compile(r"([^=]+)=(~(?:/.*)?)")
+    passed = []
+    for override in overrides:
+        if match := at_home.fullmatch(override):
+            home = str(Path(match[2]).expanduser()).replace("'", r"\'")
+            override = f"{match[1]}='{home}'"
+        passed.append(f"++{override}" if below_section.match(override) else override)
+    return passed
 
 
 T = TypeVar("T")

@@ -29,6 +29,13 @@ def test_every_option_composes_and_every_method_with_every_backbone(configure):
         assert config.method.name == method
 
 
+def test_a_home_folder_may_be_written_as_in_a_shell(configure, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/o'brien")
+    config = configure("dataset=folder", "dataset.root=~/pets", "paths.runs=~")
+    assert config.dataset.root == "/home/o'brien/pets"
+    assert config.paths.runs == "/home/o'brien"
+
+
 @pytest.mark.parametrize(
     ("overrides", "key", "words"),
     [
@@ -98,6 +105,7 @@ def train(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (["method.bn_mode=tran"], ["method.bn_mode", "'tran'", "'test'"]),
         (["sede=1"], ["sede", "seed"]),
         (["-m", "method=ft,lp_ft", "method.lr_head=1"], ["method.lr_head", "tied"]),
+        (["dataset=folder", "dataset.root=/x(y)"], ["dataset.root=/x(y)", "with both quotes"]),
         (["dataset=pacs", "paths.data=/nowhere"], ["/nowhere/pacs/sketch", "dataset.train"]),
     ],
 )
