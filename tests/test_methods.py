@@ -9,21 +9,12 @@ from torch import nn
 
 from daft import backbones, methods
 from daft.batchnorm import batchnorm_layers
-from daft.config import MethodConfig
+from daft.config import BackboneConfig, MethodConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 FILELESS = ["backbone.checkpoint=null", "backbone.checksum=null"]
-NETWORKS = [  # the architecture of every backbone configuration, without its checkpoint
-    ["backbone=shapes_resnet10"],
-    [
-        "backbone=resnet18_tin64",
-        "backbone.weights=random",
-        "backbone.checkpoint=null",
-        "backbone.checksum=null",
-    ],
-    ["backbone=timm", "backbone.model=resnet50", "backbone.weights=random"],
-]
+BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
 
 
 def classifier(configure, *overrides, classes=3):
@@ -33,19 +24,16 @@ def classifier(configure, *overrides, classes=3):
     return methods.Classifier(backbone, head), config.method
 
 
-def test_every_backbone_configuration_is_tested_here():
-    stems = {path.stem for path in (CONF / "backbone").glob("*.yaml")}
-    assert stems == {network[0].partition("=")[2] for network in NETWORKS}
-
-
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda n: n[0])
-def test_groups_partition_all_parameters_for_every_method(configure, network):
-    model = None
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_groups_partition_all_parameters_for_every_method(configure, backbone):
+    named = configure(f"backbone={backbone}", *(["backbone.model=resnet50"] if backbone == "timm" else []))
+    architecture = {
+        key: getattr(named.backbone, key) for key in ("name", "model", "model_args", "mean", "std")
+    }
+    network = backbones.load(BackboneConfig(weights="random", **architecture))
+    model = methods.Classifier(network, methods.make_head(network.num_features, [], 3))
     for name in METHODS:
-        if model is None:
-            model, method = classifier(configure, *network, f"method={name}")
-        else:
-            method = configure(*network, f"method={name}").method
+        method = configure(f"method={name}").method
         groups = methods.parameter_groups(model, method)
         grouped = [id(p) for group in groups for p in group["params"]]
         trainable = [id(p) for p in model.parameters() if p.requires_grad]
