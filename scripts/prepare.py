@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument(
         "what", nargs="+", help="all, dataset=NAME[,NAME], backbone=NAME[,NAME], or a key=value of theirs"
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     named, overrides = _named(args.what)
     configurations = [(group, *_configuration(group, name, overrides)) for group, name in named]
 

@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=FIRST_SEED, help=f"at least {FIRST_SEED}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("overrides", nargs="*", help="dataset.root=…, paths.data=…, dataset.train.images=…")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.seed < FIRST_SEED or args.seed == HELD_OUT_SEED:
         parser.error(f"--seed must be at least {FIRST_SEED} and not {HELD_OUT_SEED}")
     if args.data == "shapes" and args.overrides:

@@ -98,17 +98,21 @@ def publish_fmow(served: Path, scratch: Path, cfg: DatasetConfig) -> None:
 
 
 def publish_tiny_imagenet(served: Path, scratch: Path, cfg: DatasetConfig) -> None:
-    folder = scratch / "tiny-imagenet-200"
+    tiny_imagenet(scratch)
+    pack(scratch, served / "tiny-imagenet-200.zip")
+
+
+def tiny_imagenet(root: Path, train_images: int = 4) -> None:
+    folder = root / "tiny-imagenet-200"
     wnids = [f"n{i:08}" for i in (3, 1, 2)]
     lines = []
     for i, wnid in enumerate(wnids):
-        for j in range(4):
-            fabricate.picture(folder / f"train/{wnid}/images/{wnid}_{j}.JPEG", 10 * i + j, 64, 64)
+        for j in range(train_images):
+            fabricate.picture(folder / f"train/{wnid}/images/{wnid}_{j}.JPEG", 100 * i + j, 64, 64)
         fabricate.picture(folder / f"val/images/val_{i}.JPEG", 100 + i, 64, 64)
         lines.append(f"val_{i}.JPEG\t{wnid}\t0\t32\t44\t62\n")
     (folder / "wnids.txt").write_text("\n".join(wnids) + "\n")
     (folder / "val/val_annotations.txt").write_text("".join(lines))
-    pack(scratch, served / "tiny-imagenet-200.zip")
 
 
 def publish_pacs(served: Path, scratch: Path, cfg: DatasetConfig) -> None:
@@ -248,7 +252,7 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_doctor_says_what_is_absent_and_what_mends_it(tmp_path: Path) -> None:
     place = [f"paths.{key}={tmp_path / key}" for key in ("data", "weights", "cache")]
-    result = cli("--check", "dataset=living17,cifar10", "backbone=swav", *place)
+    result = cli("dataset=living17,cifar10", "--check", "backbone=swav", *place)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     for word in (
@@ -334,3 +338,15 @@ def test_a_network_of_another_architecture_is_damage(configure: Configure, tmp_p
     (finding,) = prepare.check_backbone(cfg)
     assert finding.state == "damaged"
     assert "does not fit the network" in finding.detail
+
+
+def test_the_small_runs_network_can_be_pretrained_anew(configure: Configure, tmp_path: Path) -> None:
+    tiny_imagenet(tmp_path, train_images=22)  # 66 images: one step
+    out = tmp_path / "weights/net.safetensors"
+    command = [sys.executable, str(ROOT / "scripts/pretrain.py"), "tiny_imagenet", "--out", str(out)]
+    known = [f"dataset.{split}.known_images=null" for split in ("train", "id")]
+    place = [f"dataset.root={tmp_path}", f"paths.cache={tmp_path / 'cache'}"]
+    subprocess.run([*command, "--epochs=1", "--device=cpu", *place, *known], cwd=tmp_path, check=True)
+    config = configure("backbone=resnet18_tin64", f"backbone.checkpoint={out}", "backbone.checksum=null")
+    (finding,) = prepare.check_backbone(config.backbone)
+    assert finding.detail == f"120 tensors loaded, 0 dropped, 0 outside the prefix; {checksum(out)}"
