@@ -151,7 +151,8 @@ def fingerprint(cfg: BackboneConfig) -> str:
     content = checksum(path, "sha256").removeprefix("sha256:")
     part = f"{cfg.wrapper or ''}/{cfg.prefix}"  # MoCo's file holds two encoders
     if cfg.rename:
-        part += f"/{digest(list(cfg.rename.items()))}"  # in their order: the first that matches counts
+        # In their order: the first that matches counts, of the names that are not dropped.
+        part += f"/{digest([list(cfg.rename.items()), sorted(cfg.drop)])}"
     return content if part == "/" else f"{content}:{part}"
 
 

@@ -4,6 +4,7 @@ Imports neither torch nor timm, so that a mistyped key fails in a fraction of a 
 """
 
 import difflib
+import os
 import re
 from dataclasses import asdict, field, fields
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass
 
 from daft.errors import ConfigError
@@ -22,6 +31,7 @@ Size = Annotated[int, Field(ge=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Folder = Annotated[str, AfterValidator(os.path.expanduser)]
 Checksum = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{8,32})$")]
 """Algorithm and hex digest; of an md5 its first digits are enough, where no more is published."""
 
@@ -133,6 +143,10 @@ class FileConfig:
 
     path: str
     """where it is kept, below the dataset's root"""
+    at: Literal["root", "annotations"] = "root"
+    """or below its folder of annotations"""
+    only_for: str = ""
+    """needed only if a split's path begins with this"""
     urls: list[str] = Field(min_length=1)
     """tried in this order"""
     bytes: Size | None = None
@@ -145,6 +159,8 @@ class FileConfig:
     """files and folders below the root that are there once it is unpacked"""
     unpacked_bytes: Size | None = None
     """disk space of what is unpacked, roughly"""
+    members: dict[str, Checksum] = field(default_factory=dict)
+    """checksums of what it gives, by file below the root"""
 
     def __post_init__(self) -> None:
         if (self.unpack is None) != (not self.gives):
@@ -160,6 +176,8 @@ class SplitConfig:
     `shapes`, `living17/source/train`, `sketch/test`, `id_val/Europe+Africa`, …"""
     known_images: Size | None = None
     """how many there must be, before `images` thins them"""
+    least_per_folder: Size | None = None
+    """fewer images of a WordNet id are taken for a folder half unpacked (`imagenet` only)"""
     part: Literal["all", "train", "id"] = "all"
     """which side of the rule `eval_every` to take"""
     images: Size | None = None
@@ -204,7 +222,7 @@ class DatasetConfig:
     files: list[FileConfig] = field(default_factory=list)
     """what prepare.py fetches"""
     kept_side: Size | None = None
-    """prepare.py keeps larger images with their shorter side at this many pixels"""
+    """shorter side in pixels at which prepare.py keeps the images that it fetches, if they are larger"""
     manual: str | None = None
     """what a person must do to get the images, where a licence forbids fetching them"""
 
@@ -367,10 +385,10 @@ class WandbConfig:
 class PathsConfig:
     """Folders; no part of a run's identity."""
 
-    data: str
-    weights: str
-    runs: str
-    cache: str
+    data: Folder
+    weights: Folder
+    runs: Folder
+    cache: Folder
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -50,3 +50,8 @@ def _checksum(path: Path, algorithm: str, size: int, modified_ns: int) -> str:
 def digest(facts: Any) -> str:
     """Twelve hex digits of a hash over plain data, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether what a decoder raised speaks of the file, and not of the machine that reads it just now."""
+    return not isinstance(error, MemoryError) and getattr(error, "errno", None) is None

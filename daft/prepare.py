@@ -2,12 +2,14 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from huggingface_hub import constants as hub
 from PIL import Image
 from rich.table import Table
 
@@ -17,14 +19,13 @@ from daft.data.folder import EXTENSIONS
 from daft.data.images import Labelled, read_image
 from daft.errors import UserError
 from daft.fetch import GB
-from daft.files import write_atomically
+from daft.files import checksum, write_atomically
 
 SAMPLED = 16
 """Images of a split that the doctor opens, evenly spaced."""
 
 JPEG_QUALITY = 90
 """Of images that are kept smaller than they were published."""
-
 
 State = Literal["present", "absent", "damaged"]
 
@@ -38,55 +39,60 @@ class Finding(NamedTuple):
 
 
 def prepare_dataset(cfg: DatasetConfig, cache: Path, keep_archives: bool = False) -> None:
-    """Fetch, verify and unpack what is not there; raises UserError for what only a person can get."""
-    root = Path(cfg.root).expanduser()
-    missing = [file for file in cfg.files if fetch.present(file, root) != "present"]
-    _fetch(cfg.name, missing, root, cache, keep_archives)
-    if cfg.kept_side:
-        _shrink(root, cfg.kept_side)
+    """Fetch, verify and unpack what is not there; raises UserError for what only a person can get.
+
+    What a user has put there is read, and never changed.
+    """
+    placed = [(file, _place(cfg, file)) for file in _needed(cfg)]
+    manifest = _Manifest(cache, cfg.name)
+    for root in dict.fromkeys(place for _, place in placed):
+        _state_space(cfg.name, [file for file, place in placed if place == root], root)
+    for file, root in placed:
+        _bring(file, root, manifest, keep_archives, kept_side=cfg.kept_side)
     if cfg.manual and any(finding.state == "absent" for finding in check_dataset(cfg)):
         raise UserError(f"dataset={cfg.name} cannot be fetched by a program:\n{cfg.manual.rstrip()}")
 
 
 def prepare_backbone(cfg: BackboneConfig, cache: Path) -> None:
-    """Fetch and verify the checkpoint, if it is not there."""
+    """Fetch and verify the checkpoint, if it is not there; without a published checksum it must load."""
     if cfg.weights == "hub":
         backbones.load(cfg)  # timm keeps what it fetches
-    elif file := checkpoint_file(cfg):
-        root = Path(file.path).parent
-        if fetch.present(file, root) != "present":
-            _fetch(cfg.name, [file], root, cache, keep_archives=True)
+        return
+    if cfg.checkpoint is None or not cfg.urls:
+        return
 
+    def loads(part: Path) -> None:
+        backbones.load(replace(cfg, checkpoint=str(part), checksum=None))
 
-def checkpoint_file(cfg: BackboneConfig) -> FileConfig | None:
-    """The checkpoint as a file to fetch; None where the configuration names no address."""
-    if not cfg.urls or cfg.checkpoint is None:
-        return None
-    path = str(Path(cfg.checkpoint).expanduser().absolute())
-    return FileConfig(path=path, urls=cfg.urls, bytes=cfg.bytes, checksum=cfg.checksum)
+    path = Path(cfg.checkpoint).expanduser()
+    file = FileConfig(path=path.name, urls=cfg.urls, bytes=cfg.bytes, checksum=cfg.checksum)
+    _state_space(cfg.name, [file], path.parent)
+    _bring(file, path.parent, _Manifest(cache, cfg.name), True, check=None if cfg.checksum else loads)
 
 
 def check_dataset(cfg: DatasetConfig) -> Iterator[Finding]:
     """One finding per file that prepare.py fetches, and per split: count, classes, a sample opened."""
-    root = Path(cfg.root).expanduser()
-    complete = root.is_dir()
-    for file in cfg.files:
-        finding = _check_file(file, root)
+    if cfg.source == "shapes":
+        yield Finding("images", "present", "drawn from a seed")
+        return
+    complete = Path(cfg.root).expanduser().is_dir()
+    for file in _needed(cfg):
+        finding = _check_file(file, _place(cfg, file))
         complete &= finding.state != "absent"
         yield finding
     splits = {"train": cfg.train, "id": cfg.id} | {f"ood.{name}": s for name, s in cfg.ood.items()}
     try:
         classes = data.class_names(cfg)
-    except UserError as error:
-        yield Finding("classes", "absent", str(error))
+    except (UserError, OSError) as error:
+        yield Finding("classes", "damaged" if complete else "absent", str(error))
         return
     for name, split in splits.items():
         try:
             found = data.read_split(cfg, split, name, classes)
-            _open_sample(found)
-        except UserError as error:
-            state = "damaged" if complete else "absent"
-            yield Finding(name, state, str(error).split(data.HINT)[0].removeprefix(f"dataset.{name}: "))
+            _open_sample(found, cfg.kept_side)
+        except (UserError, OSError) as error:
+            text = str(error).split(data.HINT)[0].removeprefix(f"dataset.{name}: ")
+            yield Finding(name, "damaged" if complete else "absent", text)
         else:
             known = "as it must be" if split.known_images else "no published number to compare with"
             held = len(found.labels.unique())
@@ -95,34 +101,34 @@ def check_dataset(cfg: DatasetConfig) -> Iterator[Finding]:
 
 
 def check_backbone(cfg: BackboneConfig) -> Iterator[Finding]:
-    """One finding: whether the checkpoint loads, key by key."""
+    """One finding: whether the checkpoint is there and loads, key by key; asks no server."""
     what = cfg.checkpoint or f"{cfg.model} of the hub"
+    state: State = "absent"
     try:
         if cfg.weights == "file":
             backbones.checkpoint_path(cfg)
-    except UserError as error:
-        yield Finding(what, "absent", str(error).removeprefix("backbone.checkpoint: "))
-        return
-    try:
-        found = str(backbones.report(cfg))
-    except UserError as error:
-        yield Finding(what, "damaged", str(error).removeprefix("backbone.checkpoint: "))
+            state = "damaged"  # if it does not load
+        with _offline():
+            found = str(backbones.report(cfg))
+    except (UserError, OSError) as error:
+        yield Finding(what, state, str(error).removeprefix("backbone.checkpoint: "))
     else:
         yield Finding(what, "present", found)
 
 
-def remedy(cfg: DatasetConfig | BackboneConfig) -> str:
-    """What to do about what is not there."""
+def remedy(cfg: DatasetConfig | BackboneConfig, findings: Iterable[Finding], command: str) -> str:
+    """What to do about what is not there or not right; `command` prepares just this."""
     if isinstance(cfg, DatasetConfig):
         if cfg.manual:
             return cfg.manual.rstrip()
-        group, fetched, key = "dataset", bool(cfg.files), f"dataset.root={cfg.root}"
+        fetched, key = bool(cfg.files), "dataset.root"
     else:
-        group, fetched = "backbone", bool(cfg.urls or cfg.weights == "hub")
-        key = f"backbone.checkpoint={cfg.checkpoint}"
-    if fetched:
-        return f"fetch what is absent: python scripts/prepare.py {group}={cfg.name}  (or set {key})"
-    return f"put it there yourself, or set {key} to where it is"
+        fetched, key = bool(cfg.urls or cfg.weights == "hub"), "backbone.checkpoint"
+    if not fetched:
+        return f"put it there yourself, or set {key} to where it is"
+    if any(finding.state == "damaged" for finding in findings):
+        return f"what is there is never overwritten: remove what is damaged, then fetch it anew: {command}"
+    return f"fetch what is absent: {command}"
 
 
 def table(name: str, findings: Iterable[Finding]) -> Table:
@@ -136,6 +142,70 @@ def table(name: str, findings: Iterable[Finding]) -> Table:
     return shown
 
 
+class _Manifest:
+    """What was fetched for one dataset or backbone: from where, its checksum, whether it is unpacked."""
+
+    def __init__(self, cache: Path, name: str) -> None:
+        self.file = cache / "prepared" / f"{name}.json"
+
+    def entry(self, path: str) -> dict[str, Any]:
+        """What is noted of one file; nothing of a user's own."""
+        return self._entries().get(path, {})
+
+    def note(self, path: str, entry: dict[str, Any]) -> None:
+        """Keep this of one file."""
+        write_atomically(self.file, json.dumps(self._entries() | {path: entry}, indent=1) + "\n")
+
+    def _entries(self) -> dict[str, dict[str, Any]]:
+        try:
+            return json.loads(self.file.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+
+
+def _needed(cfg: DatasetConfig) -> list[FileConfig]:
+    """The files that a split reads."""
+    paths = [split.path for split in (cfg.train, cfg.id, *cfg.ood.values())]
+    return [file for file in cfg.files if any(path.startswith(file.only_for) for path in paths)]
+
+
+def _place(cfg: DatasetConfig, file: FileConfig) -> Path:
+    """The folder that a file's path is below."""
+    return Path((file.at == "annotations" and cfg.annotations) or cfg.root).expanduser()
+
+
+def _state_space(name: str, files: list[FileConfig], root: Path) -> None:
+    fetch.require_space(files, root)
+    if needed := fetch.required_bytes(files, root):
+        progress.console.print(f"{name}: {needed / GB:,.1f} GB of disk needed below {root}")
+
+
+def _bring(
+    file: FileConfig,
+    root: Path,
+    manifest: _Manifest,
+    keep_archive: bool,
+    kept_side: int | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Fetch and unpack one file, unless it is there; a kill at any time costs only what was not noted."""
+    entry = manifest.entry(file.path)
+    if fetch.present(file, root) != "present" or not entry.get("finished", True):
+        if found := fetch.fetch(file, root, check):
+            address = found.url or entry.get("url")  # none: the user put it there
+            entry = {**asdict(found), "url": address, "root": str(root.absolute()), "time": time.time()}
+            manifest.note(file.path, entry | {"finished": False})
+            if file.checksum is None:
+                progress.console.print(f"{file.path}: {found.checksum} (none is published: pin this one)")
+        if file.unpack is not None:
+            fetch.unpack(file, root)
+            if kept_side:
+                _shrink([root / name for name in file.gives], kept_side)
+        manifest.note(file.path, entry | {"finished": True})
+    if file.unpack is not None and entry.get("url") and not keep_archive:
+        fetch.discard(file, root)
+
+
 def _check_file(file: FileConfig, root: Path) -> Finding:
     where = ", ".join(str(root / name) for name in file.gives or [file.path])
     found = fetch.present(file, root)
@@ -146,33 +216,16 @@ def _check_file(file: FileConfig, root: Path) -> Finding:
             raise UserError(f"{where}: {found.removeprefix('damaged: ')}")
         if file.unpack is None:
             fetch.verify(file, root)
-    except UserError as error:
+        for member, right in file.members.items():
+            if not (seen := checksum(root / member, right)).startswith(right):
+                raise UserError(f"{root / member} has {seen}, not {right}; remove {where}")
+    except (UserError, OSError) as error:
         return Finding(file.path, "damaged", str(error))
     return Finding(file.path, "present", where)
 
 
-def _fetch(name: str, files: list[FileConfig], root: Path, cache: Path, keep_archives: bool) -> None:
-    """Fetch, unpack and note in the manifest; all that is needed must fit on the disk first."""
-    fetch.require_space(files, root)
-    if needed := fetch.required_bytes(files, root):
-        progress.console.print(f"{name}: {needed / GB:,.1f} GB of disk needed below {root}")
-    manifest = cache / "prepared" / f"{name}.json"
-    for file in files:
-        if (found := fetch.fetch(file, root)) is None:
-            continue
-        if file.checksum is None:
-            progress.console.print(f"{file.path}: {found.checksum} (none is published: pin this one)")
-        if file.unpack is not None:
-            fetch.unpack(file, root)
-            if found.url and not keep_archives:  # one that was there already is the user's
-                fetch.discard(file, root)
-        noted = json.loads(manifest.read_text()) if manifest.exists() else {}
-        noted[file.path] = {**asdict(found), "root": str(root.absolute()), "time": time.time()}
-        write_atomically(manifest, json.dumps(noted, indent=1) + "\n")
-
-
-def _shrink(root: Path, side: int) -> None:
-    """Rewrite larger images below `root` with this shorter side in pixels; each whole or not at all."""
+def _shrink(folders: list[Path], side: int) -> None:
+    """Rewrite larger images in the folders with this shorter side in pixels; each whole or not at all."""
 
     def shrink(path: Path) -> None:
         with Image.open(path) as image:
@@ -183,17 +236,33 @@ def _shrink(root: Path, side: int) -> None:
             smaller = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
         write_atomically(path, lambda target: smaller.save(target, "JPEG", quality=JPEG_QUALITY))
 
-    paths = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in EXTENSIONS]
+    paths = [p for folder in folders for p in sorted(folder.rglob("*")) if p.suffix.lower() in EXTENSIONS]
     with ThreadPoolExecutor() as pool:
         for _ in progress.track(pool.map(shrink, paths), f"resizing to {side} pixels", len(paths)):
             pass
 
 
-def _open_sample(split: Labelled) -> None:
-    """Decode a few files; raises UserError naming the one that does not."""
-    if isinstance(split.images, list):
-        for path in split.images[:: max(1, len(split) // SAMPLED)]:
-            try:
-                read_image(path)
-            except Exception as error:  # Pillow raises many kinds for damaged files
-                raise UserError(f"{path} cannot be read ({error})") from error
+def _open_sample(split: Labelled, kept_side: int | None) -> None:
+    """Decode a few files; raises UserError naming the one that does not, or is larger than kept."""
+    if not isinstance(split.images, list):
+        return
+    for path in split.images[:: max(1, len(split) // SAMPLED)]:
+        try:
+            side = min(read_image(path).shape[-2:])
+        except Exception as error:  # Pillow raises many kinds for damaged files
+            raise UserError(f"{path} cannot be read ({error})") from error
+        if kept_side and side > kept_side:
+            raise UserError(
+                f"{path} has a shorter side of {side} pixels; the repository's results are from {kept_side} "
+                f"(if yours shall stay as they are: dataset.kept_side=null)"
+            )
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let timm read the hub's cache alone."""
+    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before

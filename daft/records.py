@@ -118,6 +118,8 @@ def frame(directories: Iterable[Path]) -> pd.DataFrame:
         if record is None:
             continue
         settings = pd.json_normalize({"config": record["config"]}).iloc[0].to_dict()
+        if side := settings.get("config.dataset.cache_side"):  # crops see other pixels: another dataset
+            settings["config.dataset.name"] += f" (cached at {side} px)"
         rows.append(
             {
                 "run": record["run"],

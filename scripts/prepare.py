@@ -6,7 +6,7 @@ python scripts/prepare.py --check dataset=living17 dataset.root=/datasets/imagen
 """
 
 import argparse
-import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -34,6 +34,9 @@ def main() -> int:
     )
     args = parser.parse_intermixed_args()
     named, overrides = _named(args.what)
+    shared = [word for word in _of("dataset", overrides) if not word.startswith("paths.")]
+    if shared and [group for group, _ in named].count("dataset") > 1:
+        raise UserError(f"{shared[0]} would be that of several datasets; name one, or set paths.data")
     configurations = [(group, *_configuration(group, name, overrides)) for group, name in named]
 
     # Seconds of imports: only now that every configuration makes sense.
@@ -50,14 +53,16 @@ def main() -> int:
                 if not args.check:
                     prepare.prepare_backbone(cfg, cache)
                 findings = list(prepare.check_backbone(cfg))
-        except UserError as error:
+        except (UserError, OSError) as error:
             print(f"prepare.py: {group}={cfg.name}: {error}", file=sys.stderr)
             whole = False
             continue
         progress.console.print(prepare.table(f"{group}={cfg.name}", findings))
         if any(finding.state != "present" for finding in findings):
             whole = False
-            progress.console.print(prepare.remedy(cfg), soft_wrap=True, highlight=False)
+            words = [f"{group}={cfg.name}", *_of(group, overrides)]
+            command = shlex.join(["python", "scripts/prepare.py", *words])
+            progress.console.print(prepare.remedy(cfg, findings, command), soft_wrap=True, highlight=False)
     return 0 if whole else 1
 
 
@@ -67,12 +72,12 @@ def _named(what: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
     for word in what:
         group, _, names = word.partition("=")
         if word == "all":
-            for each, mark in (("dataset", r"^(files|manual):"), ("backbone", r"^urls:")):
+            for each in GROUPS:  # but for those that wait for a user's own values
                 files = sorted((ROOT / "conf" / each).glob("*.yaml"))
-                named += [(each, p.stem) for p in files if re.search(mark, p.read_text(), re.MULTILINE)]
+                named += [(each, path.stem) for path in files if "???" not in path.read_text()]
         elif group in GROUPS and names:
             named += [(group, name) for name in names.split(",")]
-        elif "=" in word and group.split(".")[0] in SECTIONS:
+        elif group.lstrip("~").split(".")[0] in SECTIONS and ("=" in word or word.startswith("~")):
             overrides.append(word)
         else:
             raise UserError(f"{word}: write all, dataset=NAME, backbone=NAME, or a key=value below them")
@@ -81,11 +86,16 @@ def _named(what: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
     return named, overrides
 
 
+def _of(group: str, overrides: list[str]) -> list[str]:
+    """The overrides that concern this group."""
+    return [word for word in overrides if word.lstrip("~").split(".")[0] in (group, "paths")]
+
+
 def _configuration(
     group: str, name: str, overrides: list[str]
 ) -> tuple[DatasetConfig | BackboneConfig, Path]:
     """The group's typed configuration, and the folder of caches."""
-    mine = [word for word in overrides if word.split(".")[0] in (group, "paths")]
+    mine = _of(group, overrides)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed = compose("train", [f"{group}={name}", *for_schema(mine)])
     return validate_section(composed, group, GROUPS[group]), Path(composed.paths.cache)

@@ -175,7 +175,7 @@ def main() -> None:
     # One entry, because safetensors writes several in random order, and the checksum would vary.
     save_file(state, args.out, {"pretraining": json.dumps(facts)})
     print(f"{args.out}: held-out accuracy {held_out_accuracy:.4f}")
-    print(checksum(args.out))
+    print(f"{checksum(args.out)}: with the backbone's YAML set backbone.checksum to this, or to null")
 
 
 if __name__ == "__main__":

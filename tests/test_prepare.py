@@ -57,6 +57,7 @@ def redirected(file: FileConfig, server: Server) -> FileConfig:
         bytes=served.stat().st_size,
         checksum=checksum(served),
         unpacked_bytes=None,
+        members={},
     )
 
 
@@ -130,7 +131,7 @@ def dataset_of(configure: Configure, tmp_path: Path, name: str, *overrides: str)
     folders = [f"paths.{key}={tmp_path / key}" for key in ("runs", "cache", "data", "weights")]
     config = configure(f"dataset={name}", *SMALL, *folders, *overrides)
     unknown = {
-        "train": replace(config.dataset.train, known_images=None),
+        "train": replace(config.dataset.train, known_images=None, least_per_folder=None),
         "id": replace(config.dataset.id, known_images=None),
         "ood": {key: replace(split, known_images=None) for key, split in config.dataset.ood.items()},
     }
@@ -246,7 +247,7 @@ def publish_network(served: Path, cfg: BackboneConfig) -> None:
 
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts/prepare.py"), *arguments]
-    environment = os.environ | {"COLUMNS": "200", "HYDRA_FULL_ERROR": "0"}
+    environment = os.environ | {"COLUMNS": "400", "HYDRA_FULL_ERROR": "0"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
 
 
@@ -281,20 +282,32 @@ def test_a_wrong_word_is_one_line_without_a_traceback(arguments: list[str], word
     assert all(word in result.stderr for word in words)
 
 
-def test_published_images_are_kept_smaller_once_and_whole(configure: Configure, tmp_path: Path) -> None:
+def test_fetched_images_are_kept_smaller_and_a_users_own_are_never_changed(
+    configure: Configure, tmp_path: Path, server: Server
+) -> None:
     cfg = dataset_of(configure, tmp_path, "pacs").dataset
-    assert cfg.classes
-    assert cfg.kept_side
-    for domain in ("photo", "art_painting", "cartoon", "sketch"):
-        for label in cfg.classes:
-            for n in range(5):
-                fabricate.picture(tmp_path / f"data/pacs/{domain}/{label}/{n}.jpg", n, 227, 227)
+    publish_pacs(server.folder, tmp_path / "scratch", cfg)
+    cfg = replace(cfg, files=[redirected(file, server) for file in cfg.files])
+    root = tmp_path / "data/pacs"
+    fabricate.picture(root / "holiday/family.png", 0, 800, 600)
+    own = (root / "holiday/family.png").read_bytes()
     prepare.prepare_dataset(cfg, tmp_path / "cache")
-    files = sorted((tmp_path / "data/pacs").rglob("*.jpg"))
+    files = sorted(root.rglob("*.jpg"))
     sizes, times = zip(*((Image.open(file).size, file.stat().st_mtime_ns) for file in files), strict=True)
     assert set(sizes) == {(cfg.kept_side, cfg.kept_side)}
+    assert (root / "holiday/family.png").read_bytes() == own
+    assert not (root / "PACS.zip").exists()
     prepare.prepare_dataset(cfg, tmp_path / "cache")
     assert [file.stat().st_mtime_ns for file in files] == list(times)
+
+    shutil.rmtree(root)
+    shutil.copytree(tmp_path / "scratch/kfold", root)  # put there by a user, at the published size
+    before = {file: file.read_bytes() for file in root.rglob("*.jpg")}
+    shutil.rmtree(tmp_path / "cache")
+    prepare.prepare_dataset(cfg, tmp_path / "cache")
+    assert {file: file.read_bytes() for file in root.rglob("*.jpg")} == before
+    states = {finding.what: finding.state for finding in prepare.check_dataset(cfg)}
+    assert (states["PACS.zip"], states["train"]) == ("present", "damaged")  # of another size than the results
 
 
 def test_the_doctor_names_what_is_damaged(configure: Configure, tmp_path: Path) -> None:
@@ -328,6 +341,68 @@ def test_a_count_that_is_not_the_published_one_is_damage(configure: Configure, t
     assert "10 images, but there must be 10,000" in by_name["id"].detail
     with pytest.raises(UserError, match=r"dataset\.id: 10 images, but there must be 10,000"):
         experiment.run(replace(config, dataset=known))
+
+
+def test_a_damaged_member_of_an_archive_is_named(configure: Configure, tmp_path: Path) -> None:
+    config = dataset_of(configure, tmp_path, "cifar10", "~dataset.ood.stl10", "~dataset.ood.cifar10_1")
+    root = Path(config.dataset.root)
+    fabricate.cifar10(root)
+    (archive,) = (file for file in config.dataset.files if not file.only_for)
+    batch = "cifar-10-batches-py/data_batch_1"
+    right = replace(archive, members={batch: checksum(root / batch)})
+    cfg = replace(config.dataset, files=[right])
+    assert {finding.state for finding in prepare.check_dataset(cfg)} == {"present"}
+    (root / batch).write_bytes((root / "cifar-10-batches-py/data_batch_2").read_bytes())
+    (finding,) = (f for f in prepare.check_dataset(cfg) if f.state != "present")
+    assert (finding.what, finding.state) == (archive.path, "damaged")
+    assert "data_batch_1 has sha256:" in finding.detail
+
+
+def test_only_files_that_a_split_reads_are_needed(configure: Configure, tmp_path: Path) -> None:
+    bare = dataset_of(configure, tmp_path, "cifar10", "~dataset.ood.stl10", "~dataset.ood.cifar10_1")
+    what = [finding.what for finding in prepare.check_dataset(bare.dataset)]
+    assert what == ["cifar-10-python.tar.gz", "train", "id"]
+
+
+def test_lists_may_lie_apart_from_the_images(configure: Configure, tmp_path: Path) -> None:
+    lists = tmp_path / "lists"
+    config = dataset_of(configure, tmp_path, "domainnet", f"dataset.annotations={lists}")
+    assert config.dataset.classes
+    fabricate.domainnet(Path(config.dataset.root), config.dataset.classes)
+    (Path(config.dataset.root) / "SENTRY_splits").rename(lists)
+    files = [replace(file, bytes=None, checksum=None) for file in config.dataset.files]
+    cfg = replace(config.dataset, files=files)
+    assert {finding.state for finding in prepare.check_dataset(cfg)} == {"present"}
+
+
+def test_a_file_in_place_of_a_folder_is_a_finding(configure: Configure, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("cifar10", "tiny_imagenet", "living17"):
+        cfg = dataset_of(configure, tmp_path, name, f"dataset.root={tmp_path / 'file'}").dataset
+        assert {finding.state for finding in prepare.check_dataset(cfg)} == {"absent"}
+
+
+def test_an_archive_that_a_kill_left_is_removed_and_one_of_the_users_is_kept(
+    configure: Configure, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = dataset_of(configure, tmp_path, "pacs").dataset
+    publish_pacs(server.folder, tmp_path / "scratch", cfg)
+    cfg = replace(cfg, files=[redirected(file, server) for file in cfg.files])
+    archive = tmp_path / "data/pacs/PACS.zip"
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare, "_shrink", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare_dataset(cfg, tmp_path / "cache")
+    assert archive.exists()
+    prepare.prepare_dataset(cfg, tmp_path / "cache")
+    assert not archive.exists()
+    assert {Image.open(file).size for file in archive.parent.rglob("*.jpg")} == {(128, 128)}
+    shutil.rmtree(archive.parent)
+    archive.parent.mkdir()
+    shutil.copy(server.folder / "PACS.zip", archive)
+    shutil.rmtree(tmp_path / "cache")
+    prepare.prepare_dataset(cfg, tmp_path / "cache")
+    assert archive.exists()
 
 
 def test_a_network_of_another_architecture_is_damage(configure: Configure, tmp_path: Path) -> None:

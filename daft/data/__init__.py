@@ -149,12 +149,18 @@ def _require_apart(cfg: DatasetConfig, found: Mapping[str, Labelled]) -> None:
     train, evaluation = found["train"].images, found["id"].images
     what = ""
     if isinstance(train, list) and isinstance(evaluation, list):
-        if shared := {p.absolute() for p in train} & {p.absolute() for p in evaluation}:
+        if shared := _places(train) & _places(evaluation):
             what = f"{len(shared)} image(s), {min(shared)} among them,"
     elif (cfg.train.path, cfg.train.seed) == (cfg.id.path, cfg.id.seed):
         what = f"the {cfg.id.path} images of seed {cfg.id.seed}"
     if what:
         raise UserError(f"dataset.id: {what} are in dataset.train too; evaluate on others")
+
+
+def _places(files: list[Path]) -> set[Path]:
+    """Where files really are, however their folders are named."""
+    folders = {parent: parent.resolve() for parent in {file.parent for file in files}}
+    return {folders[file.parent] / file.name for file in files}
 
 
 def _require_images(splits: Mapping[str, Sized]) -> None:
@@ -182,7 +188,7 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
             listed = FILES[cfg.source].files(cfg, split, name, classes)
             found = Labelled.of_files(listed, classes, split.path)
     except UserError as error:
-        hint = f"{HINT}{cfg.name} --check says what to do"
+        hint = f"{HINT}{cfg.name} dataset.root={cfg.root} --check says what to do"
         prefix = "" if str(error).startswith("dataset.") else f"dataset.{name}: "
         raise UserError(f"{prefix}{error}{hint if cfg.files or cfg.manual else ''}") from error
     if split.part != "all":

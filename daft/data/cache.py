@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as F
 
 from daft import progress
 from daft.errors import UserError
-from daft.files import PARTIAL, write_atomically
+from daft.files import PARTIAL, is_damage, write_atomically
 
 SHARD = 2048
 """Images in a file: about half a gigabyte with a shorter side of 256 pixels."""
@@ -95,7 +95,9 @@ def build(
     def small(path: Path) -> Tensor | None:
         try:
             return shrink(decode(path), side)
-        except Exception:  # Pillow raises many kinds for damaged files
+        except Exception as error:  # Pillow raises many kinds for damaged files
+            if not is_damage(error):
+                raise
             return None
 
     if missing():

@@ -6,6 +6,7 @@ are divided into a source domain, which is trained on, and a target domain.
 
 import json
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import TypedDict
@@ -63,14 +64,20 @@ def files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str])
     if folder is None:
         raise UserError(f"{root} has no folder {part} or {FOLDERS[1]}/{part}; set dataset.root")
     labels = {wnid: row["name"] for row in hierarchies()[hierarchy] for wnid in row[domain]}
-    if part == "val" and next(folder.glob("ILSVRC2012_val_*.JPEG"), None):
+    if part == "val" and not any(WNID.fullmatch(p.name) for p in folder.iterdir() if p.is_dir()):
         found = [(wnid, folder / image) for image, wnid in _val_labels(cfg, folder) if wnid in labels]
     else:
-        found = [(wnid, file) for wnid in labels for file in sorted((folder / wnid).glob("*.JPEG"))]
+        found = [(wnid, file) for wnid in labels for file in sorted((folder / wnid).glob("[!.]*.JPEG"))]
     if lost := sorted(labels.keys() - {wnid for wnid, _ in found}):
         raise UserError(
             f"{folder} has no image of {len(lost)} of {len(labels)} subclasses: {', '.join(lost)}; expected "
             f"{part}/<WordNet id>/*.JPEG" + (", or all of val in one folder" if part == "val" else "")
+        )
+    least, held = split.least_per_folder or 0, Counter(wnid for wnid, _ in found)
+    if few := [f"{wnid} ({held[wnid]})" for wnid in sorted(labels) if held[wnid] < least]:
+        raise UserError(
+            f"{folder} has fewer than {least} images of {', '.join(few)}; unpack them again, or set "
+            f"dataset.{name}.least_per_folder=null"
         )
     # One name per image, whether val is sorted into folders or not, so that one set has one identity.
     rows = [(f"{wnid}/{file.name}", str(file), labels[wnid]) for wnid, file in found]
@@ -106,6 +113,13 @@ def _val_labels(cfg: DatasetConfig, folder: Path) -> list[tuple[str, str]]:
     labels = LABEL_READERS[file.name](file)
     if wrong := [wnid for _, wnid in labels if not WNID.fullmatch(wnid)]:
         raise UserError(f"{file}: {wrong[0]!r} is no WordNet id; expected one like n01440764 for each image")
+    # One line too many or too few would move the labels of all images after it.
+    named, held = {image for image, _ in labels}, {p.name for p in folder.glob("ILSVRC2012_val_*.JPEG")}
+    if odd := sorted(named ^ held):
+        raise UserError(
+            f"{file} has {len(labels):,} labels for the {len(held):,} images of {folder}: "
+            f"{odd[0]} is " + ("not there" if odd[0] in named else "not named")
+        )
     return labels
 
 

@@ -19,7 +19,7 @@ from daft.config import Operation
 from daft.data.cache import GIB, Cached, build, shrink, state
 from daft.data.transforms import fixed_prefix, least_side, one_shape, transform
 from daft.errors import UserError
-from daft.files import write_atomically
+from daft.files import is_damage, write_atomically
 
 NO_DRAWS = torch.empty(1, 0)
 QUEUED = 4096
@@ -279,7 +279,9 @@ def _try_read(files: Streamed | Cached, index: int, least: int) -> Tensor | None
     """The image, None if it does not decode; raises ValueError if its shorter side is below `least`."""
     try:
         image = files.read(index)
-    except Exception:  # Pillow raises many kinds for damaged files
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        if not is_damage(error):
+            raise
         return None
     _require_side(image, least, str(files.paths[index]))
     return image
