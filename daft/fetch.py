@@ -5,17 +5,18 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
+from typing import IO, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -40,11 +41,34 @@ RETRIES = 3
 BACKOFF = 0.5
 """Seconds before the first retry; they double."""
 
+TRANSIENT = (429, 500, 502, 503, 504)
+"""HTTP statuses of a server that may be well again soon."""
+
+PATIENCE = 30
+"""Seconds that a server may ask for with Retry-After; who asks for more is retried as if it did not."""
+
 GB = 1e9
 
 ELSEWHERE = "set dataset.root, paths.data or paths.weights to another folder"
 
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError)
+SPACE = b"\xef\xbb\xbf \t\r\n"
+"""What may stand before text: a byte order mark, white space."""
+
+HTML = (b"<!doctype html", b"<html")
+
+PAGES = {".txt": HTML, ".csv": HTML, ".json": HTML, ".html": ()}
+"""How a page instead of the file begins, by the suffix of a file that is text itself."""
+
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+)
 """What tarfile and zipfile raise for archives that they cannot read."""
 
 
@@ -68,7 +92,11 @@ class _UnreachableError(Exception):
 
 
 class _DroppedError(Exception):
-    """The connection ended before the file did."""
+    """The connection ended before the file did, or the server asks to come again."""
+
+    def __init__(self, why: str, wait: float = 0) -> None:
+        super().__init__(why)
+        self.wait = wait  # seconds
 
 
 INTERRUPTIONS = (
@@ -80,19 +108,20 @@ INTERRUPTIONS = (
 """What may go better the next time."""
 
 
-def fetch(file: FileConfig, root: Path) -> Fetched | None:
+def fetch(file: FileConfig, root: Path, check: Callable[[Path], None] | None = None) -> Fetched | None:
     """Fetch to `root / file.path` from the first address that gives the right file, or verify what is there.
 
     A download that was cut off goes on where it stopped, even in another process. None: there is no need,
-    all that the archive gives is there. Raises UserError if no address gives the file, if it cannot be
-    written, or if a wrong one is at its place.
+    all that the archive gives is there. `check` gets what was received, under another name, before it is at
+    its place, and raises UserError if it is not the right file; the next address is tried then. Raises
+    UserError if no address gives the file, if it cannot be written, or if a wrong one is at its place.
     """
     path = root / file.path
     if not _needless(file, root):
         with _alone(path, root):
             if not _needless(file, root):  # as another process may have left it
                 _require_vacant(file, root)
-                return _fetch_from_any(file, path)
+                return _fetch_from_any(file, path, check)
     return verify(file, root) if path.exists() else None
 
 
@@ -132,20 +161,13 @@ def required_bytes(files: Iterable[FileConfig], root: Path) -> int:
         if present(file, root) == "absent":
             path = root / file.path
             arrived = next((p.stat().st_size for p in (path, _part(path)) if p.exists()), 0)
-            needed += max((file.bytes or 0) - arrived, 0) + (file.unpacked_bytes or 0)
+            needed += max((file.bytes or 0) + (file.unpacked_bytes or 0) - arrived, 0)
     return needed
 
 
 def require_space(files: Iterable[FileConfig], root: Path) -> None:
     """Raises UserError if the disk of `root` has no room for what is absent."""
-    needed = required_bytes(files, root)
-    folder = root.absolute()
-    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
-    if needed > free:
-        raise UserError(
-            f"{root}: {needed / GB:,.1f} GB are needed, but only {free / GB:,.1f} GB are free; "
-            f"make room, or {ELSEWHERE}"
-        )
+    _require_free(required_bytes(files, root), root)
 
 
 def unpack(file: FileConfig, root: Path) -> None:
@@ -184,6 +206,16 @@ def discard(file: FileConfig, root: Path) -> None:
     (root / file.path).unlink(missing_ok=True)
 
 
+def _require_free(needed: int, folder: Path) -> None:
+    place = folder.absolute()
+    free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+    if needed > free:
+        raise UserError(
+            f"{folder}: {needed / GB:,.1f} GB are needed, but only {free / GB:,.1f} GB are free; "
+            f"make room, or {ELSEWHERE}"
+        )
+
+
 @contextmanager
 def _alone(path: Path, root: Path) -> Iterator[None]:
     """Keep other processes from this file meanwhile; raises UserError if something cannot be written."""
@@ -211,12 +243,14 @@ def _needless(file: FileConfig, root: Path) -> bool:
     return (root / file.path).exists() or present(file, root) == "present"
 
 
-def _fetch_from_any(file: FileConfig, path: Path) -> Fetched:
+def _fetch_from_any(file: FileConfig, path: Path, check: Callable[[Path], None] | None) -> Fetched:
     part, reasons = _part(path), []
     for url in file.urls:
         try:
-            _receive(url, part)
+            _receive(url, part, file)
             checksum, size = _examine(part, file)
+            if check:
+                _apply(check, part)
         except _UnreachableError as error:
             reasons.append(f"{url}: {error}")
         except _UnfitError as error:
@@ -232,19 +266,26 @@ def _fetch_from_any(file: FileConfig, path: Path) -> Fetched:
     )
 
 
-def _receive(url: str, part: Path) -> None:
+def _apply(check: Callable[[Path], None], part: Path) -> None:
+    try:
+        check(part)
+    except UserError as error:
+        raise _UnfitError(str(error)) from error
+
+
+def _receive(url: str, part: Path, file: FileConfig) -> None:
     """Bring what is at this address to `part`; raises _UnreachableError once nothing more arrives."""
     most = failures = 0
     while True:
         try:
-            return _copy(url, part) if urlsplit(url).scheme == "file" else _download(url, part)
+            return _copy(url, part) if urlsplit(url).scheme == "file" else _download(url, part, file)
         except INTERRUPTIONS as error:
             arrived = part.stat().st_size if part.exists() else 0
             failures = 0 if arrived > most else failures + 1
             most = max(most, arrived)
             if failures > RETRIES:
                 raise _UnreachableError(_root_cause(error)) from error
-            time.sleep(BACKOFF * 2**failures)
+            time.sleep(max(BACKOFF * 2**failures, getattr(error, "wait", 0)))
         except requests.RequestException as error:
             raise _UnreachableError(_root_cause(error)) from error
 
@@ -257,31 +298,42 @@ def _copy(url: str, part: Path) -> None:
     shutil.copyfile(source, part)
 
 
-def _download(url: str, part: Path) -> None:
+def _download(url: str, part: Path, file: FileConfig) -> None:
     """One request, for what `part` lacks; for all of it if the server cannot go on with the same file."""
-    notes = json.loads(_notes(part).read_text()) if _notes(part).exists() else {}
-    same = part.exists() and notes.get("url") == url and notes["validator"] and notes["bytes"]
+    notes = _read_notes(part)
+    validator, total = notes.get("validator"), notes.get("bytes")
+    # What was put together from two files would show by its checksum, where one is known.
+    same = part.exists() and notes.get("url") == url and (file.checksum or (validator and total))
     arrived = part.stat().st_size if same else 0
-    if arrived and arrived == notes["bytes"]:
+    if arrived and arrived == total:
         return
-    headers, rest = {"Accept-Encoding": "identity"}, None
+    headers = {"Accept-Encoding": "identity"}
     if arrived:
-        rest = f"bytes {arrived}-{notes['bytes'] - 1}/{notes['bytes']}"
-        headers |= {"Range": f"bytes={arrived}-", "If-Range": notes["validator"]}
+        headers |= {"Range": f"bytes={arrived}-"} | ({"If-Range": validator} if validator else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         code, given = response.status_code, response.headers
-        continued = arrived > 0 and code == 206 and given.get("Content-Range") == rest
+        if code in TRANSIENT:
+            raise _DroppedError(f"HTTP {code} {response.reason}", _retry_after(given))
+        first, last, whole = _content_range(given)
+        continued = (
+            arrived > 0 and code == 206 and (first, last, total or whole) == (arrived, whole - 1, whole)
+        )
         if arrived and code in (206, 416) and not continued:
             part.unlink()
             raise _DroppedError("the server does not go on with the same file")
         if code != 200 and not continued:
             raise _UnreachableError(f"HTTP {code} {response.reason}")
+        if not file.checksum and _tells_page(given, file):
+            raise _UnreachableError("a web page instead of the file")
+        length = given.get("Content-Length")
+        total = whole if continued else int(length) if length else None
+        taken = part.stat().st_size if part.exists() else 0  # gone on with, or freed
+        _require_free((total or 0) - taken, part.parent)
         with open(part, "ab" if continued else "wb") as out, progress.transfer() as shown:
             if not continued:  # after the old bytes are gone, before the first new one
-                length = given.get("Content-Length")
-                notes = {"url": url, "validator": _validator(given), "bytes": int(length) if length else None}
+                notes = {"url": url, "validator": _validator(given), "bytes": total}
                 write_atomically(_notes(part), json.dumps(notes))
-            bar = shown.add_task(part.stem, total=notes["bytes"], completed=arrived if continued else 0)
+            bar = shown.add_task(part.stem, total=total, completed=arrived if continued else 0)
             # Not response.iter_content: it would decompress a .gz that is declared as an encoding.
             for chunk in response.raw.stream(CHUNK, decode_content=False):
                 out.write(chunk)
@@ -289,8 +341,8 @@ def _download(url: str, part: Path) -> None:
             out.flush()
             os.fsync(out.fileno())
     size = part.stat().st_size
-    if notes["bytes"] not in (None, size):
-        raise _DroppedError(f"the connection ended after {size:,} of {notes['bytes']:,} bytes")
+    if total not in (None, size):
+        raise _DroppedError(f"the connection ended after {size:,} of {total:,} bytes")
 
 
 def _part(path: Path) -> Path:
@@ -303,10 +355,41 @@ def _notes(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
+def _read_notes(part: Path) -> dict[str, Any]:
+    """Empty if there are none, or none whole."""
+    try:
+        notes = json.loads(_notes(part).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
 def _validator(headers: Mapping[str, str]) -> str | None:
     """What If-Range may compare: a strong ETag, else the date (RFC 9110, 13.1.5)."""
     etag = headers.get("ETag", "W/")
     return headers.get("Last-Modified") if etag.startswith("W/") else etag
+
+
+def _retry_after(headers: Mapping[str, str]) -> int:
+    """Seconds, 0 for a date or for more than PATIENCE."""
+    told = headers.get("Retry-After", "")
+    return seconds if told.isdecimal() and (seconds := int(told)) <= PATIENCE else 0
+
+
+def _content_range(headers: Mapping[str, str]) -> tuple[int, int, int]:
+    """First and last byte, and bytes of the whole; zeros if any of them is not told."""
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("Content-Range", ""))
+    first, last, whole = match.groups() if match else (0, 0, 0)
+    return int(first), int(last), int(whole)
+
+
+def _tells_page(headers: Mapping[str, str], file: FileConfig) -> bool:
+    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return kind in ("text/html", "application/json") and _suffix(file) not in PAGES
+
+
+def _suffix(file: FileConfig) -> str:
+    return PurePosixPath(file.path).suffix.lower()
 
 
 def _root_cause(error: BaseException) -> str:
@@ -319,7 +402,9 @@ def _root_cause(error: BaseException) -> str:
 def _examine(path: Path, file: FileConfig) -> tuple[str, int]:
     """sha256:… and bytes; raises _UnfitError if the file is not the configured one."""
     kind, size = _kind(path), path.stat().st_size
-    if kind == "page":
+    if size == 0:
+        raise _UnfitError("an empty file")
+    if kind is None and _head(path).lstrip(SPACE).lower().startswith(PAGES.get(_suffix(file), (b"<", b"{"))):
         raise _UnfitError("a web page instead of the file")
     if file.bytes not in (None, size):
         raise _UnfitError(f"{size:,} bytes, not {file.bytes:,}")
@@ -328,6 +413,8 @@ def _examine(path: Path, file: FileConfig) -> tuple[str, int]:
         raise _UnfitError(f"{other}, not {file.checksum}")
     if file.unpack is not None and kind is None:
         raise _UnfitError("neither tar, tar.gz nor zip")
+    if kind == "zip" and not zipfile.is_zipfile(path):
+        raise _UnfitError("a zip that is cut short")
     return found["sha256"], size
 
 
@@ -342,15 +429,17 @@ def _checksums(path: Path, algorithms: set[str]) -> dict[str, str]:
     return {name: f"{name}:{each.hexdigest()}" for name, each in hashes.items()}
 
 
-def _kind(path: Path) -> Literal["tar", "zip", "page"] | None:
+def _kind(path: Path) -> Literal["tar", "zip"] | None:
     """By its first bytes."""
-    with open(path, "rb") as file:
-        head = file.read(512)
+    head = _head(path)
     if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
         return "tar"
-    if head.startswith(b"PK"):
-        return "zip"
-    return "page" if head.lstrip().lower().startswith((b"<!doctype html", b"<html")) else None
+    return "zip" if head.startswith((b"PK\x03\x04", b"PK\x05\x06")) else None
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(512)
 
 
 def _exists(path: Path) -> bool:
@@ -427,6 +516,8 @@ def _untar(raw: IO[bytes], folder: Path, strip: int) -> Iterator[None]:
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
             if path := _below(member.name, strip):
                 link = _below(member.linkname, strip) if member.islnk() else member.linkname
+                if member.islnk() and not (folder / link).is_file():
+                    raise tarfile.ReadError(f"{member.name} links to {member.linkname}, which is not in it")
                 tar.extract(member.replace(name=path, linkname=link, deep=False), folder, filter="data")
             yield
         # tarfile takes a cut or a broken header for the end, which two empty blocks must mark; reading on

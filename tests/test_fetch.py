@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import re
 import resource
@@ -27,7 +28,7 @@ import pytest
 from daft import fetch
 from daft.config import FileConfig
 from daft.errors import UserError
-from tests.upstream import PAGE, Drop, Instead, NoIfRange, NoRange, NoValidator, Server, Slow, Status
+from tests.upstream import PAGE, Drop, Instead, Length, NoIfRange, NoRange, NoValidator, Server, Slow, Status
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
@@ -82,6 +83,14 @@ def interrupt(server: Server, root: Path) -> None:
         with pytest.raises(UserError, match=r"ended after 300,000 of 1,000,000 bytes|IncompleteRead"):
             fetch.fetch(wanted(server), root)
     del server.faults["a"]
+    server.requests.clear()
+
+
+def interrupt_without_validator(server: Server, root: Path, total: int | None) -> None:
+    """Leave the first 300,000 bytes of `a`, noted with this size, from a server that names no version."""
+    die_before_verifying(wanted(server), root)
+    os.truncate(root / "a.part", 300_000)
+    (root / "a.part.json").write_text(json.dumps({"url": server.url("a"), "validator": None, "bytes": total}))
     server.requests.clear()
 
 
@@ -266,6 +275,52 @@ def test_a_server_without_validators_is_never_asked_for_a_range(server: Server, 
     assert ranges(server) == [None, None]
 
 
+@pytest.mark.parametrize("total", [len(CONTENT), None])
+def test_where_a_checksum_tells_a_range_is_asked_for_without_validators(server: Server, root: Path, total):
+    server.faults["a"] = NoValidator()
+    interrupt_without_validator(server, root, total)
+    assert fetched(wanted(server, checksum=SHA256), root).checksum == SHA256
+    assert ranges(server) == ["bytes=300000-"]
+    assert "If-Range" not in server.requests[0].headers
+
+
+@pytest.mark.parametrize("content", [OTHER, OTHER + b"more"], ids=["as long", "longer"])
+def test_what_was_put_together_of_two_files_is_never_taken(server: Server, root: Path, content):
+    server.faults["a"] = NoValidator()
+    interrupt_without_validator(server, root, len(CONTENT))
+    (server.folder / "a").write_bytes(content)
+    with pytest.raises(UserError, match=f"not {SHA256}"):
+        fetch.fetch(wanted(server, checksum=SHA256), root)
+    assert left(root) == []
+
+
+@pytest.mark.parametrize("notes", ["", '{"url": "http', "\ufffd", "[]", "{}"])
+def test_notes_that_are_not_whole_count_as_none(server: Server, root: Path, notes):
+    interrupt(server, root)
+    (root / "a.part.json").write_text(notes)
+    assert fetched(wanted(server), root).checksum == SHA256
+    assert ranges(server) == [None]
+    assert left(root) == ["a"]
+
+
+@pytest.mark.parametrize("code", fetch.TRANSIENT)
+def test_a_server_that_is_busy_is_asked_again(server: Server, root: Path, code):
+    server.faults["a"] = Status(code, times=2)
+    assert fetched(wanted(server, "a", "mirror"), root).url == server.url("a")
+    assert [request.status for request in server.requests] == [code, code, 200]
+
+
+@pytest.mark.parametrize(("asked", "waited"), [(7, 7), (3600, 0), (None, 0)])
+def test_a_short_wait_that_the_server_asks_for_is_kept(
+    server: Server, root: Path, monkeypatch, asked, waited
+):
+    waits: list[float] = []
+    monkeypatch.setattr(fetch.time, "sleep", waits.append)
+    server.faults["a"] = Status(429, times=1, retry_after=asked)
+    fetch.fetch(wanted(server), root)
+    assert waits == [waited]
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [(OTHER, None), (OTHER[:1000], None), (OTHER[:1000], NoIfRange()), (OTHER + b"more", NoIfRange())],
@@ -297,10 +352,29 @@ def test_a_range_that_is_refused_starts_over(server: Server, root: Path):
         (Status(404), {}, "HTTP 404"),
         (Drop(after=0), {}, "IncompleteRead|connection ended"),
         (PAGE, {}, "a web page instead of the file"),
+        (PAGE, {"checksum": SHA256}, "a web page instead of the file"),
+        (Instead(b'["not found"]', "application/json; charset=utf-8"), {}, "a web page instead of the file"),
+        (Instead(b' \n{"message": "not found"}'), {}, "a web page instead of the file"),
+        (Instead(b"\xef\xbb\xbf<!-- x --><html>"), {}, "a web page instead of the file"),
+        (Instead(b"<?xml version='1.0'?><Error/>"), {}, "a web page instead of the file"),
+        (Instead(b""), {}, "an empty file"),
         (Instead(OTHER), {"checksum": SHA256}, f"not {SHA256}"),
         (Instead(b"short"), {"bytes": len(CONTENT)}, "5 bytes, not 1,000,000"),
     ],
-    ids=["500", "404", "dropped", "page", "checksum", "bytes"],
+    ids=[
+        *(
+            "500",
+            "404",
+            "dropped",
+            "page",
+            "page for a checksum",
+            "JSON by its type",
+            "JSON",
+            "comment",
+            "XML",
+        ),
+        *("empty", "checksum", "bytes"),
+    ],
 )
 def test_the_next_mirror_gives_what_the_first_does_not(server: Server, root: Path, fault, facts, reason):
     server.faults["a"] = fault
@@ -310,6 +384,56 @@ def test_the_next_mirror_gives_what_the_first_does_not(server: Server, root: Pat
     assert fetched(wanted(server, "a", "mirror", **facts), root).url == server.url("mirror")
     assert (root / "a").read_bytes() == CONTENT
     assert left(root) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "type"),
+    [
+        ("a.json", b'{"a": 1}', "application/json"),
+        ("a.txt", b"<b>", "text/html"),
+        ("a.html", b"<html>", "text/html"),
+    ],
+)
+def test_a_file_that_is_text_may_look_like_it(server: Server, root: Path, path, body, type):
+    server.faults["a"] = Instead(body, type)
+    fetch.fetch(replace(wanted(server), path=path), root)
+    assert (root / path).read_bytes() == body
+
+
+def test_what_the_check_refuses_never_gets_its_name(server: Server, root: Path):
+    """Half of a file whose length no one tells, which nothing else could see."""
+    (server.folder / "a").write_bytes(CONTENT[:500_000])
+    server.faults["a"] = Length(None)
+
+    def check(path: Path) -> None:
+        assert not (root / "a").exists()
+        if path.read_bytes() != CONTENT:
+            raise UserError("no network in it")
+
+    with pytest.raises(UserError, match=r"/a: no network in it\n"):
+        fetch.fetch(wanted(server), root, check)
+    assert left(root) == []
+    fetch.fetch(wanted(server, "a", "mirror"), root, check)
+    assert (root / "a").read_bytes() == CONTENT
+    assert left(root) == ["a"]
+
+
+def test_a_zip_that_was_cut_unseen_is_not_taken(server: Server, root: Path):
+    whole = write_zip(server.folder / "a", MEMBERS).read_bytes()
+    (server.folder / "a").write_bytes(whole[:-30])
+    server.faults["a"] = Length(None)
+    with pytest.raises(UserError, match=r"a zip that is cut short"):
+        fetch.fetch(wanted(server, unpack=".", gives=["set"]), root)
+    assert left(root) == []
+
+
+def test_too_small_a_disk_for_what_the_server_tells_is_said_before_the_first_byte(server: Server, root: Path):
+    server.faults["a"] = Length(10**18)
+    with pytest.raises(
+        UserError, match=r"1,000,000,000\.0 GB are needed, but only .* GB are free.*paths\.data"
+    ):
+        fetch.fetch(wanted(server), root)
+    assert left(root) == []
 
 
 def test_when_all_addresses_fail_each_says_why(server: Server, root: Path, tmp_path: Path):
@@ -406,6 +530,13 @@ def test_what_is_needed_counts_what_is_absent(server: Server, root: Path):
     assert fetch.required_bytes([one, archive], root) == 3 * 10**9  # an empty folder is nothing yet
     (root / "b" / "1.jpg").touch()
     assert fetch.required_bytes([one, archive], root) == 0
+
+
+def test_what_has_arrived_counts_even_if_no_size_of_the_archive_is_known(server: Server, root: Path):
+    interrupt(server, root)
+    archive = wanted(server, unpack=".", gives=["set"], unpacked_bytes=500_000)
+    assert fetch.required_bytes([archive], root) == 200_000
+    assert fetch.required_bytes([replace(archive, unpacked_bytes=100_000)], root) == 0
 
 
 def test_too_small_a_disk_is_said_before_anything_is_fetched(root: Path):
@@ -528,6 +659,15 @@ def test_a_link_that_leads_outside_is_named_and_nothing_is_left(root: Path, memb
     archive = write_tar(root / "s.tar", {**MEMBERS, "link": member})
     with pytest.raises(UserError, match=rf"not safe to unpack: .*({member.name}|{member.linkname})"):
         fetch.unpack(archived(archive), root)
+    assert left(root) == ["s.tar"]
+
+
+def test_a_hard_link_to_what_is_not_there_is_damage(root: Path):
+    root.mkdir()
+    hard = link("set/hard.jpg", "set/none.jpg", tarfile.LNKTYPE)
+    write_tar(root / "s.tar", {**MEMBERS, "hard": hard})
+    with pytest.raises(UserError, match=r"damaged .*set/hard\.jpg links to set/none\.jpg.*remove it"):
+        fetch.unpack(archived("s.tar"), root)
     assert left(root) == ["s.tar"]
 
 

@@ -22,10 +22,11 @@ class Drop:
 
 @dataclass
 class Status:
-    """Answer with this status, the first `times` times."""
+    """Answer with this status, the first `times` times, and ask to come again after so many seconds."""
 
     code: int
     times: int = 1_000_000
+    retry_after: int | None = None
 
 
 @dataclass
@@ -52,6 +53,13 @@ class Instead:
 
 
 @dataclass
+class Length:
+    """Tell this length, or none, whatever is sent."""
+
+    told: int | None
+
+
+@dataclass
 class Slow:
     """Send `step` bytes at a time, `seconds` apart."""
 
@@ -59,7 +67,7 @@ class Slow:
     step: int
 
 
-Fault = Drop | Status | NoRange | NoIfRange | NoValidator | Instead | Slow
+Fault = Drop | Status | NoRange | NoIfRange | NoValidator | Instead | Length | Slow
 
 PAGE = Instead(b"<!DOCTYPE html>\n<html><body>Google Drive - Virus scan warning</body></html>", "text/html")
 
@@ -123,15 +131,17 @@ class Server:
         if isinstance(fault, Drop | Status):
             fault.times -= 1
             fault = fault if fault.times >= 0 else None
+        headers = {"Content-Type": fault.type if isinstance(fault, Instead) else "application/octet-stream"}
         if isinstance(fault, Status):
             status = fault.code
+            if fault.retry_after is not None:
+                headers["Retry-After"] = str(fault.retry_after)
         elif isinstance(fault, Instead):
             body = fault.body
         elif path.is_file():
             body = path.read_bytes()
         else:
             status = 404
-        headers = {"Content-Type": fault.type if isinstance(fault, Instead) else "application/octet-stream"}
         if status == 200 and not isinstance(fault, NoValidator | Instead):
             modified = path.stat().st_mtime_ns
             headers["ETag"] = f'"{modified:x}-{len(body):x}"'
@@ -147,7 +157,10 @@ class Server:
             body = body[start:]
         self.requests.append(Request(name, dict(http.headers), status))
         http.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+        length = fault.told if isinstance(fault, Length) else len(body)
+        if length is not None:
+            headers["Content-Length"] = str(length)
+        for key, value in headers.items():
             http.send_header(key, value)
         http.end_headers()
         if isinstance(fault, Drop):
