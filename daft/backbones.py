@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from daft import torchscript
 from daft.batchnorm import batchnorm_layers
 from daft.config import BackboneConfig
-from daft.errors import UserError
+from daft.errors import UserError, some
 from daft.files import checksum, digest
 
 PACKAGE = "package:"
@@ -132,7 +132,7 @@ def checkpoint_path(cfg: BackboneConfig) -> Path:
     if not path.is_file():
         fetch = f"fetch it with python scripts/prepare.py backbone={cfg.name}"
         mend = fetch if cfg.urls else "put it there"
-        raise UserError(f"backbone.checkpoint: there is no file {path}; {mend}, or set paths.weights")
+        raise UserError(f"backbone.checkpoint: there is no file {path}; {mend}, or set backbone.checkpoint")
     return path
 
 
@@ -166,7 +166,7 @@ def _read(path: Path, cfg: BackboneConfig) -> dict[str, Any]:
             state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"backbone.checkpoint: {path} does not load ({_first_line(error)}); "
+            f"backbone.checkpoint: {path} does not load ({_first_line(error).split('. ')[0]}); "
             "expected safetensors, a torch file of plain tensors (weights_only), or a TorchScript archive"
         ) from error
     if cfg.wrapper is not None:
@@ -194,7 +194,7 @@ def _select(state: dict[str, Any], cfg: BackboneConfig, path: Path) -> _Selectio
         inner = [key for key, value in state.items() if isinstance(value, dict)]
         raise UserError(
             f"backbone.checkpoint: nothing in {path} would be loaded with prefix={cfg.prefix!r} and "
-            f"drop={cfg.drop}; its keys begin {_some(list(state))}"
+            f"drop={cfg.drop}; its keys begin {some(list(state))}"
             + (f"; set backbone.wrapper to {' or '.join(inner)}" if inner and not cfg.wrapper else "")
         )
     selected: dict[str, Any] = {}
@@ -230,7 +230,7 @@ def _load_exactly(network: nn.Module, state: dict[str, Any], path: Path, prefix:
     if any(problems.values()):
         raise UserError(
             f"backbone.checkpoint: {path} does not fit the network"
-            + "".join(f"\n  {what} ({len(keys)}): {_some(keys)}" for what, keys in problems.items() if keys)
+            + "".join(f"\n  {what} ({len(keys)}): {some(keys)}" for what, keys in problems.items() if keys)
             + (f"\n  {_remedy(missing, unexpected, prefix)}" if missing or unexpected else "")
         )
     network.load_state_dict(state)
@@ -248,10 +248,6 @@ def _remedy(missing: list[str], unexpected: list[str], prefix: str) -> str:
             settings = [f"backbone.prefix={prefix}{further}"] * bool(further)
             return "the names would fit with " + " ".join(settings + [f"backbone.drop=[{drop}]"] * bool(drop))
     return "set backbone.prefix, drop or rename, or another backbone.model"
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(map(str, keys[:6])) + (", …" if len(keys) > 6 else "")
 
 
 def _shape(value: Any) -> tuple[int, ...] | str:

@@ -16,6 +16,10 @@ def complaint(program: str, error: Exception) -> str:
         text = f"{option[1]}={option[2]}: no such option; choose from {options}"
     elif key := re.search(r"Could not (?:override|find a match for) '([^']*)'", text):
         text = f"{key[1]}: no such key; choose from {', '.join([*SECTIONS, 'seed'])}"
+    elif ambiguous := re.search(r"Ambiguous value for argument '([^']*)'", text):
+        text = f"{ambiguous[1].lstrip('+')}: several values need -m: {program} -m {ambiguous[1].lstrip('+')}"
+    elif isinstance(error, OverrideParseException) and "=" not in error.override:
+        text = f"{error.override}: write key=value; groups are dataset, backbone and method"
     elif isinstance(error, OverrideParseException):
         text = f"{error.override.removeprefix('++')}: cannot be read; write \"key='value'\" with both quotes"
     elif isinstance(error, HydraException):  # the rest is advice for those who know Hydra

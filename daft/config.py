@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -245,6 +245,8 @@ class DatasetConfig:
         for name in self.ood_mean or []:
             if name not in self.ood:
                 raise ConfigError("ood_mean", f"{name!r} is no OOD set; choose from {', '.join(self.ood)}")
+        if self.eval_every and self.train.part == self.id.part == "all":
+            raise ConfigError("eval_every", f"{self.eval_every} divides nothing; set train.part and id.part")
         for key, split in (("train", self.train), ("id", self.id)):
             if split.part != "all" and self.eval_every is None:
                 raise ConfigError(f"{key}.part", f"{split.part!r} needs eval_every to say how to divide")
@@ -444,7 +446,10 @@ def _typed(cfg: DictConfig, kind: type[T], path: list[str]) -> T:
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(error.full_key or "configuration", str(error.msg).splitlines()[0]) from None
+        key, problem = error.full_key or "configuration", str(error.msg).splitlines()[0]
+        if isinstance(error, MissingMandatoryValue):
+            problem = f"has no default; give it, as {key}=…"
+        raise ConfigError(key, problem) from None
     try:
         return TypeAdapter(kind).validate_python(plain)
     except ValidationError as error:

@@ -1,5 +1,7 @@
 """Errors that a user can cause; `scripts/` show them as one line, without a traceback."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Something that the user can mend; the message names the thing, the bad value and what is right."""
@@ -11,3 +13,8 @@ class ConfigError(UserError, ValueError):
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(f"{key}: {problem}")
         self.key, self.problem = key, problem
+
+
+def some(names: Sequence[object], most: int = 6) -> str:
+    """The first names of a long list, for a message."""
+    return ", ".join(map(str, names[:most])) + (", …" if len(names) > most else "")

@@ -77,7 +77,7 @@ def test_a_home_folder_may_be_written_as_in_a_shell(configure, monkeypatch):
         (["backbone=timm", "backbone.model=resnet18", "backbone.prefix=x"], "backbone.prefix", ["hub"]),
         (["backbone.checkpoint=null"], "backbone.checkpoint", ["null", "hub"]),
         (["backbone.checksum=abc"], "backbone.checksum", ["'abc'"]),
-        (["dataset=folder"], "dataset.root", ["issing"]),
+        (["dataset=folder"], "dataset.root", ["give it"]),
     ],
 )
 def test_a_bad_value_is_one_line_with_the_key_the_value_and_what_is_allowed(configure, overrides, key, words):

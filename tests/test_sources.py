@@ -47,6 +47,7 @@ def miniature(tmp_path: Path) -> Callable[..., Config]:
         splits = ["train", "id", *(f"ood.{ood}" for ood in cfg.dataset.ood)]
         changes = [
             *(f"dataset.{split}.known_images=null" for split in splits),
+            "dataset.train.least_per_folder=null",
             f"dataset.root={tmp_path}",
             f"paths.cache={tmp_path}/cache",
             "compute.device=cpu",
@@ -405,11 +406,31 @@ def test_what_is_missing_of_imagenet_is_named(miniature, tmp_path, layout, file,
     refused(miniature("living17"), "id", "dataset.id: ", *words)
 
 
-def test_a_listed_image_that_is_absent_is_named(miniature, tmp_path):
-    write_breeds(tmp_path, "living17", "devkit")
+@pytest.mark.parametrize("layout", ["kaggle", "synsets", "devkit"])
+def test_labels_must_fit_the_images_of_val_one_by_one(miniature, tmp_path, layout):
+    write_breeds(tmp_path, "living17", layout)
     file, _ = names(read(miniature("living17"), "id"), ["any"] * 17)[0]
-    (tmp_path / "val" / file).unlink()
-    refused(miniature("living17"), "id", "do not exist", file)
+    folder = next(tmp_path.rglob("val"))
+    (folder / file).unlink()
+    refused(miniature("living17"), "id", "labels for the", f"{file} is not there")
+    labels = next(p for p in tmp_path.rglob("*") if p.name in imagenet.LABEL_READERS)
+    write_breeds(tmp_path / "again", "living17", layout)
+    labels = next(p for p in (tmp_path / "again").rglob("*") if p.name in imagenet.LABEL_READERS)
+    first, *rest = labels.read_text().splitlines(keepends=True)
+    # A line less moves all labels after it, but in Kaggle's file, which names its images.
+    labels.write_text("".join([first, *rest[1:]]) if layout == "kaggle" else "".join(rest))
+    refused(miniature("living17", f"dataset.root={tmp_path / 'again'}"), "id", "labels for the", "not named")
+
+
+def test_a_class_folder_half_unpacked_is_named_and_foreign_files_are_no_images(miniature, tmp_path):
+    write_breeds(tmp_path, "living17", "sorted")
+    folder = next(p for p in (tmp_path / "train").iterdir())
+    (folder / "._hidden.JPEG").touch()
+    (tmp_path / "val/ILSVRC2012_val_00000001.JPEG").touch()
+    assert len(read(miniature("living17"), "train")) == 34
+    assert len(read(miniature("living17"), "id")) == 34
+    whole = miniature("living17", "dataset.train.least_per_folder=2")
+    refused(whole, "train", "fewer than 2 images", "n01631663 (1)", "least_per_folder=null")
 
 
 # DomainNet

@@ -15,7 +15,7 @@ import pandas as pd
 import scipy.io
 
 from daft.config import DatasetConfig, SplitConfig
-from daft.errors import UserError
+from daft.errors import UserError, some
 
 FOLDERS = (".", "ILSVRC/Data/CLS-LOC")
 """Where train and val lie below the root: put there by hand, or as Kaggle's archive has them."""
@@ -70,13 +70,13 @@ def files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str])
         found = [(wnid, file) for wnid in labels for file in sorted((folder / wnid).glob("[!.]*.JPEG"))]
     if lost := sorted(labels.keys() - {wnid for wnid, _ in found}):
         raise UserError(
-            f"{folder} has no image of {len(lost)} of {len(labels)} subclasses: {', '.join(lost)}; expected "
+            f"{folder} has no image of {len(lost)} of {len(labels)} subclasses: {some(lost)}; expected "
             f"{part}/<WordNet id>/*.JPEG" + (", or all of val in one folder" if part == "val" else "")
         )
     least, held = split.least_per_folder or 0, Counter(wnid for wnid, _ in found)
     if few := [f"{wnid} ({held[wnid]})" for wnid in sorted(labels) if held[wnid] < least]:
         raise UserError(
-            f"{folder} has fewer than {least} images of {', '.join(few)}; unpack them again, or set "
+            f"{folder} has fewer than {least} images of {some(few)}; unpack them again, or set "
             f"dataset.{name}.least_per_folder=null"
         )
     # One name per image, whether val is sorted into folders or not, so that one set has one identity.

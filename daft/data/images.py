@@ -18,7 +18,7 @@ from daft import progress
 from daft.config import Operation
 from daft.data.cache import GIB, Cached, build, shrink, state
 from daft.data.transforms import fixed_prefix, least_side, one_shape, transform
-from daft.errors import UserError
+from daft.errors import UserError, some
 from daft.files import is_damage, write_atomically
 
 NO_DRAWS = torch.empty(1, 0)
@@ -54,9 +54,7 @@ class Labelled:
         absent = [file for file in listed["file"] if not Path(file).is_file()]
         if absent:
             raise UserError(
-                f"{len(absent)} of the {len(listed):,} file(s) of {what} do not exist: "
-                + ", ".join(absent[:5])
-                + (", …" if len(absent) > 5 else "")
+                f"{len(absent)} of the {len(listed):,} file(s) of {what} do not exist: {some(absent)}"
             )
         numbers = {label: number for number, label in enumerate(classes)}
         listed = listed.assign(label=[numbers[label] for label in listed["label"]])
