@@ -15,7 +15,8 @@ from daft.errors import UserError
 DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]
 RATES = ["config.method.lr_backbone", "config.method.lr_head"]
 SEED = "config.seed"
-ORDER = ["lp", "ft", "ft_bnc", "lp_ft", "lp_ft_bnc", "integrated_lp_ft", "daft"]
+ORDER = ["lp", "ft", "ft_bnc", "lp_ft", "lp_ft_train", "lp_ft_bnc"]
+ORDER += ["integrated_lp_ft", "integrated_lp_ft_train", "daft"]
 
 
 def method_order(name: str) -> tuple[int, str]:
@@ -71,8 +72,9 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
 
 
 def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Long table: a row per cell and metric with mean, std (sample, ddof = 1; none at n = 1), n, lrs.
+    """Long table: a row per cell and metric with mean, std, n, rates and the ids of the runs behind them.
 
+    std: of the sample (ddof = 1), none at n = 1.
     runs: all of them, for the grid that the cell's learning rate was chosen from, and whether it is at
     the grid's edge.
     """
@@ -100,6 +102,7 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
                     "grid": " ".join(f"{r:g}" for r in grid),
                     "at_edge": len(grid) > 1 and rate in (grid[0], grid[-1]),
                     "diverged": int((everything["status"] == "diverged").sum()),
+                    "runs": " ".join(cell.loc[values.index, "run"]),
                 }
             )
     known = set(chosen[CELL].itertuples(index=False, name=None))
@@ -107,8 +110,8 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         if names not in known:  # nothing to select from: shown as what it is
             row = dict(zip(("dataset", "backbone", "method"), names, strict=True))
             rows.append(row | {"metric": "id/accuracy", "n": 0, "diverged": len(cell), "at_edge": False})
-    columns = ["dataset", "backbone", "method", "metric", "mean", "std", "n"]
-    return pd.DataFrame(rows, columns=[*columns, "lr_backbone", "lr_head", "grid", "at_edge", "diverged"])
+    columns = ["dataset", "backbone", "method", "metric", "mean", "std", "n", "lr_backbone", "lr_head"]
+    return pd.DataFrame(rows, columns=[*columns, "grid", "at_edge", "diverged", "runs"])
 
 
 def markdown(table: pd.DataFrame) -> str:
