@@ -26,7 +26,7 @@ PROTOCOL = 1
 """Raised when the same configuration would give other numbers."""
 
 RECORD = "record.json"
-SHOWN = ("run", "status", "best_epoch", "config", "metrics", "history", "distortion", "time")
+SHOWN = ("run", "status", "best_epoch", "config", "metrics", "history", "distortion", "environment", "time")
 """What tables, figures and reports read of a record."""
 
 LIBRARIES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")

@@ -168,8 +168,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 thead tr:first-child th { border-top: 2px solid #1b1b1b; }
 tbody { border-top: 1px solid #1b1b1b; border-bottom: 2px solid #1b1b1b; }
 tr.block { border-top: 1px solid #999; }
-th { font-weight: 600; text-align: left; vertical-align: top; }
-th.method { font-weight: 400; white-space: nowrap; }
+th { font-weight: 600; text-align: left; vertical-align: top; white-space: nowrap; }
+th.method { font-weight: 400; }
 th, td { padding: 0.25rem 0.6rem; }
 th.first, td.first { border-left: 1px solid #ddd; }
 td { white-space: nowrap; }

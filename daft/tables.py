@@ -64,7 +64,7 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
     """Raise UserError if runs of a cell differ in more than rates and seed: they are no sample."""
     free = (*RATES, SEED, "config.compute.", "config.wandb.", "config.paths.", "config.backbone.lr_head")
     fixed = [c for c in cell.columns if c.startswith("config.") and not c.startswith(free)]
-    mixed = [c.removeprefix("config.") for c in fixed if cell[c].astype(str).nunique() > 1]
+    mixed = [c.removeprefix("config.") for c in fixed if cell[c].astype(str).nunique(dropna=False) > 1]
     if mixed:
         raise UserError(f"runs of {name} differ in {', '.join(mixed)}; give a folder with one setting")
     if cell.duplicated([*RATES, SEED]).any():
@@ -130,12 +130,9 @@ def markdown(table: pd.DataFrame) -> str:
         for method in sorted(by_method, key=method_order):
             of_method = by_method[method]
             first, by_metric = of_method.iloc[0], of_method.set_index("metric")
-            rates = [_rate(first["lr_backbone"], bool(first["at_edge"])), _rate(first["lr_head"], False)]
-            if pd.notna(first["lr_backbone"]) and pd.isna(first["lr_head"]):
-                rates[1] = "= η_θ"
             absent = "missing" if first["n"] else "diverged"
-            values = [_mean_std(by_metric.loc[m]) if m in by_metric.index else absent for m in metrics]
-            lines.append("| " + " | ".join([str(method), *rates, str(first["n"]), *values]) + " |")
+            values = [mean_std(by_metric.loc[m]) if m in by_metric.index else absent for m in metrics]
+            lines.append("| " + " | ".join([str(method), *rates(first), str(first["n"]), *values]) + " |")
         parts.append("\n".join(lines))
     note = (
         "Accuracies in percent, mean ± sample standard deviation (ddof = 1) over n seeds; learning rates "
@@ -152,11 +149,17 @@ def _metric_head(metric: str) -> str:
     return f"{split_name(split)} feature {'L2' if measure == 'l2' else measure}"
 
 
-def _rate(rate: float | None, at_edge: bool) -> str:
-    return "-" if rate is None or pd.isna(rate) else f"{rate:g}{'*' if at_edge else ''}"
+def rates(row: Any) -> list[str]:
+    """η_θ, with a * at the edge of its grid, and η_w of a row of the long table."""
+    backbone, head = row["lr_backbone"], row["lr_head"]
+    if pd.isna(backbone):
+        return ["-", "-" if pd.isna(head) else f"{head:g}"]
+    edge = "*" if row["at_edge"] else ""
+    return [f"{backbone:g}{edge}", "= η_θ" if pd.isna(head) else f"{head:g}"]
 
 
-def _mean_std(row: Any) -> str:
+def mean_std(row: Any) -> str:
+    """mean ± std of a row of the long table that is indexed by metric."""
     if pd.isna(row["mean"]):
         return "diverged"
     digits = 3 if row.name.endswith("cosine") else 2

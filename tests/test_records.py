@@ -16,6 +16,7 @@ RECORD = {
     "metrics": {"id/accuracy": 90.0},
     "history": [],
     "distortion": {},
+    "environment": {},
     "time": {"train_s": 1.0},
 }
 
