@@ -206,7 +206,7 @@ LATEX = {
 
 
 def latex(table: Table, compared: pd.DataFrame) -> str:
-    """A table* for a document that loads booktabs; ours over the paper's and the difference."""
+    """A table* for a document that loads booktabs and graphicx; ours over the paper's and the difference."""
 
     def escaped(text: str) -> str:
         return re.sub("|".join(map(re.escape, LATEX)), lambda match: LATEX[match[0]], text)
@@ -231,6 +231,7 @@ def latex(table: Table, compared: pd.DataFrame) -> str:
         r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{escaped(' '.join([f'{table.title}.', *notes(table, compared)]))}}}",
         rf"\label{{tab:{table.name}}}",
+        r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",  # a wide one is made to fit
         rf"\begin{{tabular}}{{ll{'c' * len(splits)}}}",
         r"\toprule",
         rf"Model & Method & {' & '.join(groups)} \\",
@@ -243,7 +244,7 @@ def latex(table: Table, compared: pd.DataFrame) -> str:
             parts.append(r"\midrule")
         shown, before = ("" if network == before else escaped(network)), network
         parts.append(rf"{shown} & {escaped(method)} & {' & '.join(map(cell, numbers))} \\")
-    return "\n".join([*parts, r"\bottomrule", r"\end{tabular}", r"\end{table*}"]) + "\n"
+    return "\n".join([*parts, r"\bottomrule", r"\end{tabular}}", r"\end{table*}"]) + "\n"
 
 
 RENDERERS = {"md": markdown, "html": lambda t, c: page(t.title, html(t, c)), "tex": latex}

@@ -12,7 +12,7 @@ from daft import figures, paper, records, rendering, tables
 from daft.errors import UserError
 
 STYLE = """
-nav a { margin-right: 1rem; }
+nav { display: flex; flex-wrap: wrap; gap: 0 1rem; }
 .figures { display: grid; gap: 1rem; }
 .figures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; } figure img { width: 100%; height: auto; max-width: 34rem; }
