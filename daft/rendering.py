@@ -243,7 +243,7 @@ def latex(table: Table, compared: pd.DataFrame) -> str:
         if network != before:
             parts.append(r"\midrule")
         shown, before = ("" if network == before else escaped(network)), network
-        parts.append(rf"{shown} & {escaped(method)} & {' & '.join(map(cell, numbers))} \\")
+        parts.append(rf"{shown} & {escaped(method)} & {' & '.join(map(cell, numbers))} \\[2pt]")
     return "\n".join([*parts, r"\bottomrule", r"\end{tabular}}", r"\end{table*}"]) + "\n"
 
 

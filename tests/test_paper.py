@@ -239,5 +239,5 @@ def test_html_and_latex_show_the_numbers_of_the_markdown():
     assert "://" not in rendering.page("t", html)  # asks for nothing
     assert r"\shortstack{\textbf{97.33 $\pm$ 1.53*}\\{\tiny 97.66 $-$0.33 ($-$0.2 s)}}" in latex
     body = latex.partition(r"\midrule")[2].splitlines()
-    assert {line.count(" & ") for line in body if line.endswith(r"\\")} == {4}
+    assert {line.count(" & ") for line in body if line.endswith(r"\\[2pt]")} == {4}
     assert latex.count("{") == latex.count("}")
