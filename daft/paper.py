@@ -18,6 +18,8 @@ from daft.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 DEFINITIONS, PRINTED = ROOT / "conf" / "table", ROOT / "results" / "paper"
 KEYS = ["backbone", "method", "dataset", "split"]
+NOTHING: dict[Any, Any] = {"n": 0, "runs": "", "at_edge": False, "diverged": 0}
+"""What a cell without runs has."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -139,7 +141,7 @@ def compare(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
     Accuracies and `difference` in points; `std` of the sample (ddof = 1), none at n = 1, and
     `difference_in_std` in units of it. `best` and `paper_best` are the highest of a column within a backbone,
     at the two decimals that the paper prints, where there are several to compare. `diverged` counts runs;
-    `missing` is a split that no finished run has.
+    `missing` is a split that no finished run has, or a cell whose runs are no sample, as `problem` says.
     """
     source = table.source()
     ours = _ours(source, runs)
@@ -173,8 +175,9 @@ def averages(cells: pd.DataFrame) -> pd.DataFrame:
                     "mean": columns["mean"].mean(skipna=False),
                     "std": (spread**2).sum(skipna=False) ** 0.5 / len(columns),
                     "n": columns["n"].min(),
-                    "at_edge": False,  # as divergence: of a cell, and shown there
+                    "at_edge": False,  # as divergence and problems: of a cell, and shown there
                     "diverged": 0,
+                    "problem": "",
                     "runs": " ".join(dict.fromkeys(" ".join(columns["runs"]).split())),
                 }
             )
@@ -188,21 +191,24 @@ def _ours(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
     for dataset, columns in table.datasets.items():
         for backbone in table.backbones:
             for method in table.methods:
-                cell = found.get((dataset, columns.backbones.get(backbone, backbone), method), {})
-                known: dict[Any, Any] = next(iter(cell.values()), {"at_edge": False, "diverged": 0})
+                network = columns.backbones.get(backbone, backbone)
+                cell = found.get((dataset, network, method), {})
+                known: dict[Any, Any] = next(iter(cell.values()), NOTHING)
                 for split in columns.splits:
-                    number = cell.get(f"{split}/accuracy", {"n": 0, "runs": ""})
+                    number = cell.get(f"{split}/accuracy", NOTHING)
                     rows.append(
                         dict(zip(KEYS, (backbone, method, dataset, split), strict=True))
+                        | {"network": network}
                         | {key: number.get(key) for key in ("mean", "std", "n", "runs")}
                         | {key: known.get(key) for key in ("lr_backbone", "lr_head", "at_edge", "diverged")}
+                        | {"problem": known.get("problem", "")}
                     )
     numbers = ["mean", "std", "lr_backbone", "lr_head"]
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float)).fillna({"runs": ""})
 
 
 def _aggregated(table: Table, runs: pd.DataFrame) -> dict[tuple[str, ...], dict[str, dict[Any, Any]]]:
-    """Metrics by cell, of the runs that have the table's settings."""
+    """Metrics by cell, of the runs with the table's settings; of a cell of mixed settings the problem."""
     if runs.empty:
         return {}
     wanted = runs[tables.CELL].apply(tuple, axis=1).isin(table.cells())
@@ -211,10 +217,13 @@ def _aggregated(table: Table, runs: pd.DataFrame) -> dict[tuple[str, ...], dict[
             key, _, value = override.partition("=")
             same = runs.get(f"config.{key}", pd.Series(index=runs.index)) == yaml.safe_load(value)
             wanted &= same | (runs[tables.DATASET] != dataset)
-    runs = runs[wanted]
-    found: dict[tuple[str, ...], dict[str, dict[Any, Any]]] = {}
-    for row in tables.aggregate(tables.select(runs), runs).to_dict("records"):
-        found.setdefault((row["dataset"], row["backbone"], row["method"]), {})[row["metric"]] = row
+    found = {}
+    for names, cell in runs[wanted].groupby(tables.CELL):
+        try:
+            aggregated = tables.aggregate(tables.select(cell), cell).to_dict("records")
+        except UserError as error:
+            aggregated = [NOTHING | {"metric": "", "problem": str(error)}]
+        found[names] = {row["metric"]: row for row in aggregated}
     return found
 
 

@@ -74,7 +74,7 @@ def notes(table: Table, compared: pd.DataFrame) -> list[str]:
         named = [f"{_name(table, row)} ({value.format_map(row)})" for row in cells[select].to_dict("records")]
         if named:
             found.append(f"{label}: {'; '.join(named)}.")
-    return found
+    return found + [f"Left out: {problem}." for problem in cells["problem"] if problem]
 
 
 def _name(table: Table, row: dict[Any, Any]) -> str:

@@ -3,6 +3,7 @@
 import base64
 import html
 from collections.abc import Callable, Sequence
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -32,12 +33,15 @@ def report(loaded: Sequence[dict[str, Any]], title: str) -> str:
         cells = set(table.cells())
         if runs[tables.CELL].apply(tuple, axis=1).isin(cells).any():
             links.append((table.name, table.name))
-            sections.append(_guarded(table.title, lambda table=table: _paper_table(table, runs)))
+            sections.append(rendering.html(table, paper.compare(table, runs)))
     for names, group in runs.groupby([tables.DATASET, tables.BACKBONE], sort=True):
         heading = ", ".join(map(str, names))
         anchor = "-".join(map(str, names))
         links.append((anchor, heading))
-        body = _guarded("", lambda group=group: _cells(group))
+        try:
+            body = _cells(group)
+        except UserError as error:  # one cell of mixed settings does not take the other sections away
+            body = f'<p class="problem">{_escape(error)}</p>'
         sections.append(f'<section id="{_escape(anchor)}"><h2>{_escape(heading)}</h2>{body}</section>\n')
     links.append(("runs", "runs"))
     sections.append(_runs(runs, loaded))
@@ -55,40 +59,23 @@ def _escape(value: object) -> str:
     return value if isinstance(value, _Html) else html.escape(str(value))
 
 
-def _guarded(title: str, render: Callable[[], str]) -> str:
-    """A part of the page, or what forbids it: one cell of mixed settings does not take the others away."""
-    try:
-        return render()
-    except UserError as error:
-        head = f"<h2>{_escape(title)}</h2>" if title else ""
-        return f'{head}<p class="problem">{_escape(error)}</p>\n'
-
-
-def _paper_table(table: paper.Table, runs: pd.DataFrame) -> str:
-    return rendering.html(table, paper.compare(table, runs))
-
-
 def _cells(runs: pd.DataFrame) -> str:
     """The table and figures of one dataset and backbone."""
     chosen = tables.select(runs)
-    table = tables.aggregate(chosen, runs)
-    parts = [_accuracies(table, tables.accuracies(runs))]
+    table = _accuracies(tables.aggregate(chosen, runs), tables.accuracies(runs))
     pictures = []
+    if "ood/accuracy" in chosen and chosen["ood/accuracy"].notna().any():
+        pictures.append(_picture("OOD over ID accuracy", partial(figures.id_against_ood, chosen)))
     if not chosen.empty:
-        if "ood/accuracy" in chosen and chosen["ood/accuracy"].notna().any():
-            pictures.append(
-                _picture("OOD over ID accuracy", lambda file: figures.id_against_ood(chosen, file))
-            )
-        pictures.append(_picture("Feature distortion", lambda file: figures.distortion(chosen, file)))
+        pictures.append(_picture("Feature distortion", partial(figures.distortion, chosen)))
     for method in sorted(chosen[tables.METHOD].unique(), key=tables.method_order):
         cell = runs[runs[tables.METHOD] == method]
         rate = chosen[chosen[tables.METHOD] == method][tables.RATES[0]].iloc[0]
         if cell[tables.RATES[0]].nunique() > 1:
             caption = f"Learning rates, {figures.LABELS.get(method, method)}"
-            pictures.append(
-                _picture(caption, lambda file, cell=cell, rate=rate: figures.learning_rates(cell, rate, file))
-            )
-    return "".join([*parts, f'<div class="figures">{"".join(pictures)}</div>\n'])
+            draw = partial(figures.learning_rates, cell, rate)
+            pictures.append(_picture(caption, draw))
+    return f'{table}<div class="figures">{"".join(pictures)}</div>\n'
 
 
 def _accuracies(table: pd.DataFrame, metrics: list[str]) -> str:

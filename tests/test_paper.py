@@ -184,6 +184,18 @@ def test_only_runs_with_the_settings_of_the_table_count():
     assert row(compared, "resnet18_tin64", "ft", "pacs", "id")[["mean", "n"]].tolist() == [96.0, 1]
 
 
+def test_a_cell_of_mixed_settings_is_left_out_by_name_and_the_others_are_shown():
+    frame = FEW.assign(**{"config.training.epochs": [20, 1, 20, 20, 20, 20, 20]})
+    table = paper.load("table5")
+    compared = paper.compare(table, frame)
+    assert row(compared, "moco_v2", "ft", "cifar10", "id")["missing"]
+    assert row(compared, "moco_v2", "daft", "cifar10", "id")["mean"] == 97.334
+    problem = (
+        "- Left out: runs of cifar10 moco_v2 ft differ in training.epochs; give a folder with one setting."
+    )
+    assert problem in rendering.markdown(table, compared)
+
+
 def test_a_definition_with_a_mistyped_key_is_named(tmp_path: Path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("title: T\nbackbones: {b: {titel: B}}\nmethods: {}\ndatasets: {}\n")
     monkeypatch.setattr(paper, "DEFINITIONS", tmp_path)
