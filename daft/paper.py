@@ -130,6 +130,8 @@ def load(name: str) -> Table:
         raise UserError(f"{name}: no such table; choose from {', '.join(names())}")
     try:
         return TypeAdapter(Table).validate_python({"name": name, **yaml.safe_load(file.read_text())})
+    except (yaml.YAMLError, TypeError) as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -201,6 +201,9 @@ def test_a_definition_with_a_mistyped_key_is_named(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(paper, "DEFINITIONS", tmp_path)
     with pytest.raises(UserError, match=r"mine\.yaml: backbones\.b\.tit"):
         paper.load("mine")
+    (tmp_path / "mine.yaml").write_text("title: [")
+    with pytest.raises(UserError, match=r"mine\.yaml: while parsing"):
+        paper.load("mine")
     with pytest.raises(UserError, match="tabel: no such table; choose from mine"):
         paper.load("tabel")
 
