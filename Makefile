@@ -1,8 +1,14 @@
-# Two commands do everything: `make demo` and `make test`. Both set up .venv first.
+# `make demo` and `make test` need nothing; `make table2`, `table5`, `table6` make the paper's tables. All set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test benchmark clean
+TABLES := table2 table5 table5_onefactor table6 small
+OUT = $(if $(filter small,$@),results/small,results)
+# Variables that narrow a table's runs, as lists with commas: make table5 BACKBONES=swav SEEDS=0 LAUNCHER=workers
+narrow = $(if $(DATASETS),--datasets $(DATASETS)) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(METHODS),--methods $(METHODS))
+train = $(BIN)/python scripts/train.py -m $(if $(SEEDS),sweep.seeds=[$(SEEDS)]) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
+
+.PHONY: setup demo test benchmark report clean $(TABLES) $(TABLES:=-plan)
 
 setup: .venv/.ready
 
@@ -21,6 +27,20 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/python scripts/train.py -m method=lp,ft,lp_ft,daft wandb.mode=disabled paths.runs=runs/demo
 	$(BIN)/python scripts/figures.py runs/demo --out runs/demo/demo.png
+
+# What a table lacks is run, then the table is written, with gaps where runs failed; the exit code is the runs'.
+$(TABLES): setup
+	@sweeps=$$($(BIN)/python scripts/tables.py $@ --overrides $(narrow)) || exit 1; \
+	echo "$$sweeps" | xargs -L1 $(train); status=$$?; \
+	$(BIN)/python scripts/tables.py $@ --out $(OUT) && exit $$status
+
+$(TABLES:=-plan): setup
+	@sweeps=$$($(BIN)/python scripts/tables.py $(@:-plan=) --overrides $(narrow)) || exit 1; \
+	echo "$$sweeps" | xargs -L1 $(train) sweep.plan=true
+
+# All tables, figures and runs in one file that opens without a server.
+report: setup
+	$(BIN)/python scripts/report.py --out runs/report.html
 
 test: setup
 	$(BIN)/python -m pytest

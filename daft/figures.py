@@ -1,6 +1,7 @@
 """Pictures from records: ID against OOD accuracy, accuracy per split, feature distortion."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,30 @@ from matplotlib.patches import Patch
 
 from daft import tables
 
-LABELS = {"lp": "LP", "ft": "FT", "lp_ft": "LP-FT", "daft": "DAFT"}
+LABELS = {
+    "lp": "LP",
+    "ft": "FT",
+    "ft_bnc": "FT + conversion",
+    "lp_ft": "LP-FT",
+    "lp_ft_train": "LP-FT, train mode",
+    "lp_ft_bnc": "LP-FT + conversion",
+    "integrated_lp_ft": "Integrated LP-FT",
+    "integrated_lp_ft_train": "Integrated, train mode",
+    "daft": "DAFT",
+}
 # Colour-blind safe (Okabe and Ito), and a marker each for print.
 COLOURS = {"lp": "#999999", "ft": "#d55e00", "lp_ft": "#0072b2", "daft": "#009e73"}
+COLOURS |= {"ft_bnc": "#e69f00", "lp_ft_bnc": "#56b4e9", "integrated_lp_ft": "#cc79a7"}
+COLOURS |= {"lp_ft_train": "#1b1b1b", "integrated_lp_ft_train": "#b59f00"}
 MARKERS = {"lp": "s", "ft": "^", "lp_ft": "D", "daft": "o"}
+MARKERS |= {"ft_bnc": "v", "lp_ft_bnc": "d", "integrated_lp_ft": "P"}
+MARKERS |= {"lp_ft_train": "X", "integrated_lp_ft_train": "p"}
+
+File = Path | BytesIO
+"""A file by its suffix, or SVG in memory."""
 
 
-def overview(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], file: Path) -> None:
+def overview(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], file: File) -> None:
     """One dataset at a glance: accuracy per split, and how far the features moved, per method.
 
     runs: selected runs of one dataset and backbone. loaded: their records.
@@ -61,7 +79,7 @@ def overview(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], file: Path) -
     _save(figure, file)
 
 
-def id_against_ood(runs: pd.DataFrame, file: Path) -> None:
+def id_against_ood(runs: pd.DataFrame, file: File) -> None:
     """Mean OOD accuracy over ID accuracy per method, a panel per dataset; small marks are single runs."""
     datasets = list(dict.fromkeys(runs[tables.DATASET]))
     figure, panels = plt.subplots(1, len(datasets), figsize=(4.6 * len(datasets), 4), squeeze=False)
@@ -86,11 +104,67 @@ def id_against_ood(runs: pd.DataFrame, file: Path) -> None:
         axes.set_title(f"{dataset}, {of_dataset[tables.BACKBONE].iloc[0]}", fontsize=10)
         axes.set_xlabel("ID accuracy (%)")
         axes.set_ylabel("mean OOD accuracy (%)")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
         axes.legend(fontsize=8)
     figure.tight_layout()
     _save(figure, file)
+
+
+def learning_rates(runs: pd.DataFrame, chosen: float, file: File) -> None:
+    """ID and mean OOD accuracy over η_θ of one cell at its lowest seed, a line per η_w; × marks divergence.
+
+    runs: of one dataset, backbone and method. chosen: the selected η_θ.
+    """
+    grid = runs[runs[tables.SEED] == runs[tables.SEED].min()].sort_values(tables.RATES[0])
+    figure, axes = plt.subplots(figsize=(4.2, 3))
+    name = str(grid[tables.METHOD].iloc[0])
+    of_head = list(grid.groupby(tables.RATES[1], dropna=False))
+    for i, (rate, line) in enumerate(sorted(of_head, key=lambda group: -len(group[1]))):
+        shade = {"color": COLOURS.get(name, "#1b1b1b"), "alpha": max(1 - 0.25 * i, 0.25)}
+        suffix = "" if len(of_head) == 1 else f", η_w = {rate:g}"
+        for metric, style in (("id/accuracy", "o-"), ("ood/accuracy", "s--")):
+            if metric in line:
+                label = f"{tables.split_name(metric)}{suffix}"
+                axes.plot(line[tables.RATES[0]], line[metric], style, markersize=5, label=label, **shade)
+    diverged = grid[grid["status"] == "diverged"][tables.RATES[0]]
+    axes.plot(diverged, [0.04] * len(diverged), "kx", transform=axes.get_xaxis_transform())
+    axes.axvline(chosen, color="#1b1b1b", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_xlabel("η_θ (dotted: chosen by ID accuracy)")
+    axes.set_ylabel("accuracy (%)")
+    axes.set_title(LABELS.get(name, name), fontsize=10)
+    axes.legend(fontsize=7)
+    _plain(axes)
+    figure.tight_layout()
+    _save(figure, file)
+
+
+def distortion(runs: pd.DataFrame, file: File) -> None:
+    """How far the ID features moved, per method: small marks are runs, the large one is their mean.
+
+    runs: selected runs of one dataset and backbone.
+    """
+    methods = _methods(runs)
+    figure, panels = plt.subplots(1, 2, figsize=(6.4, 0.9 + 0.35 * len(methods)), sharey=True)
+    for axes, measure, label in zip(
+        panels, ("l2", "cosine"), ("L2 distance", "cosine similarity"), strict=True
+    ):
+        for y, method in enumerate(methods):
+            values = runs[runs[tables.METHOD] == method][f"id/{measure}"]
+            style: dict[str, Any] = {"color": COLOURS.get(method), "marker": MARKERS.get(method, "o")}
+            axes.scatter(values, [y] * len(values), s=14, alpha=0.5, linewidths=0, **style)
+            axes.scatter(values.mean(), y, s=70, **style)
+        axes.set_xlabel(f"{label} of ID features", fontsize=9)
+        _plain(axes)
+    panels[0].set_yticks(range(len(methods)), [LABELS.get(m, m) for m in methods])
+    panels[0].set_ylim(len(methods) - 0.5, -0.5)
+    figure.tight_layout()
+    _save(figure, file)
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _methods(runs: pd.DataFrame) -> list[str]:
@@ -119,7 +193,11 @@ def _density(axes: Axes, histograms: list[dict[str, Any]], method: str) -> None:
     axes.set_xlim(min(axes.get_xlim()[0] if axes.get_xlim()[1] == 1 else 1.0, low), 1)
 
 
-def _save(figure: Any, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=130)
+def _save(figure: Any, file: File) -> None:
+    if isinstance(file, Path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=130)
+    else:  # text stays text, and the same figure is the same bytes
+        with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "daft"}):
+            figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from daft.config import Config, plain
 from daft.errors import UserError
 from daft.files import PARTIAL, write_atomically
+from daft.progress import console
 
 FORMAT = 1
 """Raised when the layout of a record changes."""
@@ -25,6 +26,9 @@ PROTOCOL = 1
 """Raised when the same configuration would give other numbers."""
 
 RECORD = "record.json"
+SHOWN = ("run", "status", "best_epoch", "config", "metrics", "history", "distortion", "environment", "time")
+"""What tables, figures and reports read of a record."""
+
 LIBRARIES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
 
 
@@ -96,9 +100,11 @@ def read(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(file.read_text())
-        if record["format"] != FORMAT:
-            found = record["format"]
-            raise UserError(f"{file}: record of format {found}; this version reads {FORMAT}")
+        for key, known in (("format", FORMAT), ("protocol", PROTOCOL)):
+            if record[key] != known:
+                raise UserError(f"{file}: record of {key} {record[key]}; this version reads {known}")
+        for key in SHOWN:
+            record[key]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a record ({error!r}); move it away to run again") from error
     return record
@@ -110,13 +116,34 @@ def write(directory: Path, record: dict[str, Any]) -> None:
     write_atomically(directory / RECORD, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def frame(directories: Iterable[Path]) -> pd.DataFrame:
-    """A row per record, in the order given: run, status, config.*, split/metric and time.* columns."""
-    rows = []
+def load(directories: Iterable[Path]) -> list[dict[str, Any]]:
+    """The records in run directories, in the order given; one that cannot be used is named on stderr."""
+    records = []
     for directory in directories:
-        record = read(directory)
-        if record is None:
+        try:
+            record = read(directory)
+        except (UserError, OSError) as error:
+            console.print(f"left out: {error}", style="yellow", soft_wrap=True, markup=False, highlight=False)
             continue
+        if record is not None:
+            records.append(record)
+    return records
+
+
+def below(folder: Path) -> list[Path]:
+    """The directories in a folder of runs that have a record."""
+    return sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
+
+
+def frame(directories: Iterable[Path]) -> pd.DataFrame:
+    """A row per record that can be used, in the order given; columns as in `rows`."""
+    return rows(load(directories))
+
+
+def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """A row per record: run, status, best_epoch, config.*, split/metric and time.* columns."""
+    rows = []
+    for record in records:
         settings = pd.json_normalize({"config": record["config"]}).iloc[0].to_dict()
         if side := settings.get("config.dataset.cache_side"):  # crops see other pixels: another dataset
             settings["config.dataset.name"] += f" (cached at {side} px)"

@@ -15,7 +15,8 @@ from daft.errors import UserError
 DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]
 RATES = ["config.method.lr_backbone", "config.method.lr_head"]
 SEED = "config.seed"
-ORDER = ["lp", "ft", "ft_bnc", "lp_ft", "lp_ft_bnc", "integrated_lp_ft", "daft"]
+ORDER = ["lp", "ft", "ft_bnc", "lp_ft", "lp_ft_train", "lp_ft_bnc"]
+ORDER += ["integrated_lp_ft", "integrated_lp_ft_train", "daft"]
 
 
 def method_order(name: str) -> tuple[int, str]:
@@ -63,7 +64,7 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
     """Raise UserError if runs of a cell differ in more than rates and seed: they are no sample."""
     free = (*RATES, SEED, "config.compute.", "config.wandb.", "config.paths.", "config.backbone.lr_head")
     fixed = [c for c in cell.columns if c.startswith("config.") and not c.startswith(free)]
-    mixed = [c.removeprefix("config.") for c in fixed if cell[c].astype(str).nunique() > 1]
+    mixed = [c.removeprefix("config.") for c in fixed if cell[c].astype(str).nunique(dropna=False) > 1]
     if mixed:
         raise UserError(f"runs of {name} differ in {', '.join(mixed)}; give a folder with one setting")
     if cell.duplicated([*RATES, SEED]).any():
@@ -71,8 +72,9 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
 
 
 def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Long table: a row per cell and metric with mean, std (sample, ddof = 1; none at n = 1), n, lrs.
+    """Long table: a row per cell and metric with mean, std, n, rates and the ids of the runs behind them.
 
+    std: of the sample (ddof = 1), none at n = 1.
     runs: all of them, for the grid that the cell's learning rate was chosen from, and whether it is at
     the grid's edge.
     """
@@ -100,6 +102,7 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
                     "grid": " ".join(f"{r:g}" for r in grid),
                     "at_edge": len(grid) > 1 and rate in (grid[0], grid[-1]),
                     "diverged": int((everything["status"] == "diverged").sum()),
+                    "runs": " ".join(cell.loc[values.index, "run"]),
                 }
             )
     known = set(chosen[CELL].itertuples(index=False, name=None))
@@ -107,8 +110,8 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         if names not in known:  # nothing to select from: shown as what it is
             row = dict(zip(("dataset", "backbone", "method"), names, strict=True))
             rows.append(row | {"metric": "id/accuracy", "n": 0, "diverged": len(cell), "at_edge": False})
-    columns = ["dataset", "backbone", "method", "metric", "mean", "std", "n"]
-    return pd.DataFrame(rows, columns=[*columns, "lr_backbone", "lr_head", "grid", "at_edge", "diverged"])
+    columns = ["dataset", "backbone", "method", "metric", "mean", "std", "n", "lr_backbone", "lr_head"]
+    return pd.DataFrame(rows, columns=[*columns, "grid", "at_edge", "diverged", "runs"])
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -127,12 +130,9 @@ def markdown(table: pd.DataFrame) -> str:
         for method in sorted(by_method, key=method_order):
             of_method = by_method[method]
             first, by_metric = of_method.iloc[0], of_method.set_index("metric")
-            rates = [_rate(first["lr_backbone"], bool(first["at_edge"])), _rate(first["lr_head"], False)]
-            if pd.notna(first["lr_backbone"]) and pd.isna(first["lr_head"]):
-                rates[1] = "= η_θ"
             absent = "missing" if first["n"] else "diverged"
-            values = [_mean_std(by_metric.loc[m]) if m in by_metric.index else absent for m in metrics]
-            lines.append("| " + " | ".join([str(method), *rates, str(first["n"]), *values]) + " |")
+            values = [mean_std(by_metric.loc[m]) if m in by_metric.index else absent for m in metrics]
+            lines.append("| " + " | ".join([str(method), *rates(first), str(first["n"]), *values]) + " |")
         parts.append("\n".join(lines))
     note = (
         "Accuracies in percent, mean ± sample standard deviation (ddof = 1) over n seeds; learning rates "
@@ -149,11 +149,17 @@ def _metric_head(metric: str) -> str:
     return f"{split_name(split)} feature {'L2' if measure == 'l2' else measure}"
 
 
-def _rate(rate: float | None, at_edge: bool) -> str:
-    return "-" if rate is None or pd.isna(rate) else f"{rate:g}{'*' if at_edge else ''}"
+def rates(row: Any) -> list[str]:
+    """η_θ, with a * at the edge of its grid, and η_w of a row of the long table."""
+    backbone, head = row["lr_backbone"], row["lr_head"]
+    if pd.isna(backbone):
+        return ["-", "-" if pd.isna(head) else f"{head:g}"]
+    edge = "*" if row["at_edge"] else ""
+    return [f"{backbone:g}{edge}", "= η_θ" if pd.isna(head) else f"{head:g}"]
 
 
-def _mean_std(row: Any) -> str:
+def mean_std(row: Any) -> str:
+    """mean ± std of a row of the long table that is indexed by metric."""
     if pd.isna(row["mean"]):
         return "diverged"
     digits = 3 if row.name.endswith("cosine") else 2

@@ -22,8 +22,8 @@ def main() -> None:
     parser.add_argument("--dataset", help="only runs on this dataset")
     parser.add_argument("--out", type=Path, required=True, help="a .png file")
     args = parser.parse_args()
-    directories = {path.parent.name: path.parent for path in sorted(args.runs.glob(f"*/{records.RECORD}"))}
-    runs = records.frame(directories.values())
+    loaded = records.load(records.below(args.runs))
+    runs = records.rows(loaded)
     if args.dataset and not runs.empty:
         runs = runs[runs[tables.DATASET] == args.dataset]
     if runs.empty:
@@ -38,8 +38,7 @@ def main() -> None:
     if args.kind == "id_ood":
         figures.id_against_ood(chosen, args.out)
     else:
-        loaded = [records.read(d) for d in directories.values() if d.name.endswith(tuple(chosen["run"]))]
-        figures.overview(chosen, [r for r in loaded if r is not None], args.out)
+        figures.overview(chosen, [r for r in loaded if r["run"] in set(chosen["run"])], args.out)
     print(f"wrote {args.out}")
 
 

@@ -1,38 +1,80 @@
-"""Turn the records of a folder of runs into a table: mean, std and n at the selected learning rates.
+"""Turn the records of a folder of runs into tables.
 
-python scripts/tables.py runs/small --out results/small
+python scripts/tables.py table5 --runs runs --out results   a table of the paper, ours beside the paper's
+python scripts/tables.py runs/demo --out results/demo       every cell of a folder of runs
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from daft import records, tables
+import pandas as pd
+
+from daft import paper, records, rendering, tables
 from daft.errors import UserError
+from daft.files import write_atomically
 
 
 def main() -> None:
-    """Write runs.csv (every run), table.csv (long) and table.md below --out; print the last."""
+    """Write TABLE.{csv,md,html,tex}, or for a folder runs.csv, table.csv and table.md; print the Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("runs", type=Path, help="folder of run directories")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    parser.add_argument("what", help=f"{', '.join(paper.names())}, or a folder of run directories")
+    parser.add_argument("--out", type=Path, help="folder for the files")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=os.environ.get("DAFT_RUNS", "runs"),
+        help="folder of the table's run directories; default: DAFT_RUNS, or runs",
+    )
+    parser.add_argument(
+        "--overrides", action="store_true", help="only print, a line each, the sweeps that have its runs"
+    )
+    for axis in ("datasets", "backbones", "methods"):
+        parser.add_argument(f"--{axis}", default="", help="with --overrides: only these, separated by commas")
     args = parser.parse_args()
-    runs = records.frame(sorted(path.parent for path in args.runs.glob(f"*/{records.RECORD}")))
+    only = {axis: getattr(args, axis) for axis in ("datasets", "backbones", "methods")}
+    if any(only.values()) and not args.overrides:
+        parser.error("--datasets, --backbones and --methods narrow --overrides; a table is always whole")
+    if not args.out and not args.overrides:
+        parser.error("the following arguments are required: --out")
+    if args.overrides:
+        table = paper.load(args.what).narrowed(**{k: v.split(",") if v else [] for k, v in only.items()})
+        print("\n".join(" ".join(overrides) for overrides in table.sweeps()))
+    elif args.what in paper.names():
+        _table(paper.load(args.what), args.runs, args.out)
+    else:
+        _folder(Path(args.what), args.out)
+
+
+def _table(table: paper.Table, runs: Path, out: Path) -> None:
+    compared = paper.compare(table, records.frame(records.below(runs)))
+    _write(compared, out / f"{table.name}.csv")
+    for suffix, render in rendering.RENDERERS.items():
+        write_atomically(out / f"{table.name}.{suffix}", render(table, compared))
+    print(rendering.markdown(table, compared))
+
+
+def _folder(folder: Path, out: Path) -> None:
+    runs = records.frame(records.below(folder))
     if runs.empty:
-        raise UserError(f"{args.runs}: no records below this folder")
+        raise UserError(f"{folder}: no records below this folder, and no table of that name")
     table = tables.aggregate(tables.select(runs), runs)
-    args.out.mkdir(parents=True, exist_ok=True)
     kept = [c for c in runs.columns if "/" in c or c in (*tables.CELL, *tables.RATES, tables.SEED)]
-    runs[["run", "status", "best_epoch", *kept]].to_csv(args.out / "runs.csv", index=False)
-    table.to_csv(args.out / "table.csv", index=False)
-    (args.out / "table.md").write_text(tables.markdown(table))
+    _write(runs[["run", "status", "best_epoch", *kept]], out / "runs.csv")
+    _write(table, out / "table.csv")
+    write_atomically(out / "table.md", tables.markdown(table))
     print(tables.markdown(table))
+
+
+def _write(table: pd.DataFrame, file: Path) -> None:
+    write_atomically(file, table.to_csv(index=False))
 
 
 if __name__ == "__main__":
     try:
         main()
-    except UserError as error:
+    except (UserError, OSError) as error:  # a full or read-only disk, say
         sys.exit(f"tables.py: {error}")

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from daft import experiment
+from daft import experiment, records
+from tests.test_report import LOADED
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,6 +47,32 @@ def test_records_become_a_table_and_pictures(runs: Path, tmp_path: Path):
         done = script("figures.py", runs, "--kind", kind, "--out", tmp_path / f"{kind}.png")
         assert done.returncode == 0, done.stderr
         assert drawn(tmp_path / f"{kind}.png")
+
+
+def test_a_table_of_the_paper_is_written_in_four_formats_and_the_report_as_one_file(tmp_path: Path):
+    runs = tmp_path / "runs"
+    for record in LOADED:
+        records.write(runs / record["run"], record)
+    (runs / LOADED[0]["run"] / records.RECORD).write_text("{")
+    done = script("tables.py", "table5", "--runs", runs, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert f"{LOADED[0]['run']}/record.json is not a record" in done.stderr
+    assert done.stdout.strip() == (tmp_path / "out" / "table5.md").read_text().strip()
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".csv", ".html", ".md", ".tex"]
+    done = script("report.py", "--runs", runs, "--out", tmp_path / "report.html")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.html").read_text().count("<details>") == len(LOADED) - 1
+
+
+def test_the_sweeps_of_a_table_are_printed_a_line_each():
+    done = script("tables.py", "table2", "--overrides", "--datasets", "cifar10,fmow", "--methods", "daft")
+    assert done.stdout.splitlines() == [
+        "sweep=paper dataset=cifar10 backbone=moco_v2,clip_rn50,swav method=daft",
+        "sweep=paper dataset=fmow backbone=moco_tp,clip_rn50,swav method=daft",
+    ]
+    done = script("tables.py", "table2", "--overrides", "--methods", "dft")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "'dft'; choose from lp, ft, lp_ft, daft" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["tables.py", "figures.py"])

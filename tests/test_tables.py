@@ -100,6 +100,10 @@ def test_runs_that_differ_in_more_than_rates_and_seed_are_no_sample():
     with pytest.raises(UserError, match=r"training\.epochs"):
         tables.select(frame)
     frame["config.training.epochs"] = 8
+    frame["config.dataset.train.images"] = [None, 5000]
+    with pytest.raises(UserError, match=r"dataset\.train\.images"):
+        tables.select(frame)
+    frame["config.dataset.train.images"] = None
     frame[tables.SEED] = 0
     with pytest.raises(UserError, match="same rates and seed"):
         tables.select(frame)

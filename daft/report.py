@@ -1,0 +1,159 @@
+"""Everything that a folder of runs holds, as one HTML page that needs neither server nor network."""
+
+import base64
+import html
+from collections.abc import Callable, Sequence
+from functools import partial
+from io import BytesIO
+from typing import Any
+
+import pandas as pd
+
+from daft import figures, paper, records, rendering, tables
+from daft.errors import UserError
+
+STYLE = """
+nav { display: flex; flex-wrap: wrap; gap: 0 1rem; }
+.figures { display: grid; gap: 1rem; }
+.figures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
+figure { margin: 0; } figure img { width: 100%; height: auto; max-width: 34rem; }
+figcaption { font-size: 0.85rem; color: #666; }
+details { border-bottom: 1px solid #ddd; padding: 0.3rem 0; }
+summary { cursor: pointer; overflow-wrap: anywhere; }
+.problem { border-left: 4px solid #d55e00; padding-left: 0.8rem; }
+.facts td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
+"""
+
+
+def report(loaded: Sequence[dict[str, Any]], title: str) -> str:
+    """The page: tables of the paper that have runs, then each dataset and backbone, then every run."""
+    runs = records.rows(loaded)
+    sections, links = [], []
+    for table in map(paper.load, paper.names()):
+        cells = set(table.cells())
+        if runs[tables.CELL].apply(tuple, axis=1).isin(cells).any():
+            links.append((table.name, table.name))
+            sections.append(rendering.html(table, paper.compare(table, runs)))
+    for names, group in runs.groupby([tables.DATASET, tables.BACKBONE], sort=True):
+        heading = ", ".join(map(str, names))
+        anchor = "-".join(map(str, names))
+        links.append((anchor, heading))
+        try:
+            body = _cells(group)
+        except UserError as error:  # one cell of mixed settings does not take the other sections away
+            body = f'<p class="problem">{_escape(error)}</p>'
+        sections.append(f'<section id="{_escape(anchor)}"><h2>{_escape(heading)}</h2>{body}</section>\n')
+    links.append(("runs", "runs"))
+    sections.append(_runs(runs, loaded))
+    counts = ", ".join(f"{count} {status}" for status, count in runs["status"].value_counts().items())
+    menu = "".join(f'<a href="#{_escape(anchor)}">{_escape(name)}</a>' for anchor, name in links)
+    head = f"<h1>{_escape(title)}</h1>\n<p>{len(runs)} runs: {counts}.</p>\n<nav>{menu}</nav>\n"
+    return rendering.page(title, head + "".join(sections), STYLE)
+
+
+class _Html(str):
+    """Text that is HTML already."""
+
+
+def _escape(value: object) -> str:
+    return value if isinstance(value, _Html) else html.escape(str(value))
+
+
+def _cells(runs: pd.DataFrame) -> str:
+    """The table and figures of one dataset and backbone."""
+    chosen = tables.select(runs)
+    table = _accuracies(tables.aggregate(chosen, runs), tables.accuracies(runs))
+    pictures = []
+    if "ood/accuracy" in chosen and chosen["ood/accuracy"].notna().any():
+        pictures.append(_picture("OOD over ID accuracy", partial(figures.id_against_ood, chosen)))
+    if not chosen.empty:
+        pictures.append(_picture("Feature distortion", partial(figures.distortion, chosen)))
+    for method in sorted(chosen[tables.METHOD].unique(), key=tables.method_order):
+        cell = runs[runs[tables.METHOD] == method]
+        rate = chosen[chosen[tables.METHOD] == method][tables.RATES[0]].iloc[0]
+        if cell[tables.RATES[0]].nunique() > 1:
+            caption = f"Learning rates, {figures.LABELS.get(method, method)}"
+            draw = partial(figures.learning_rates, cell, rate)
+            pictures.append(_picture(caption, draw))
+    return f'{table}<div class="figures">{"".join(pictures)}</div>\n'
+
+
+def _accuracies(table: pd.DataFrame, metrics: list[str]) -> str:
+    """Mean and spread per method at the selected rates."""
+    splits = [f"{tables.split_name(metric)} %" for metric in metrics]
+    heads = ["method", "η_θ", "η_w", "n", *splits, "ID feature L2"]
+    rows = []
+    by_method = {str(name): cell.set_index("metric") for name, cell in table.groupby("method")}
+    for method in sorted(by_method, key=tables.method_order):
+        cell = by_method[method]
+        first = cell.iloc[0]
+        absent = "missing" if first["n"] else "diverged"
+        rows.append(
+            [
+                figures.LABELS.get(method, method),
+                *tables.rates(first),
+                first["n"],
+                *(tables.mean_std(cell.loc[m]) if m in cell.index else absent for m in (*metrics, "id/l2")),
+            ]
+        )
+    note = "Mean ± sample standard deviation (ddof = 1) over n seeds; * at the edge of the grid."
+    return f'{_html_table(heads, rows)}<p class="notes">{note}</p>\n'
+
+
+def _picture(caption: str, draw: Callable[[BytesIO], None]) -> str:
+    file = BytesIO()
+    draw(file)
+    source = f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+    caption = _escape(caption)
+    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>\n'
+
+
+def _runs(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> str:
+    """A table of all runs, and the settings, metrics and epochs of each to unfold."""
+    columns = ["run", *tables.CELL, *tables.RATES, tables.SEED, "status", "best_epoch"]
+    columns += ["id/accuracy", "ood/accuracy"]
+    heads = ["run", "dataset", "backbone", "method", "η_θ", "η_w", "seed", "status", "epoch"]
+    heads += ["ID %", "OOD mean %"]
+    ordered = runs.reindex(columns=columns).sort_values([*tables.CELL, *tables.RATES, tables.SEED])
+    ordered = ordered.round({"id/accuracy": 2, "ood/accuracy": 2})
+    rows = [
+        [_Html(f'<a href="#{_escape(run)}">{_escape(run)}</a>'), *map(_value, row)]
+        for run, *row in ordered.itertuples(index=False)
+    ]
+    details = {record["run"]: _details(record) for record in loaded}
+    unfolded = "".join(details[run] for run in ordered["run"])
+    return f'<section id="runs"><h2>Runs</h2>\n{_html_table(heads, rows)}{unfolded}</section>\n'
+
+
+def _details(record: dict[str, Any]) -> str:
+    """One run to unfold."""
+    config = record["config"]
+    names = [str(config[group]["name"]) for group in ("dataset", "backbone", "method")]
+    settings = pd.json_normalize(config | {"environment": record["environment"]}, max_level=2).iloc[0]
+    facts = [[name, _value(value)] for name, value in settings.items()]
+    metrics = [[name, _value(value)] for name, value in (record["metrics"] | record["time"]).items()]
+    epochs = pd.DataFrame(record["history"])
+    history = [[_value(value) for value in row] for row in epochs.itertuples(index=False)]
+    return (
+        f"<details><summary>{_escape(', '.join(names))}, "
+        f"seed {config['seed']} (<code>{_escape(record['run'])}</code>)</summary>\n"
+        f'<h3 id="{_escape(record["run"])}">Metrics</h3>'  # a link to what is inside unfolds it
+        f"{_html_table(['metric', 'value'], metrics)}"
+        f"<h3>Epochs</h3>{_html_table(list(epochs.columns), history)}"
+        f"<h3>Settings</h3>{_html_table(['key', 'value'], facts, 'facts')}</details>\n"
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return "-" if pd.isna(value) else f"{value:.6g}"
+    return "-" if value is None else str(value)
+
+
+def _html_table(heads: Sequence[object], rows: Sequence[Sequence[object]], kind: str = "") -> str:
+    head = "".join(f"<th>{_escape(text)}</th>" for text in heads)
+    body = "\n".join(f"<tr>{''.join(f'<td>{_escape(text)}</td>' for text in row)}</tr>" for row in rows)
+    return (
+        f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>\n"
+    )
