@@ -119,9 +119,9 @@ class StagedSweeper(Sweeper):
             reports.show_plan(reports.plan(cells, standings))
             return
         while todo := unfinished(cells, standings):
-            if wave := _wave(todo, options.max_jobs):
-                print(f"{len(wave)} run(s) to compute, {self._ended()} done", flush=True)
-                self._launch(wave)
+            if ready := wave(todo, options.max_jobs):
+                print(f"{len(ready)} run(s) to compute, {self._ended()} done", flush=True)
+                self._launch(ready)
             else:
                 time.sleep(POLL_SECONDS)
                 for run in todo:
@@ -191,29 +191,29 @@ class StagedSweeper(Sweeper):
     def _ended(self) -> int:
         return sum(run.outcome is not None for run in self._runs.values())
 
-    def _launch(self, wave: list[Run]) -> None:
+    def _launch(self, runs: list[Run]) -> None:
         """Compute these runs; what became of them is in the runs."""
-        first, self._launched = self._launched, self._launched + len(wave)
+        first, self._launched = self._launched, self._launched + len(runs)
         try:
-            returns = self._launcher.launch([run.overrides for run in wave], initial_job_idx=first)
+            returns = self._launcher.launch([run.overrides for run in runs], initial_job_idx=first)
         except Exception as error:  # a worker that dies takes the whole launch with it
-            self._broken(wave, _last_line(error))
+            self._broken(runs, _last_line(error))
             return
-        for run, report in zip(wave, map(_report, returns), strict=True):
+        for run, report in zip(runs, map(_report, returns), strict=True):
             if report.directory:
                 run.directory = Path(report.directory)
                 run.look()
             elif not report.busy:
                 run.failed(report.error or "")
 
-    def _broken(self, wave: list[Run], error: str) -> None:
+    def _broken(self, runs: list[Run], error: str) -> None:
         """Find the run that broke a launch: of those that had begun, each is tried by itself."""
-        for run in wave:
+        for run in runs:
             run.look()
-        left = [run for run in wave if run.outcome is None]
+        left = [run for run in runs if run.outcome is None]
         begun = [run for run in left if run.directory is None or run.directory.exists()]
         for run in begun or left:
-            if not begun or len(wave) == 1:  # the launcher itself, or this run
+            if not begun or len(runs) == 1:  # the launcher itself, or this run
                 run.failed(error)
             run.alone = bool(begun)
 
@@ -225,7 +225,7 @@ def _report(returned: JobReturn) -> Report:
     return Report(error=_last_line(returned._return_value))
 
 
-def _wave(todo: list[Run], limit: int | None) -> list[Run]:
+def wave(todo: list[Run], limit: int | None) -> list[Run]:
     """What to launch now: nothing that another process is at; a run to be launched alone comes last."""
     ready = sorted((run for run in todo if not run.busy()), key=lambda run: run.alone)
     if ready and ready[0].alone:

@@ -26,7 +26,7 @@ def main() -> None:
     args = parser.parse_args()
     states = status.look(args.runs)
     table = Table()
-    for name in ("run", "state", "epoch", "left", ""):
+    for name in ("run", "state", "epoch", "left", "error"):
         table.add_column(name, overflow="fold")
     for run in states:
         if run.state not in ("finished", "diverged") or args.all:

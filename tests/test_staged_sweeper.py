@@ -1,5 +1,6 @@
 """Claims about whole sweeps: real processes on the embedded images and network."""
 
+import importlib.util
 import json
 import os
 import re
@@ -7,24 +8,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 
-from daft import gpus, status
+from daft import gpus, records, status
+from daft.cells import Run
+from hydra_plugins.staged_sweeper import Report, StagedSweeper, wave
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
+TWO_SEEDS = ["training.epochs=1", "compute.threads=1", "sweep.grids.ft=[0.1,0.01]", "sweep.seeds=[0,1]"]
 CELLS = [
-    "method=lp,ft,daft",
-    "training.epochs=1",
-    "compute.threads=1",
-    "sweep.grids.ft=[0.1,0.01]",
+    "method=lp,ft,daft,alias",
+    "+sweep.stages.alias=[lr_backbone,lr_head]",
+    "+sweep.grids.alias=[0.1,0.01]",
     "sweep.grids.daft=[0.1,0.01]",
     "sweep.head_factors=[3]",
-    "sweep.seeds=[0,1]",
+    *TWO_SEEDS,
 ]
-RUNS = 2 + (2 + 1) + (2 + 1 + 1)  # LP's seeds; FT's grid and seed; DAFT's grid, η_w and seed
+RUNS = 2 + (2 + 1) + (2 + 1 + 1)  # LP's seeds; FT's grid and a seed; DAFT's two grids and a seed
 
 
 def start(*arguments: str, **options) -> subprocess.Popen[str]:
@@ -39,6 +46,31 @@ def sweep(*arguments: str) -> tuple[int, str, str]:
     process = start(*arguments)
     output, errors = process.communicate(timeout=120)
     return process.returncode, output, errors
+
+
+@pytest.fixture
+def here(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
+    """As `sweep`, in this process, which has torch already."""
+    spec = importlib.util.spec_from_file_location("train", ROOT / "scripts" / "train.py")
+    assert spec is not None
+    assert spec.loader is not None
+    train = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec.loader.exec_module(train)
+    for name in ("HYDRA_FULL_ERROR", "PYTHONPATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", "-m", "sweep=paper", *TINY, *arguments])
+        code, message = 0, ""
+        try:
+            train.main()
+        except SystemExit as stop:
+            code, message = 1, f"{stop.code}\n"
+        output, errors = capfd.readouterr()
+        return code, output, errors + message
+
+    return run
 
 
 def below(folder: Path) -> list[str]:
@@ -65,11 +97,27 @@ def stamps(folder: Path) -> dict[str, int]:
     return {file.parent.name: file.stat().st_mtime_ns for file in folder.glob("runs/*/record.json")}
 
 
+def whole_cells(folder: Path) -> list[str]:
+    """What the sweep of `whole` was told, but for where it writes."""
+    return [f"hydra.searchpath=[file://{folder}/conf]", *CELLS]
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Path, str]:
     """A sweep that went through in one process, and what it printed."""
     folder = tmp_path_factory.mktemp("whole")
-    code, output, errors = sweep(*CELLS, *below(folder))
+    methods = folder / "conf" / "method"
+    methods.mkdir(parents=True)
+    (methods / "alias.yaml").write_text("defaults: [daft]\nname: alias\n")  # the same runs by another name
+    code, output, errors = sweep(*whole_cells(folder), *below(folder))
     assert code == 0, output + errors
     return folder, output
 
@@ -78,8 +126,9 @@ def test_a_sweep_ends_in_the_table_of_the_chosen_rates(whole):
     folder, output = whole
     assert len(numbers(folder)) == RUNS
     rows = [row.split(" | ") for row in table(output)[2:]]
-    assert [row[0] for row in rows] == ["| lp", "| ft", "| daft"]
+    assert [row[0] for row in rows] == ["| lp", "| ft", "| daft", "| alias"]
     assert all(row[3] == "2" for row in rows)
+    assert rows[2][1:] == rows[3][1:]  # identical runs ran once and stand in both cells
     best = {}
     for file in folder.glob("runs/*/record.json"):
         record = json.loads(file.read_text())
@@ -89,21 +138,21 @@ def test_a_sweep_ends_in_the_table_of_the_chosen_rates(whole):
     assert "edge: shapes shapes_resnet10 ft: lr_backbone=" in output
 
 
-def test_the_same_again_computes_nothing_and_prints_the_same_table(whole):
+def test_the_same_again_computes_nothing_and_prints_the_same_table(whole, here):
     folder, output = whole
     before = stamps(folder)
-    code, again, _ = sweep(*CELLS, *below(folder))
+    code, again, _ = here(*whole_cells(folder), *below(folder))
     assert code == 0
     assert "to compute" not in again
     assert table(again) == table(output)
     assert stamps(folder) == before
 
 
-def test_a_plan_counts_what_is_done_and_runs_nothing(whole, tmp_path):
+def test_a_plan_counts_what_is_done_and_runs_nothing(whole, here):
     folder, _ = whole
-    extended = [*CELLS[1:], "method=lp,ft,ft_bnc", "sweep.grids.ft_bnc=[0.1,0.01]", "sweep.plan=true"]
+    more = [*TWO_SEEDS, "method=lp,ft,ft_bnc", "sweep.grids.ft_bnc=[0.1,0.01]", "sweep.plan=true"]
     before = stamps(folder)
-    code, output, _ = sweep(*extended, *below(folder))
+    code, output, _ = here(*more, *below(folder))
     assert code == 0
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if "│" in line]
     counts = [(line[0].split()[-1], *line[1:4]) for line in lines]
@@ -116,47 +165,27 @@ def test_a_plan_counts_what_is_done_and_runs_nothing(whole, tmp_path):
     ]
     assert "8 runs, 5 done, 3 to compute: 0.00 device-hours" in output  # of seconds each
     assert stamps(folder) == before
-    code, output, _ = sweep(*extended, *below(tmp_path))
-    assert "8 runs, 0 done, 8 to compute: time unknown" in output
-    assert not list(tmp_path.glob("runs/*-*-*"))
 
 
 def test_workers_give_the_same_records_and_the_same_table(whole, tmp_path):
     folder, output = whole
-    code, parallel, errors = sweep("hydra/launcher=workers", *CELLS, *below(tmp_path))
+    code, parallel, errors = sweep("hydra/launcher=workers", *whole_cells(folder), *below(tmp_path))
     assert code == 0, parallel + errors
     assert numbers(tmp_path) == numbers(folder)
     assert table(parallel) == table(output)
 
 
-def test_identical_runs_of_different_cells_run_once_and_stand_in_both(tmp_path):
-    """Integrated LP-FT with BN conversion is DAFT (Table 5's last row)."""
-    (tmp_path / "conf").mkdir()
-    for name in ("one", "two"):
-        cell = f"defaults: [daft]\nname: {name}\n"
-        (tmp_path / "conf" / "method").mkdir(exist_ok=True)
-        (tmp_path / "conf" / "method" / f"{name}.yaml").write_text(cell)
-    own = [f"hydra.searchpath=[file://{tmp_path}/conf]", "method=one,two", "sweep.seeds=[0,1]"]
-    own += [f"+sweep.stages.{name}=[lr_backbone]" for name in ("one", "two")]
-    own += [f"+sweep.grids.{name}=[0.1,0.01]" for name in ("one", "two")]
-    code, output, errors = sweep(*own, "training.epochs=1", *below(tmp_path))
-    assert code == 0, output + errors
-    assert len(numbers(tmp_path)) == 3
-    one, two = table(output)[2:]
-    assert one.replace("one", "two") == two
-
-
-def test_a_failed_run_stops_no_other_is_tried_twice_and_shown(tmp_path):
+def test_a_failed_run_stops_no_other_is_tried_twice_and_shown(tmp_path, here):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not a checkpoint")
     command = [
         "method=lp,ft",
         "backbone.checksum=null",
         f"backbone.checkpoint=package:shapes_resnet10.safetensors,{broken}",
-        *CELLS[1:],
+        *TWO_SEEDS,
         *below(tmp_path),
     ]
-    code, output, errors = sweep(*command)
+    code, output, errors = here(*command)
     assert code == 1
     assert errors == "train.py: 4 run(s) are missing, as listed; the same command tries them again\n"
     assert len(numbers(tmp_path)) == 5  # LP's two and FT's three of the sound checkpoint
@@ -173,58 +202,81 @@ def test_a_failed_run_stops_no_other_is_tried_twice_and_shown(tmp_path):
     assert states == {"finished", "failed"}
 
 
-def test_after_kill_9_of_everything_the_same_command_ends_in_the_same_bits(whole, tmp_path):
+def test_stopped_or_killed_at_any_time_the_same_command_ends_in_the_same_bits(whole, tmp_path):
     folder, output = whole
+    command = [*whole_cells(folder), *below(tmp_path)]
     before: dict[str, int] = {}
-    for count in (2, 6):
-        process = start(*CELLS, *below(tmp_path), start_new_session=True)
-        deadline = time.monotonic() + 60
-        while len(stamps(tmp_path)) < count:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    for sent, count in ((signal.SIGINT, 2), (signal.SIGKILL, 6)):
+        process = start(*command, start_new_session=True)
+        wait_for(process, lambda count=count: len(stamps(tmp_path)) >= count)
+        os.killpg(process.pid, sent)
+        _, errors = process.communicate(timeout=60)
+        if sent == signal.SIGINT:
+            assert process.returncode == 130
+            assert errors == "interrupted; the same command goes on from the last epoch\n"
         assert before.items() <= stamps(tmp_path).items()
         before = stamps(tmp_path)
         assert len(before) < RUNS
-    code, resumed, errors = sweep(*CELLS, *below(tmp_path))
+    code, resumed, errors = sweep(*command)
     assert code == 0, resumed + errors
     assert before.items() <= stamps(tmp_path).items()  # nothing that had finished was computed again
     assert numbers(tmp_path) == numbers(folder)
     assert table(resumed) == table(output)
 
 
-@pytest.mark.parametrize("launcher", ["basic", "workers"])
-def test_an_interrupt_ends_the_sweep_in_one_line(launcher, tmp_path):
-    long = ["method=ft", "sweep.grids.ft=[0.1,0.01]", "training.epochs=500", f"hydra/launcher={launcher}"]
-    process = start(*long, *below(tmp_path), start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("runs/*/checkpoints/last.pt")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1].startswith("train.py: interrupted") or "interrupted;" in errors
-    states = status.look(tmp_path / "runs")
-    assert {state.state for state in states} == {"interrupted"}
-    assert max(state.epoch for state in states) >= 1
+def test_two_sweeps_of_the_same_cells_share_the_work_and_end_alike(whole, tmp_path):
+    folder, output = whole
+    both = [start(*whole_cells(folder), *below(tmp_path)) for _ in range(2)]
+    for process in both:
+        shared, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, shared + errors
+        assert table(shared) == table(output)
+    assert numbers(tmp_path) == numbers(folder)
+
+
+def test_a_run_that_kills_its_worker_fails_alone(tmp_path, configure):
+    """The launcher is a stand-in: it breaks down on one run, as joblib does when a worker is killed."""
+    config = configure("method=ft")
+    runs = [Run([name], config, tmp_path / name) for name in ("a", "killer", "b", "c")]
+    launched = []
+
+    class Breaking:
+        def launch(self, overrides: list[list[str]], initial_job_idx: int) -> list[JobReturn]:
+            launched.append([name for (name,) in overrides])
+            for (name,) in overrides:
+                (tmp_path / name).mkdir(exist_ok=True)
+                if name == "killer":
+                    raise RuntimeError("a worker was killed")
+                records.write(tmp_path / name, {"status": "finished", "metrics": {"id/accuracy": 50.0}})
+            returns = [JobReturn(status=JobStatus.COMPLETED) for _ in overrides]
+            for returned, (name,) in zip(returns, overrides, strict=True):
+                returned.return_value = Report(directory=str(tmp_path / name))
+            return returns
+
+    sweeper = StagedSweeper()
+    sweeper._launcher = cast(Launcher, Breaking())
+    while todo := [run for run in runs if run.outcome is None]:
+        sweeper._launch(wave(todo, None))
+    assert launched == [["a", "killer", "b", "c"], ["b", "c"], ["killer"], ["killer"]]
+    assert [run.outcome and run.outcome.status for run in runs] == [
+        "finished",
+        "failed",
+        "finished",
+        "finished",
+    ]
+    assert runs[1].error == "RuntimeError: a worker was killed"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["seed=0,1"], ["seed", "sweep.seeds"]),
-        (["method.lr_backbone=0.1"], ["method.lr_backbone", "sweep.grids"]),
-        (["sweep.sedes=[0]"], ["sweep.sedes", "seeds"]),
-        (["sweep.extend=true,false"], ["sweep.extend", "lists"]),
+        (["sweep.sedes=[0]"], ["sweep.sedes", "did you mean 'seeds'"]),
         (["method=ft", "method.lr_head=1"], ["method.lr_head", "tied"]),
     ],
 )
-def test_what_a_sweep_cannot_take_is_one_line_before_any_run(arguments, words, tmp_path):
-    code, _, errors = sweep(*arguments, *below(tmp_path))
+def test_what_a_sweep_cannot_take_is_one_line_before_any_run(arguments, words, tmp_path, here):
+    code, _, errors = here(*arguments, *below(tmp_path))
     assert code == 1
     assert len(errors.splitlines()) == 1, errors
     for word in words:
@@ -232,9 +284,9 @@ def test_what_a_sweep_cannot_take_is_one_line_before_any_run(arguments, words, t
     assert not list(tmp_path.glob("runs/*-*-*"))
 
 
-@pytest.mark.parametrize("arguments", [["sweep=paper"], ["sweep.plan=true"], ["-m", "sweep.plan=true"]])
-def test_a_sweep_without_m_or_without_a_protocol_is_refused(arguments, tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *arguments, *below(tmp_path)]
+@pytest.mark.parametrize("arguments", [["sweep=paper"], ["-m", "sweep.plan=true"]])
+def test_a_sweep_without_m_or_without_a_protocol_is_refused(arguments):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert re.fullmatch(r"train\.py: sweep: needs -m and a protocol.*\n", done.stderr)

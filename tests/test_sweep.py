@@ -1,7 +1,9 @@
 """Claims about the protocol: what runs next, what wins, and that the grids are the published ones."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -36,24 +38,24 @@ def waiting(standing: Standing, outcomes: dict[Trial, Outcome]) -> list[Trial]:
     return [t for t in standing.trials if t not in outcomes]
 
 
-def go_through(protocol: Protocol, accuracy) -> tuple[Standing, list[list[Trial]]]:
-    """Run a cell to its end on made-up accuracies; the standing, and what ran wave by wave."""
+def go_through(protocol: Protocol, accuracy: Callable[[Any], float]) -> tuple[Standing, list[list[Trial]]]:
+    """Run a cell to its end on made-up accuracies by rates; the standing, and what ran wave by wave."""
     outcomes: dict[Trial, Outcome] = {}
     waves = []
     while wave := waiting(standing := stand(protocol, outcomes), outcomes):
         waves.append(wave)
-        outcomes |= {t: Outcome("finished", accuracy(t)) for t in wave}
+        outcomes |= {t: Outcome("finished", accuracy(t.rates)) for t in wave}
     return standing, waves
 
 
 def test_a_method_without_stages_runs_its_seeds_at_once():
-    standing, waves = go_through(Protocol(Rates(), (), (0, 1, 2)), lambda t: 50.0)
+    standing, waves = go_through(Protocol(Rates(), (), (0, 1, 2)), lambda rates: 50.0)
     assert waves == [[trial(seed=0), trial(seed=1), trial(seed=2)]]
     assert standing.status == "chosen"
 
 
 def test_ft_runs_its_grid_on_the_lowest_seed_then_the_best_rate_on_the_others():
-    standing, waves = go_through(FT, lambda t: {0.3: 70.0, 0.1: 90.0, 0.03: 80.0}[t.rates.lr_backbone])
+    standing, waves = go_through(FT, lambda rates: {0.3: 70.0, 0.1: 90.0, 0.03: 80.0}[rates.lr_backbone])
     assert waves == [
         [trial(0.3), trial(0.1), trial(0.03)],
         [trial(0.1, seed=1), trial(0.1, seed=2)],  # the grid's run counts as seed 0
@@ -64,8 +66,8 @@ def test_ft_runs_its_grid_on_the_lowest_seed_then_the_best_rate_on_the_others():
 
 
 def test_daft_sweeps_the_backbones_rate_at_the_anchor_then_the_heads_at_the_best():
-    def accuracy(t: Trial) -> float:
-        return {0.1: 50.0, 0.03: 60.0}[t.rates.lr_backbone] + {3.0: 5.0, 1.0: 4.0}.get(t.rates.lr_head, 0.0)
+    def accuracy(rates: Any) -> float:
+        return {0.1: 50.0, 0.03: 60.0}[rates.lr_backbone] + {3.0: 5.0, 1.0: 4.0}.get(rates.lr_head, 0.0)
 
     standing, waves = go_through(DAFT, accuracy)
     assert waves == [
@@ -78,14 +80,14 @@ def test_daft_sweeps_the_backbones_rate_at_the_anchor_then_the_heads_at_the_best
 
 
 def test_the_best_of_the_first_stage_is_a_candidate_of_the_second():
-    standing, waves = go_through(DAFT, lambda t: 90.0 if t.rates == Rates(0.03, 1.0) else 50.0)
+    standing, waves = go_through(DAFT, lambda rates: 90.0 if rates == Rates(0.03, 1.0) else 50.0)
     assert standing.rates == Rates(0.03, 1.0)
     assert waves[-1] == [trial(0.03, 1.0, seed=1), trial(0.03, 1.0, seed=2)]
 
 
 def test_a_grid_that_names_the_anchor_does_not_run_it_twice():
     stages = (Stage("lr_backbone", (0.1,)), Stage("lr_head", (3.0, 1.0)))
-    _, waves = go_through(Protocol(Rates(0.01, 1.0), stages, (0,)), lambda t: 50.0)
+    _, waves = go_through(Protocol(Rates(0.01, 1.0), stages, (0,)), lambda rates: 50.0)
     assert waves == [[trial(0.1, 1.0)], [trial(0.1, 3.0)]]
 
 
@@ -150,7 +152,7 @@ def test_a_winner_at_an_edge_is_flagged(best):
 
 def test_a_grid_of_one_value_has_no_edge():
     one = Protocol(Rates(0.01), (Stage("lr_backbone", (0.3,)),), (0,), extend=True)
-    standing, waves = go_through(one, lambda t: 1.0)
+    standing, waves = go_through(one, lambda rates: 1.0)
     assert waves == [[trial(0.3)]]
     assert standing.edges == []
 
@@ -166,7 +168,7 @@ def test_a_grid_of_one_value_has_no_edge():
 )
 def test_extend_goes_on_in_the_grids_own_steps_until_the_best_is_inside(grid, best, added):
     cell = Protocol(Rates(0.01), (Stage("lr_backbone", grid),), (0,), extend=True)
-    standing, waves = go_through(cell, lambda t: -abs(t.rates.lr_backbone / best - 1))
+    standing, waves = go_through(cell, lambda rates: -abs(rates.lr_backbone / best - 1))
     ran = [t.rates.lr_backbone for wave in waves for t in wave]
     assert ran[: len(grid)] == list(grid)
     assert ran[len(grid) :] == pytest.approx(added)
@@ -175,7 +177,7 @@ def test_extend_goes_on_in_the_grids_own_steps_until_the_best_is_inside(grid, be
 
 def test_extend_is_bounded_and_then_the_edge_is_flagged():
     cell = Protocol(Rates(0.01), (Stage("lr_backbone", (0.3, 0.1, 0.03)),), (0,), extend=True)
-    standing, waves = go_through(cell, lambda t: t.rates.lr_backbone)  # the more the better
+    standing, waves = go_through(cell, lambda rates: rates.lr_backbone)  # the more the better
     assert sum(map(len, waves)) == 3 + EXTENSIONS
     assert standing.rates == Rates(30.0)  # 1, 3, 10, 30
     assert standing.edges == ["lr_backbone"]
@@ -190,7 +192,7 @@ def test_extend_does_not_go_on_into_divergence():
 
 def test_the_lowest_seed_runs_the_grid_wherever_it_stands():
     cell = Protocol(Rates(0.01), (Stage("lr_backbone", (0.3, 0.1)),), (2, 1))
-    _, waves = go_through(cell, lambda t: t.rates.lr_backbone)
+    _, waves = go_through(cell, lambda rates: rates.lr_backbone)
     assert waves == [[trial(0.3, seed=1), trial(0.1, seed=1)], [trial(0.3, seed=2)]]
 
 
@@ -198,9 +200,9 @@ def test_the_table_selects_the_rates_that_the_sweep_chose():
     """Two implementations of one rule, on accuracies with many ties."""
     for shift in range(25):
 
-        def accuracy(t: Trial, shift: int = shift) -> float:
-            value = [0.1, 0.03].index(t.rates.lr_backbone) * 7
-            value += [10.0, 3.0, 1.0, 0.3, 0.1].index(t.rates.lr_head) * 3
+        def accuracy(rates: Any, shift: int = shift) -> float:
+            value = [0.1, 0.03].index(rates.lr_backbone) * 7
+            value += [10.0, 3.0, 1.0, 0.3, 0.1].index(rates.lr_head) * 3
             return float((value + shift) * shift % 5 % 3)
 
         standing, waves = go_through(DAFT, accuracy)
@@ -210,7 +212,7 @@ def test_the_table_selects_the_rates_that_the_sweep_chose():
                 tables.RATES[0]: t.rates.lr_backbone,
                 tables.RATES[1]: t.rates.lr_head,
                 tables.SEED: t.seed,
-                "id/accuracy": accuracy(t),
+                "id/accuracy": accuracy(t.rates),
                 "status": "finished",
                 "config.training.selection": "paper",
             }
