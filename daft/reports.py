@@ -92,10 +92,8 @@ def _table(pairs: Sequence[tuple[Cell, Standing]]) -> str:
         folders = [run.directory for run in (cell.runs[t] for t in standing.trials) if run.directory]
         runs = records.frame(folders)
         frames.append(runs.assign(**dict(zip(tables.CELL, cell.names, strict=True))))
-    if not frames:
-        return ""
-    runs = pd.concat(frames, ignore_index=True)
-    return tables.markdown(tables.aggregate(tables.select(runs), runs))
+    runs = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return "" if runs.empty else tables.markdown(tables.aggregate(tables.select(runs), runs))
 
 
 def _failed(cell: Cell, standing: Standing) -> list[Trial]:

@@ -63,10 +63,12 @@ class Guarded:
     def __call__(self, cfg: DictConfig) -> Report:
         """Run it, in a process that is not the driver's on a GPU of its own."""
         try:
-            if os.getpid() != self.driver:
+            if os.getpid() != self.driver and cfg.compute.device in ("auto", "cuda"):
                 _pin_gpu()
             return Report(directory=self.task(cfg))
         except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and not isinstance(error.code, str):
+                raise  # a cluster's job that is to be requeued
             folder = Path(HydraConfig.get().runtime.output_dir)
             (folder / ERROR).write_text(traceback.format_exc())
             # train.py turns what the user can mend into SystemExit, with the line to show.
@@ -176,9 +178,7 @@ class StagedSweeper(Sweeper):
         from daft import experiment
 
         config = cell.configure(trial)
-        rates = [
-            f"method.{name}={rate!r}" for name, rate in trial.rates._asdict().items() if rate is not None
-        ]
+        rates = [f"method.{name}={rate!r}" for name, rate in trial.rates.given().items()]
         overrides = [*cell.overrides, *for_schema([*rates, f"seed={trial.seed}"])]
         try:
             directory = experiment.identify(config)
@@ -203,6 +203,10 @@ class StagedSweeper(Sweeper):
             if report.directory:
                 run.directory = Path(report.directory)
                 run.look()
+                if run.outcome is None:
+                    run.failed(
+                        f"its job has left a record in {run.directory}, which cannot be seen from here"
+                    )
             elif not report.busy:
                 run.failed(report.error or "")
 
