@@ -1,4 +1,7 @@
-"""The cells of a sweep and their runs: what is known of them, from records and from jobs."""
+"""The cells of a sweep and their runs: what is known of them, from records and from jobs.
+
+Imports torch late: Hydra's search for plugins comes by here at every start.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace

@@ -102,25 +102,19 @@ def protocol(sweep: SweepConfig, config: Config) -> Protocol:
             f"missing; choose a method of {', '.join(sweep.stages)}, or say what to sweep, "
             f"such as sweep.stages.{method.name}=[lr_backbone] sweep.grids.{method.name}=[0.1,0.01]",
         )
-    rates = sweep.stages[method.name]
-    trained = {"frozen": [], "tied": ["lr_backbone"], "separate": ["lr_backbone", "lr_head"]}[method.rates]
-    if wrong := [rate for rate in rates if rate not in trained]:
-        raise ConfigError(f"sweep.stages.{method.name}", f"{wrong[0]}, but method.rates={method.rates}")
-    grids: dict[str, tuple[float, ...]] = {}
-    if "lr_backbone" in rates:
-        official = sweep.official.get(method.name, {})
-        keys = (f"{backbone}/{dataset}", backbone, "default")
-        grid = sweep.grids.get(method.name) or next(official[key] for key in keys if key in official)
-        grids["lr_backbone"] = tuple(grid)
-    if "lr_head" in rates:
-        assert method.lr_head is not None
-        grids["lr_head"] = tuple(_round(factor * method.lr_head) for factor in sweep.head_factors)
-    return Protocol(
-        Rates(method.lr_backbone, method.lr_head),
-        tuple(Stage(rate, grids[rate]) for rate in rates),
-        tuple(sweep.seeds),
-        sweep.extend,
-    )
+    start, stages = Rates(method.lr_backbone, method.lr_head), []
+    for rate in sweep.stages[method.name]:
+        value = start.given().get(rate)
+        if value is None:
+            raise ConfigError(f"sweep.stages.{method.name}", f"{rate}, but method.rates={method.rates}")
+        if rate == "lr_head":
+            grid = [_round(factor * value) for factor in sweep.head_factors]
+        elif (grid := sweep.grids.get(method.name)) is None:
+            official = sweep.official[method.name]
+            keys = (f"{backbone}/{dataset}", backbone, "default")
+            grid = next(official[key] for key in keys if key in official)
+        stages.append(Stage(rate, tuple(grid)))
+    return Protocol(start, tuple(stages), tuple(sweep.seeds), sweep.extend)
 
 
 def stand(protocol: Protocol, outcomes: Mapping[Trial, Outcome]) -> Standing:

@@ -14,10 +14,12 @@ from typing import cast
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 
 from daft import gpus, records, status
 from daft.cells import Run
+from daft.cli import complaint
 from hydra_plugins.staged_sweeper import Report, StagedSweeper, wave
 from tests.conftest import TINY
 
@@ -290,6 +292,14 @@ def test_a_sweep_without_m_or_without_a_protocol_is_refused(arguments):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert re.fullmatch(r"train\.py: sweep: needs -m and a protocol.*\n", done.stderr)
+
+
+def test_a_launcher_that_is_not_installed_is_named_with_what_installs_it():
+    found = HydraException(
+        "In 'hydra/launcher/workers': Could not load 'hydra/launcher/joblib'.\n\nSearched …"
+    )
+    expected = "train.py: hydra/launcher=workers: joblib is not installed; pip install -e '.[sweeps]'"
+    assert complaint("train.py", found) == expected
 
 
 def test_processes_share_the_gpus_evenly(tmp_path):
