@@ -14,7 +14,9 @@ class SweepSummary(Callback):
     """At the end of a sweep, one table of its runs, wherever the launcher ran them."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Read back the run that each job points at."""
+        """Read back the run that each job points at; a staged sweep has shown its own table."""
+        if "sweep" in config:
+            return
         from daft import tables
 
         jobs = Path(config.hydra.sweep.dir).glob(f"*/{POINTER}")

@@ -10,7 +10,11 @@ from daft.config import SECTIONS
 def complaint(program: str, error: Exception) -> str:
     """One line for what the user can mend; Hydra spreads a wrong option or key over several."""
     text = str(error)
-    if option := re.search(r"Could not find '(\w+)/([^']*)'", text):
+    if launcher := re.search(
+        r"In 'hydra/launcher/(\w+)': Could not (?:find|load) 'hydra/launcher/(\w+)'", text
+    ):
+        text = f"hydra/launcher={launcher[1]}: {launcher[2]} is not installed; pip install -e '.[sweeps]'"
+    elif option := re.search(r"Could not find '(\w+)/([^']*)'", text):
         listed = re.search(r"Available options in '\w+':\n(.*?)\nConfig search path", text, re.DOTALL)
         options = ", ".join(listed[1].split()) if listed else "see --help"
         text = f"{option[1]}={option[2]}: no such option; choose from {options}"

@@ -29,7 +29,9 @@ STRICT = ConfigDict(extra="forbid")
 
 Size = Annotated[int, Field(ge=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Grid = Annotated[list[Rate], Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Folder = Annotated[str, AfterValidator(os.path.expanduser)]
 Checksum = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{8,32})$")]
@@ -394,6 +396,42 @@ class PathsConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class SweepConfig:
+    """A protocol of many runs: grids of learning rates in stages, then seeds; no part of a run."""
+
+    stages: dict[str, list[Literal["lr_backbone", "lr_head"]]]
+    """by method: the rates that are swept, one after the other, the earlier ones at their best"""
+    official: dict[str, dict[str, Grid]]
+    """grids of η_θ by method, then by `backbone/dataset`, `backbone` or `default`: the first that fits"""
+    grids: dict[str, Grid] = field(default_factory=dict)
+    """yours, by method, in place of the official ones"""
+    head_factors: Grid
+    """grid of η_w in multiples of its anchor; the anchor itself is a candidate too"""
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    """of the chosen rates; the grids run on the lowest"""
+    extend: bool = False
+    """go on past the edge of a grid while its best value is there"""
+    max_jobs: Size | None = None
+    """launched at a time; null: all that can run"""
+    plan: bool = False
+    """say what would run, and run nothing"""
+
+    def __post_init__(self) -> None:
+        for method, rates in self.stages.items():
+            if len(set(rates)) != len(rates):
+                raise ConfigError(f"stages.{method}", f"{rates} names a rate twice")
+            known = "default" in self.official.get(method, {}) or method in self.grids
+            if "lr_backbone" in rates and not known:
+                raise ConfigError(f"grids.{method}", "missing; the stages sweep lr_backbone over it")
+        for method in self.grids:
+            if "lr_backbone" not in self.stages.get(method, []):
+                known = [name for name, rates in self.stages.items() if "lr_backbone" in rates]
+                raise ConfigError(f"grids.{method}", f"no such sweep; choose from {', '.join(known)}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError("seeds", f"{self.seeds} names a seed twice")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
     """A whole run."""
 
@@ -404,7 +442,9 @@ class Config:
     compute: ComputeConfig
     wandb: WandbConfig
     paths: PathsConfig
-    seed: int = Field(ge=0, lt=2**31, strict=True)
+    seed: Seed
+    sweep: SweepConfig | None = None
+    """what a sweep was told; its runs themselves are told nothing of it"""
 
 
 SECTIONS = [f.name for f in fields(Config) if f.name != "seed"]
@@ -483,7 +523,9 @@ def _keys_at(path: list[str]) -> list[str]:
     """The allowed keys of the section at this path."""
     node: Any = Config
     for before, part in zip(["", *path], path, strict=False):
-        if before in ("ood", "files"):  # free names, and numbers
+        if part == "sweep":  # its type is a union
+            node = SweepConfig
+        elif before in ("ood", "files"):  # free names, and numbers
             node = SplitConfig if before == "ood" else FileConfig
         elif part not in ("ood", "files"):
             node = {f.name: f.type for f in fields(node)}[part]

@@ -7,6 +7,10 @@ class UserError(Exception):
     """Something that the user can mend; the message names the thing, the bad value and what is right."""
 
 
+class BusyError(UserError):
+    """Another process does this at the moment."""
+
+
 class ConfigError(UserError, ValueError):
     """A configuration key with a value that makes no sense."""
 

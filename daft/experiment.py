@@ -3,7 +3,9 @@
 import json
 import shutil
 import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +24,6 @@ from daft.tracking import Tracker
 
 MODEL = "model.safetensors"
 """Weights of the selected epoch, beside the record."""
-
-CHECKPOINTS = "checkpoints"
-"""Folder of an unfinished run's state, removed once the record is written."""
 
 
 class Run(NamedTuple):
@@ -55,8 +54,33 @@ def run(config: Config) -> Run:
     with records.claimed(directory):
         if (record := records.read(directory)) is not None:  # another process has just finished it
             return Run(directory, record, fresh=False)
-        record = _compute(config, device, precision, listing, identity, directory)
+        (directory / records.ERROR).unlink(missing_ok=True)
+        try:
+            record = _compute(config, device, precision, listing, identity, directory)
+        except Exception:
+            with suppress(OSError):  # a full disk: what matters is the error itself
+                write_atomically(directory / records.ERROR, traceback.format_exc())
+            raise
         return Run(directory, record, fresh=True)
+
+
+def identify(config: Config) -> Path:
+    """The directory of a configuration's run, whether there is one yet or not; computes nothing.
+
+    Raises UserError as `run` does for inputs that are not there. They are listed once a process: what
+    changes meanwhile is noticed by the run itself.
+    """
+    precision = _precision(config.training.precision, _device(config.compute.device))
+    settings = plain(config)
+    inputs = json.dumps([settings["dataset"], settings["backbone"], config.training.selection])
+    if inputs not in _fingerprints:
+        images = data.listing(config).fingerprints()
+        _fingerprints[inputs] = images, backbones.fingerprint(config.backbone)
+    identity = records.identity(config, precision, *_fingerprints[inputs])
+    return records.run_directory(config, digest(identity))
+
+
+_fingerprints: dict[str, tuple[dict[str, str], str]] = {}
 
 
 def _compute(
@@ -109,6 +133,11 @@ def _compute(
     start = distortion.snapshot(model)  # Eq. 6 compares with the converted network
     clock.lap("prepare_s")
 
+    def report(row: dict[str, float]) -> None:
+        tracker.epoch(row)
+        state = {"epoch": row["epoch"], "epochs": config.training.epochs, "seconds": row["seconds"]}
+        write_atomically(directory / records.CHECKPOINTS / records.PROGRESS, json.dumps(state))
+
     if config.compute.compile:
         backbone.compile()
     fitted = training.fit(
@@ -120,9 +149,9 @@ def _compute(
         weight_decay=config.training.weight_decay,
         set_train_mode=lambda network: methods.set_train_mode(network, config.method),
         evaluate=lambda network: evaluation.accuracy(backbone, model.head, select, cast),
-        folder=directory / CHECKPOINTS,
+        folder=directory / records.CHECKPOINTS,
         autocast=cast,
-        report=tracker.epoch,
+        report=report,
     )
     clock.lap("train_s")
 
@@ -158,7 +187,7 @@ def _compute(
         "time": clock.laps,
     }
     records.write(directory, record)
-    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(directory / records.CHECKPOINTS, ignore_errors=True)
     tracker.finish(record)
     return record
 

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from daft.config import Config, plain
-from daft.errors import UserError
+from daft.errors import BusyError, UserError
 from daft.files import PARTIAL, write_atomically
 from daft.progress import console
 
@@ -26,6 +26,14 @@ PROTOCOL = 1
 """Raised when the same configuration would give other numbers."""
 
 RECORD = "record.json"
+LOCK = ".lock"
+CHECKPOINTS = "checkpoints"
+"""Folder of an unfinished run's state, removed once the record is written."""
+PROGRESS = "progress.json"
+"""In it, for status.py: the last whole epoch, of how many, and its seconds."""
+ERROR = "error.txt"
+"""In the directory of a run that failed: why; gone when it is tried again."""
+
 SHOWN = ("run", "status", "best_epoch", "config", "metrics", "history", "distortion", "environment", "time")
 """What tables, figures and reports read of a record."""
 
@@ -81,16 +89,27 @@ def run_directory(config: Config, run_id: str) -> Path:
 def claimed(directory: Path) -> Iterator[None]:
     """The run's directory for this process alone, tidied of what a kill may have left in it.
 
-    Raises UserError if another process is at it; the claim of a process that dies is gone with it.
+    Raises BusyError if another process is at it; the claim of a process that dies is gone with it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(directory / ".lock", timeout=0):
+        with FileLock(directory / LOCK, timeout=0.5):  # `is_claimed` holds it for an instant
             for leftover in directory.rglob(f".*{PARTIAL}"):
                 leftover.unlink(missing_ok=True)
             yield
     except Timeout:
-        raise UserError(f"another process is computing {directory}; wait for it or stop it") from None
+        raise BusyError(f"another process is computing {directory}; wait for it or stop it") from None
+
+
+def is_claimed(directory: Path) -> bool:
+    """Whether a process is at this run."""
+    if not (directory / LOCK).exists():
+        return False
+    try:
+        with FileLock(directory / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def read(directory: Path) -> dict[str, Any] | None:
@@ -145,7 +164,7 @@ def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for record in records:
         settings = pd.json_normalize({"config": record["config"]}).iloc[0].to_dict()
-        if side := settings.get("config.dataset.cache_side"):  # crops see other pixels: another dataset
+        if side := record["config"]["dataset"].get("cache_side"):  # crops see other pixels: another dataset
             settings["config.dataset.name"] += f" (cached at {side} px)"
         rows.append(
             {

@@ -62,7 +62,15 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
     """Raise UserError if runs of a cell differ in more than rates and seed: they are no sample."""
-    free = (*RATES, SEED, "config.compute.", "config.wandb.", "config.paths.", "config.backbone.lr_head")
+    free = (
+        *RATES,
+        SEED,
+        "config.compute.",
+        "config.wandb.",
+        "config.paths.",
+        "config.sweep",
+        "config.backbone.lr_head",
+    )
     fixed = [c for c in cell.columns if c.startswith("config.") and not c.startswith(free)]
     mixed = [c.removeprefix("config.") for c in fixed if cell[c].astype(str).nunique(dropna=False) > 1]
     if mixed:

@@ -23,9 +23,11 @@ DEBUG = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="train")
-def train(cfg: DictConfig) -> None:
-    """Run what the configuration says."""
+def train(cfg: DictConfig) -> str:
+    """Run what the configuration says; returns the run's directory, for a sweeper."""
     try:
+        if "sweep" in cfg:  # the jobs of a staged sweep are told nothing of it
+            raise UserError("sweep: needs -m and a protocol: train.py -m sweep=paper method=ft,daft …")
         config = validate(cfg)
         # Seconds of imports: only now that the configuration makes sense.
         from daft import experiment, tables
@@ -42,11 +44,14 @@ def train(cfg: DictConfig) -> None:
     else:
         note = "" if run.fresh else " (taken from its record)"
         tables.show([run.directory], f"{run.directory}{note}")
+    return str(run.directory.resolve())
 
 
 def main() -> None:
     """Exit code 1 and one line for what the user can mend, 130 when interrupted."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
+    # Launchers start interpreters of their own, which must find this code too.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     # Hydra wants -m before the overrides; users put it anywhere.
     sys.argv[1:] = sorted(for_schema(sys.argv[1:]), key=lambda a: a not in ("-m", "--multirun"))
     try:
@@ -54,7 +59,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last epoch", file=sys.stderr)
         sys.exit(130)
-    except (HydraException, OmegaConfBaseException, OSError) as error:  # a full or read-only disk, say
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:  # a full disk, say
         if DEBUG:
             raise
         sys.exit(complaint("train.py", error))

@@ -1,0 +1,95 @@
+"""The cells of a sweep and their runs: what is known of them, from records and from jobs.
+
+Imports torch late: Hydra's search for plugins comes by here at every start.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from daft.config import Config
+from daft.errors import UserError
+from daft.sweep import Outcome, Protocol, Standing, Trial, stand
+
+RETRIES = 1
+"""Of a run that failed."""
+
+GROUPS = ("dataset", "backbone", "method")
+
+
+@dataclass
+class Run:
+    """One run, of one cell or of several."""
+
+    overrides: list[str]
+    config: Config
+    directory: Path | None
+    """None where its inputs cannot be seen from here: the job will know"""
+    outcome: Outcome | None = None
+    attempts: int = 0
+    alone: bool = False
+    """it was at work when a launch broke down: to be launched by itself"""
+    error: str = ""
+
+    def look(self) -> None:
+        """Take the outcome from the record, if there is one by now."""
+        from daft import records
+
+        if self.directory is None or self.outcome is not None:
+            return
+        try:
+            record = records.read(self.directory)
+        except UserError as error:  # not a record: to be mended by hand, never overwritten
+            self.outcome, self.error = Outcome("failed"), str(error)
+            return
+        if record is not None:
+            metric = "holdout" if self.config.training.selection == "holdout" else "id"
+            self.outcome = Outcome(record["status"], record["metrics"].get(f"{metric}/accuracy"))
+
+    def busy(self) -> bool:
+        """Whether a process computes it."""
+        from daft import records
+
+        return self.directory is not None and records.is_claimed(self.directory)
+
+    def failed(self, error: str) -> None:
+        """Count an attempt; after the last one that is the outcome."""
+        self.attempts, self.error = self.attempts + 1, error
+        if self.attempts > RETRIES:
+            self.outcome = Outcome("failed")
+
+
+@dataclass
+class Cell:
+    """One method on one dataset with one backbone."""
+
+    overrides: list[str]
+    setting: str
+    """what else is swept on the command line"""
+    config: Config
+    protocol: Protocol
+    runs: dict[Trial, Run] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Dataset, backbone, method."""
+        return [getattr(self.config, group).name for group in GROUPS]
+
+    def __str__(self) -> str:
+        return " ".join([*self.names, self.setting]).strip()
+
+    def configure(self, trial: Trial) -> Config:
+        """The configuration of one of its runs."""
+        method = replace(self.config.method, **trial.rates.given())
+        return replace(self.config, method=method, seed=trial.seed)
+
+    def standing(self) -> Standing:
+        """Where it is, by the outcomes so far."""
+        ended = {trial: run.outcome for trial, run in self.runs.items() if run.outcome is not None}
+        return stand(self.protocol, ended)
+
+
+def unfinished(cells: Iterable[Cell], standings: Iterable[Standing]) -> list[Run]:
+    """The runs without an outcome, each once."""
+    runs = [cell.runs[t] for cell, standing in zip(cells, standings, strict=True) for t in standing.trials]
+    return list({id(run): run for run in runs if run.outcome is None}.values())

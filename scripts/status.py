@@ -1,0 +1,46 @@
+"""Show what the runs of a folder are doing: finished, diverged, running, interrupted or failed.
+
+python scripts/status.py runs
+"""
+
+import argparse
+import sys
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+from rich.table import Table
+
+from daft import status
+from daft.errors import UserError
+
+
+def main() -> None:
+    """Print a line per run that has no record, then how many there are of each state."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder of run directories")
+    parser.add_argument("--all", action="store_true", help="list finished runs too")
+    args = parser.parse_args()
+    states = status.look(args.runs)
+    table = Table()
+    for name in ("run", "state", "epoch", "left", "error"):
+        table.add_column(name, overflow="fold")
+    for run in states:
+        if run.state not in ("finished", "diverged") or args.all:
+            epoch = f"{run.epoch} of {run.epochs}" if run.epochs else "-"
+            left = "-" if run.seconds_left is None else str(timedelta(seconds=round(run.seconds_left)))
+            table.add_row(run.name, run.state, epoch, left, run.error)
+    if table.row_count:
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
+    counts = Counter(run.state for run in states)
+    print(", ".join(f"{count} {state}" for state, count in counts.items()))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"status.py: {error}")

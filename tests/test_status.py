@@ -1,0 +1,66 @@
+"""Claims about the state of runs, read from directories alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from daft import records, status
+from daft.errors import UserError
+from daft.status import RunState
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A run of each state; `b` is only running while its claim is held."""
+    folders = {name: tmp_path / f"{name}-{i:012x}" for i, name in enumerate("abcdef")}
+    for folder in folders.values():
+        with records.claimed(folder):
+            pass
+    for name, epoch in (("b", 3), ("c", 7)):
+        progress = {"epoch": epoch, "epochs": 20, "seconds": 60.0}
+        (folders[name] / records.CHECKPOINTS).mkdir()
+        (folders[name] / records.CHECKPOINTS / records.PROGRESS).write_text(json.dumps(progress))
+    records.write(folders["a"], {"status": "finished"})
+    records.write(folders["d"], {"status": "diverged"})
+    (folders["e"] / records.ERROR).write_text("Traceback\n  File …\nValueError: what was wrong\n")
+    (folders["f"] / records.RECORD).write_text("{")
+    (tmp_path / "sweeps").mkdir()
+    return tmp_path
+
+
+def test_each_state_is_told_from_the_directory(runs: Path):
+    with records.claimed(runs / "b-000000000001"):
+        states = {state.name[0]: state for state in status.look(runs)}
+    assert states["b"] == RunState("b-000000000001", "running", 3, 20, 17 * 60.0)
+    assert states["c"] == RunState("c-000000000002", "interrupted", 7, 20)
+    assert [states[name].state for name in "ade"] == ["finished", "diverged", "failed"]
+    assert states["e"].error == "ValueError: what was wrong"
+    assert (states["f"].state, "is not a record" in states["f"].error) == ("failed", True)
+    assert {state.name[0]: state.state for state in status.look(runs)}["b"] == "interrupted"
+
+
+def test_looking_takes_no_claim_away(runs: Path):
+    status.look(runs)
+    with records.claimed(runs / "b-000000000001"):
+        assert records.is_claimed(runs / "b-000000000001")
+    assert not records.is_claimed(runs / "b-000000000001")
+
+
+def test_the_script_counts_states_and_lists_what_is_not_finished(runs: Path):
+    command = [sys.executable, str(ROOT / "scripts" / "status.py"), str(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "1 finished, 2 interrupted, 1 diverged, 2 failed"
+    for part in ("7 of 20", "ValueError: what was wrong", "c-000000000002"):
+        assert part in done.stdout
+    assert "a-000000000000" not in done.stdout
+
+
+def test_a_folder_without_runs_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        status.look(tmp_path)
