@@ -31,6 +31,11 @@ class Run:
     """it was at work when a launch broke down: to be launched by itself"""
     error: str = ""
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether it failed for good."""
+        return self.outcome is not None and self.outcome.status == "failed"
+
     def look(self) -> None:
         """Take the outcome from the record, if there is one by now."""
         from daft import records

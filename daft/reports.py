@@ -74,9 +74,9 @@ def finish(cells: Sequence[Cell], standings: Sequence[Standing]) -> None:
         for rate in standing.edges:
             value = getattr(standing.rates, rate)
             print(f"edge: {cell}: {rate}={value:g} is at the edge of its grid; sweep.extend=true goes on")
-    missing = [(cell, trial) for cell, standing in pairs for trial in _failed(cell, standing)]
-    for cell, trial in missing:
-        run = cell.runs[trial]
+    trials = [(cell, trial, cell.runs[trial]) for cell, standing in pairs for trial in standing.trials]
+    missing = [told for told in trials if told[2].is_missing]
+    for cell, trial, run in missing:
         print(f"missing: {cell} {_name(trial)}: {run.error}")
     for cell, standing in pairs:
         if standing.status == "failed":
@@ -89,16 +89,11 @@ def _table(pairs: Sequence[tuple[Cell, Standing]]) -> str:
     """The long table of these cells as Markdown; records go by their cell's names, not by their own."""
     frames = []
     for cell, standing in pairs:
-        folders = [run.directory for run in (cell.runs[t] for t in standing.trials) if run.directory]
-        runs = records.frame(folders)
+        told = [cell.runs[trial] for trial in standing.trials if not cell.runs[trial].is_missing]
+        runs = records.frame(run.directory for run in told if run.directory)
         frames.append(runs.assign(**dict(zip(tables.CELL, cell.names, strict=True))))
     runs = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     return "" if runs.empty else tables.markdown(tables.aggregate(tables.select(runs), runs))
-
-
-def _failed(cell: Cell, standing: Standing) -> list[Trial]:
-    outcomes = {trial: cell.runs[trial].outcome for trial in standing.trials}
-    return [trial for trial, outcome in outcomes.items() if outcome and outcome.status == "failed"]
 
 
 def _name(trial: Trial) -> str:

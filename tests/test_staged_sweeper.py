@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,6 +203,18 @@ def test_a_failed_run_stops_no_other_is_tried_twice_and_shown(tmp_path, here):
     assert len(jobs) == 2 * 4
     states = {state.state for state in status.look(tmp_path / "runs")}
     assert states == {"finished", "failed"}
+
+
+def test_a_damaged_record_is_named_and_left_alone_and_the_rest_is_shown(whole, tmp_path, here):
+    folder, _ = whole
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    (file,) = tmp_path.glob("runs/*-lp-s1-*/record.json")
+    file.write_text("{")
+    code, output, _ = here("method=lp", *TWO_SEEDS, *below(tmp_path))
+    assert code == 1
+    assert f"missing: shapes shapes_resnet10 lp seed=1: {file} is not a record" in output
+    assert table(output)[-1].startswith("| lp | - | - | 1 |")
+    assert file.read_text() == "{"
 
 
 def test_stopped_or_killed_at_any_time_the_same_command_ends_in_the_same_bits(whole, tmp_path):
