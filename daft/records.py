@@ -164,7 +164,7 @@ def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for record in records:
         settings = pd.json_normalize({"config": record["config"]}).iloc[0].to_dict()
-        if side := record["config"]["dataset"].get("cache_side"):  # crops see other pixels: another dataset
+        if side := record["config"].get("dataset", {}).get("cache_side"):  # crops see other pixels: another dataset
             settings["config.dataset.name"] += f" (cached at {side} px)"
         rows.append(
             {

@@ -262,7 +262,8 @@ def test_a_run_that_kills_its_worker_fails_alone(tmp_path, configure):
                 (tmp_path / name).mkdir(exist_ok=True)
                 if name == "killer":
                     raise RuntimeError("a worker was killed")
-                records.write(tmp_path / name, {"status": "finished", "metrics": {"id/accuracy": 50.0}})
+                found = {"status": "finished", "metrics": {"id/accuracy": 50.0}}
+                records.write(tmp_path / name, dict.fromkeys(records.SHOWN) | found)
             returns = [JobReturn(status=JobStatus.COMPLETED) for _ in overrides]
             for returned, (name,) in zip(returns, overrides, strict=True):
                 returned.return_value = Report(directory=str(tmp_path / name))

@@ -25,8 +25,9 @@ def runs(tmp_path: Path) -> Path:
         progress = {"epoch": epoch, "epochs": 20, "seconds": 60.0}
         (folders[name] / records.CHECKPOINTS).mkdir()
         (folders[name] / records.CHECKPOINTS / records.PROGRESS).write_text(json.dumps(progress))
-    records.write(folders["a"], {"status": "finished"})
-    records.write(folders["d"], {"status": "diverged"})
+    bare = dict.fromkeys(records.SHOWN)
+    records.write(folders["a"], bare | {"status": "finished"})
+    records.write(folders["d"], bare | {"status": "diverged"})
     (folders["e"] / records.ERROR).write_text("Traceback\n  File …\nValueError: what was wrong\n")
     (folders["f"] / records.RECORD).write_text("{")
     (tmp_path / "sweeps").mkdir()
