@@ -164,7 +164,8 @@ def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for record in records:
         settings = pd.json_normalize({"config": record["config"]}).iloc[0].to_dict()
-        if side := record["config"].get("dataset", {}).get("cache_side"):  # crops see other pixels: another dataset
+        side = record["config"].get("dataset", {}).get("cache_side")
+        if side:  # crops see other pixels: it is another dataset
             settings["config.dataset.name"] += f" (cached at {side} px)"
         rows.append(
             {
