@@ -98,3 +98,21 @@ def unfinished(cells: Iterable[Cell], standings: Iterable[Standing]) -> list[Run
     """The runs without an outcome, each once."""
     runs = [cell.runs[t] for cell, standing in zip(cells, standings, strict=True) for t in standing.trials]
     return list({id(run): run for run in runs if run.outcome is None}.values())
+
+
+def discard_weights(cells: Iterable[Cell], standings: Iterable[Standing]) -> None:
+    """Delete the weights of grid runs that lost, unless another cell chose them or may still do so."""
+    from daft import records
+
+    lost: list[Run] = []
+    kept: set[int] = set()
+    for cell, standing in zip(cells, standings, strict=True):
+        for trial in standing.trials:
+            run = cell.runs[trial]
+            if standing.status == "chosen" and trial.rates != standing.rates:
+                lost.append(run)
+            else:
+                kept.add(id(run))
+    for run in lost:
+        if id(run) not in kept and run.directory is not None and run.outcome is not None:
+            (run.directory / records.MODEL).unlink(missing_ok=True)

@@ -413,6 +413,8 @@ class SweepConfig:
     """go on past the edge of a grid while its best value is there"""
     max_jobs: Size | None = None
     """launched at a time; null: all that can run"""
+    checkpoints: Literal["selected", "all"] = "selected"
+    """whose weights stay once a cell has chosen: those of the chosen rates, or of its whole grids"""
     plan: bool = False
     """say what would run, and run nothing"""
 

@@ -22,9 +22,6 @@ from daft.evaluation import PretrainedFeatures
 from daft.files import digest, write_atomically
 from daft.tracking import Tracker
 
-MODEL = "model.safetensors"
-"""Weights of the selected epoch, beside the record."""
-
 
 class Run(NamedTuple):
     """A finished run."""
@@ -169,7 +166,7 @@ def _compute(
     clock.lap("evaluate_s")
 
     state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    write_atomically(directory / MODEL, lambda path: save_file(state, path))
+    write_atomically(directory / records.MODEL, lambda path: save_file(state, path))
     record = {
         "run": run_id,
         "status": "diverged" if fitted.diverged else "finished",

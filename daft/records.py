@@ -26,11 +26,18 @@ PROTOCOL = 1
 """Raised when the same configuration would give other numbers."""
 
 RECORD = "record.json"
+MODEL = "model.safetensors"
+"""Weights of the selected epoch, beside the record."""
+
 LOCK = ".lock"
+"""Held by the process that is at the run."""
+
 CHECKPOINTS = "checkpoints"
 """Folder of an unfinished run's state, removed once the record is written."""
+
 PROGRESS = "progress.json"
 """In it, for status.py: the last whole epoch, of how many, and its seconds."""
+
 ERROR = "error.txt"
 """In the directory of a run that failed: why; gone when it is tried again."""
 

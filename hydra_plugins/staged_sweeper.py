@@ -21,7 +21,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from daft.cells import GROUPS, Cell, Run, unfinished
+from daft.cells import GROUPS, Cell, Run, discard_weights, unfinished
 from daft.config import Config, SweepConfig, for_schema, validate, validate_section
 from daft.errors import BusyError, UserError
 from daft.sweep import Standing, Trial, protocol
@@ -129,6 +129,8 @@ class StagedSweeper(Sweeper):
                 for run in todo:
                     run.look()
             standings = self._advance(cells)
+        if options.checkpoints == "selected":
+            discard_weights(cells, standings)
         reports.finish(cells, standings)
 
     def _cells(self, arguments: list[str], options: SweepConfig) -> list[Cell]:

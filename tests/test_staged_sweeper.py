@@ -132,12 +132,22 @@ def test_a_sweep_ends_in_the_table_of_the_chosen_rates(whole):
     assert [row[0] for row in rows] == ["| lp", "| ft", "| daft", "| alias"]
     assert all(row[3] == "2" for row in rows)
     assert rows[2][1:] == rows[3][1:]  # identical runs ran once and stand in both cells
-    best = {}
+    best, weights = {}, {}
     for file in folder.glob("runs/*/record.json"):
         record = json.loads(file.read_text())
+        chosen = record["config"]["method"]["lr_backbone"], record["config"]["method"]["lr_head"]
+        name = record["config"]["method"]["name"]
+        weights.setdefault((name, *chosen), []).append((file.parent / records.MODEL).exists())
         if record["config"]["method"]["name"] == "ft" and record["config"]["seed"] == 0:
             best[record["config"]["method"]["lr_backbone"]] = record["metrics"]["id/accuracy"]
-    assert rows[1][1] == f"{max(best, key=lambda rate: (best[rate], rate)):g}*"
+    winner = max(best, key=lambda rate: (best[rate], rate))
+    assert rows[1][1] == f"{winner:g}*"
+    # The weights of the chosen rates stay, of both seeds; those of the rest of the grid are gone.
+    assert {key: found for key, found in weights.items() if key[0] == "ft"} == {
+        ("ft", winner, None): [True, True],
+        ("ft", min(best.keys() - {winner}), None): [False],
+    }
+    assert weights["lp", None, None] == [True, True]
     assert "edge: shapes shapes_resnet10 ft: lr_backbone=" in output
 
 
