@@ -8,7 +8,7 @@ OUT = $(if $(filter small,$@),results/small,results)
 narrow = $(if $(DATASETS),--datasets $(DATASETS)) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(METHODS),--methods $(METHODS))
 train = $(BIN)/python scripts/train.py -m $(if $(SEEDS),sweep.seeds=[$(SEEDS)]) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
-.PHONY: setup demo test benchmark report clean $(TABLES) $(TABLES:=-plan)
+.PHONY: setup demo test kill-test benchmark report clean $(TABLES) $(TABLES:=-plan)
 
 setup: .venv/.ready
 
@@ -44,6 +44,10 @@ report: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Kill a sweep at random times, 20 rounds; about a quarter of an hour on two cores.
+kill-test: setup
+	$(BIN)/python scripts/kill_test.py --log results/benchmarks/kill_test.log
 
 benchmark: setup
 	$(BIN)/python scripts/benchmark.py --check
