@@ -47,7 +47,7 @@ def report(loaded: Sequence[dict[str, Any]], title: str) -> str:
     sections.append(_runs(runs, loaded))
     counts = ", ".join(f"{count} {status}" for status, count in runs["status"].value_counts().items())
     menu = "".join(f'<a href="#{_escape(anchor)}">{_escape(name)}</a>' for anchor, name in links)
-    head = f"<h1>{_escape(title)}</h1>\n<p>{len(runs)} runs: {counts}.</p>\n<nav>{menu}</nav>\n"
+    head = f"<h1>{_escape(title)}</h1>\n<p>{len(runs)} run(s): {counts}.</p>\n<nav>{menu}</nav>\n"
     return rendering.page(title, head + "".join(sections), STYLE)
 
 
