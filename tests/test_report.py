@@ -100,7 +100,7 @@ def test_every_run_is_listed_and_unfolds_with_its_settings(text: str):
         assert f'href="#{record["run"]}"' in text
     assert text.count("<details>") == len(LOADED)
     assert "<td>environment.device</td><td>cpu</td>" in text
-    assert "5 runs: 4 finished, 1 diverged." in text
+    assert "5 run(s): 4 finished, 1 diverged." in text
 
 
 def test_the_figures_are_drawings_of_the_cells(text: str):
