@@ -104,7 +104,7 @@ def _name(trial: Trial) -> str:
 
 def _past(folder: str) -> pd.DataFrame:
     """All records of a folder of runs."""
-    return records.frame(path.parent for path in sorted(Path(folder).glob(f"*/{records.RECORD}")))
+    return records.frame(records.below(Path(folder)))
 
 
 def _hours(cell: Cell, past: pd.DataFrame) -> float | None:

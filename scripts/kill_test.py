@@ -73,23 +73,28 @@ def _end(process: int) -> None:
         os.kill(process, signal.SIGKILL)
 
 
-def records(folder: Path) -> dict[str, tuple[int, str]]:
-    """By run: when its record was written, and what it says without times."""
+def contents(folder: Path) -> dict[str, str]:
+    """What each record says, without times and code version, by run."""
     found = {}
     for file in folder.glob("runs/*/record.json"):
         record = json.loads(file.read_text())
         for row in record["history"]:
             del row["seconds"], row["images/s"]
         kept = ("status", "best_epoch", "metrics", "history", "distortion", "relative_change", "probe")
-        found[record["run"]] = file.stat().st_mtime_ns, json.dumps([record[key] for key in kept])
+        found[record["run"]] = json.dumps([record[key] for key in kept])
     return found
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """When each record was written, in nanoseconds, by run directory."""
+    return {file.parent.name: file.stat().st_mtime_ns for file in folder.glob("runs/*/record.json")}
 
 
 def disturbed(folder: Path, launcher: list[str], kills: int) -> tuple[list[str], int]:
     """One round: what was killed when, and how many finished runs were computed again."""
     told, again = [], 0
     while True:
-        before = records(folder)
+        before = stamps(folder)
         process = start(folder, launcher)
         while len(told) < kills:
             what = random.choice(["driver", "worker", "all"] if launcher else ["driver"])
@@ -99,14 +104,14 @@ def disturbed(folder: Path, launcher: list[str], kills: int) -> tuple[list[str],
                 break
             except subprocess.TimeoutExpired:
                 kill(process.pid, what)
-                told.append(f"{what} after {seconds:.1f} s with {len(records(folder))} runs done")
+                told.append(f"{what} after {seconds:.1f} s with {len(stamps(folder))} runs done")
             if what != "worker":
                 break
         code = process.wait()
         for left in workers(process.pid):  # orphans end with their run; the next driver would wait for them
             _end(left)
-        after = records(folder)
-        again += sum(after[run][0] != written for run, (written, _) in before.items())
+        after = stamps(folder)
+        again += sum(after[run] != written for run, written in before.items())
         if code == 0:
             return told, again
 
@@ -133,13 +138,13 @@ def main() -> None:
         reference = Path(scratch) / "undisturbed"
         if start(reference, []).wait() != 0:
             sys.exit("kill_test.py: the undisturbed sweep failed; try it without this script")
-        right = {run: content for run, (_, content) in records(reference).items()}
+        right = contents(reference)
         say(f"undisturbed: {len(right)} runs of {RUNS}")
         for number in range(1, args.rounds + 1):
             launcher = WORKERS if number % 2 else []
             folder, since = Path(scratch) / str(number), time.monotonic()
             told, again = disturbed(folder, launcher, args.kills)
-            same = {run: content for run, (_, content) in records(folder).items()} == right
+            same = contents(folder) == right
             bad += not same or bool(again)
             where = "2 workers" if launcher else "in process"
             verdict = f"{'same bits' if same else 'OTHER RECORDS'}, {again} finished run(s) computed again"

@@ -22,6 +22,7 @@ from daft import gpus, records, status
 from daft.cells import Run
 from daft.cli import complaint
 from hydra_plugins.staged_sweeper import Report, StagedSweeper, wave
+from scripts.kill_test import contents, stamps
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,22 +85,6 @@ def table(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("|")]
 
 
-def numbers(folder: Path) -> dict[str, str]:
-    """What each record says, without times and code version, by run."""
-    found = {}
-    for file in folder.glob("runs/*/record.json"):
-        record = json.loads(file.read_text())
-        for row in record["history"]:
-            del row["seconds"], row["images/s"]
-        kept = ("status", "best_epoch", "metrics", "history", "distortion", "relative_change", "probe")
-        found[record["run"]] = json.dumps([record[key] for key in kept])
-    return found
-
-
-def stamps(folder: Path) -> dict[str, int]:
-    return {file.parent.name: file.stat().st_mtime_ns for file in folder.glob("runs/*/record.json")}
-
-
 def whole_cells(folder: Path) -> list[str]:
     """What the sweep of `whole` was told, but for where it writes."""
     return [f"hydra.searchpath=[file://{folder}/conf]", *CELLS]
@@ -127,7 +112,7 @@ def whole(tmp_path_factory) -> tuple[Path, str]:
 
 def test_a_sweep_ends_in_the_table_of_the_chosen_rates(whole):
     folder, output = whole
-    assert len(numbers(folder)) == RUNS
+    assert len(contents(folder)) == RUNS
     rows = [row.split(" | ") for row in table(output)[2:]]
     assert [row[0] for row in rows] == ["| lp", "| ft", "| daft", "| alias"]
     assert all(row[3] == "2" for row in rows)
@@ -184,7 +169,7 @@ def test_workers_give_the_same_records_and_the_same_table(whole, tmp_path):
     folder, output = whole
     code, parallel, errors = sweep("hydra/launcher=workers", *whole_cells(folder), *below(tmp_path))
     assert code == 0, parallel + errors
-    assert numbers(tmp_path) == numbers(folder)
+    assert contents(tmp_path) == contents(folder)
     assert table(parallel) == table(output)
 
 
@@ -201,7 +186,7 @@ def test_a_failed_run_stops_no_other_is_tried_twice_and_shown(tmp_path, here):
     code, output, errors = here(*command)
     assert code == 1
     assert errors == "train.py: 4 run(s) are missing, as listed; the same command tries them again\n"
-    assert len(numbers(tmp_path)) == 5  # LP's two and FT's three of the sound checkpoint
+    assert len(contents(tmp_path)) == 5  # LP's two and FT's three of the sound checkpoint
     missing = [line for line in output.splitlines() if line.startswith("missing: ")]
     assert len(missing) == 5
     for line in missing[:4]:
@@ -245,7 +230,7 @@ def test_stopped_or_killed_at_any_time_the_same_command_ends_in_the_same_bits(wh
     code, resumed, errors = sweep(*command)
     assert code == 0, resumed + errors
     assert before.items() <= stamps(tmp_path).items()  # nothing that had finished was computed again
-    assert numbers(tmp_path) == numbers(folder)
+    assert contents(tmp_path) == contents(folder)
     assert table(resumed) == table(output)
 
 
@@ -256,7 +241,7 @@ def test_two_sweeps_of_the_same_cells_share_the_work_and_end_alike(whole, tmp_pa
         shared, errors = process.communicate(timeout=120)
         assert process.returncode == 0, shared + errors
         assert table(shared) == table(output)
-    assert numbers(tmp_path) == numbers(folder)
+    assert contents(tmp_path) == contents(folder)
 
 
 def test_a_run_that_kills_its_worker_fails_alone(tmp_path, configure):
