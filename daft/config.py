@@ -401,10 +401,10 @@ class SweepConfig:
 
     stages: dict[str, list[Literal["lr_backbone", "lr_head"]]]
     """by method: the rates that are swept, one after the other, the earlier ones at their best"""
-    official: dict[str, dict[str, Grid]]
+    cell_grids: dict[str, dict[str, Grid]]
     """grids of η_θ by method, then by `backbone/dataset`, `backbone` or `default`: the first that fits"""
     grids: dict[str, Grid] = field(default_factory=dict)
-    """yours, by method, in place of the official ones"""
+    """yours, by method, in place of those"""
     head_factors: Grid
     """grid of η_w in multiples of its anchor; the anchor itself is a candidate too"""
     seeds: Annotated[list[Seed], Field(min_length=1)]
@@ -422,7 +422,7 @@ class SweepConfig:
         for method, rates in self.stages.items():
             if len(set(rates)) != len(rates):
                 raise ConfigError(f"stages.{method}", f"{rates} names a rate twice")
-            known = "default" in self.official.get(method, {}) or method in self.grids
+            known = "default" in self.cell_grids.get(method, {}) or method in self.grids
             if "lr_backbone" in rates and not known:
                 raise ConfigError(f"grids.{method}", "missing; the stages sweep lr_backbone over it")
         for method in self.grids:

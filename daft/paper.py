@@ -217,6 +217,8 @@ def _aggregated(table: Table, runs: pd.DataFrame) -> dict[tuple[str, ...], dict[
     for dataset, columns in table.datasets.items():
         for override in columns.overrides:
             key, _, value = override.partition("=")
+            if key.startswith("compute."):  # where a run was computed, not what it is
+                continue
             same = runs.get(f"config.{key}", pd.Series(index=runs.index)) == yaml.safe_load(value)
             wanted &= same | (runs[tables.DATASET] != dataset)
     found = {}

@@ -110,9 +110,9 @@ def protocol(sweep: SweepConfig, config: Config) -> Protocol:
         if rate == "lr_head":
             grid = [_round(factor * value) for factor in sweep.head_factors]
         elif (grid := sweep.grids.get(method.name)) is None:
-            official = sweep.official[method.name]
+            known = sweep.cell_grids[method.name]
             keys = (f"{backbone}/{dataset}", backbone, "default")
-            grid = next(official[key] for key in keys if key in official)
+            grid = next(known[key] for key in keys if key in known)
         stages.append(Stage(rate, tuple(grid)))
     return Protocol(start, tuple(stages), tuple(sweep.seeds), sweep.extend)
 

@@ -180,6 +180,8 @@ def test_best_is_the_highest_of_a_column_within_a_backbone_as_printed():
 def test_only_runs_with_the_settings_of_the_table_count():
     frame = FEW.assign(**{tables.DATASET: "pacs", tables.BACKBONE: "resnet18_tin64"})[:2]
     frame["config.training.epochs"] = [10, 1]
+    frame["config.training.precision"] = "bf16"
+    frame["config.compute.threads"] = 8  # not the table's, and no matter
     compared = paper.compare(paper.load("small"), frame)
     assert row(compared, "resnet18_tin64", "ft", "pacs", "id")[["mean", "n"]].tolist() == [96.0, 1]
 
