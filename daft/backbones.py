@@ -112,6 +112,12 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
     return FeatureExtractor(network, features.shape[1], cfg).eval()
 
 
+def untrained(cfg: BackboneConfig) -> FeatureExtractor:
+    """The configured network with random weights, for weights that are loaded into it afterwards."""
+    kept = ("name", "model", "model_args", "mean", "std", "num_features", "input_size")
+    return load(BackboneConfig(weights="random", **{key: getattr(cfg, key) for key in kept}))
+
+
 def report(cfg: BackboneConfig) -> Report:
     """Load the network and say what was taken and what was left; raises UserError as load() does."""
     tensors = len(load(cfg).network.state_dict())

@@ -1,0 +1,98 @@
+"""Finished runs opened again, for what is measured after training: their network, their images."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from daft import backbones, data, methods, records
+from daft.config import Config, PathsConfig
+from daft.errors import UserError
+from daft.methods import Classifier
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its directory, its record, and its configuration with paths of here."""
+
+    directory: Path
+    record: dict[str, Any]
+    config: Config
+
+    def __str__(self) -> str:
+        return self.directory.name
+
+    @property
+    def classes(self) -> list[str]:
+        """Names in label order."""
+        return self.record["data"]["classes"]
+
+    def network(self, device: torch.device) -> Classifier:
+        """The network of the selected epoch, in test mode; needs no pretrained weights.
+
+        Raises UserError if the run's weights were not kept, or are not of its network.
+        """
+        file = self.directory / records.MODEL
+        if not file.exists():
+            raise UserError(
+                f"{file}: not there; a sweep keeps the weights of the chosen rates alone, and "
+                "sweep.checkpoints=all those of its grids too"
+            )
+        backbone = backbones.untrained(self.config.backbone)
+        head = methods.make_head(backbone.num_features, self.config.method.head_hidden, len(self.classes))
+        model = Classifier(backbone, head)
+        try:
+            model.load_state_dict(safetensors.torch.load_file(file))
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            raise UserError(f"{file}: not the weights of this run ({error})") from error
+        return model.to(device).to(memory_format=torch.channels_last).eval()
+
+    def images(self, device: torch.device) -> data.Data:
+        """Loaders of all its splits; raises UserError if images are not those it was made with."""
+        listing = data.listing(self.config)
+        known = self.record["identity"]["dataset"]["images"]
+        if changed := sorted(n for n, f in listing.fingerprints().items() if known.get(n) != f):
+            raise UserError(f"{self}: the images of {', '.join(changed)} are not those it was made with")
+        return data.load(self.config, listing, device)
+
+
+def open_run(directory: Path, paths: Mapping[str, str] | None = None) -> Finished:
+    """A finished run; raises UserError if there is none.
+
+    paths: where data, weights, runs or cache are now, if not where the environment says (DAFT_DATA, …) or,
+    without that, where they were; what lay below them is looked for there.
+    """
+    record = records.read(directory)
+    if record is None:
+        raise UserError(f"{directory}: no finished run is here")
+    if record["status"] != "finished":
+        raise UserError(f"{directory}: the run is {record['status']}; it has no selected epoch")
+    settings = record["config"]
+    for name in (field.name for field in fields(PathsConfig)):
+        before = settings["paths"][name]
+        now = (paths or {}).get(name) or os.environ.get(f"DAFT_{name.upper()}", before)
+        settings = _moved(settings, before, now)
+    try:
+        return Finished(directory, record, TypeAdapter(Config).validate_python(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{directory}: its configuration is of another version: {key}: {first['msg']}"
+        ) from error
+
+
+def _moved(value: Any, before: str, now: str) -> Any:
+    """Plain data with the paths at or below `before` at or below `now`."""
+    if isinstance(value, dict):
+        return {key: _moved(inner, before, now) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_moved(inner, before, now) for inner in value]
+    if isinstance(value, str) and (value == before or value.startswith(f"{before}/")):
+        return now + value.removeprefix(before)
+    return value
