@@ -75,8 +75,8 @@ def open_run(directory: Path, paths: Mapping[str, str] | None = None) -> Finishe
     settings = record["config"]
     for name in (field.name for field in fields(PathsConfig)):
         before = settings["paths"][name]
-        now = (paths or {}).get(name) or os.environ.get(f"DAFT_{name.upper()}", before)
-        settings = _moved(settings, before, now)
+        elsewhere = os.environ.get(f"DAFT_{name.upper()}", before)
+        settings = _moved(settings, before, (paths or {}).get(name, elsewhere))
     try:
         return Finished(directory, record, TypeAdapter(Config).validate_python(settings))
     except ValidationError as error:

@@ -18,7 +18,7 @@ from daft.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 DEFINITIONS, PRINTED = ROOT / "conf" / "table", ROOT / "results" / "paper"
 KEYS = ["backbone", "method", "dataset", "split"]
-NOTHING: dict[Any, Any] = {"n": 0, "runs": "", "at_edge": False, "diverged": 0}
+NOTHING: dict[Any, Any] = {"n": 0, "runs": "", "diverged": 0} | dict.fromkeys(tables.EDGES, False)
 """What a cell without runs has."""
 
 
@@ -177,11 +177,11 @@ def averages(cells: pd.DataFrame) -> pd.DataFrame:
                     "mean": columns["mean"].mean(skipna=False),
                     "std": (spread**2).sum(skipna=False) ** 0.5 / len(columns),
                     "n": columns["n"].min(),
-                    "at_edge": False,  # as divergence and problems: of a cell, and shown there
-                    "diverged": 0,
+                    "diverged": 0,  # as problems and edges: of a cell, and shown there
                     "problem": "",
                     "runs": " ".join(dict.fromkeys(" ".join(columns["runs"]).split())),
                 }
+                | dict.fromkeys(tables.EDGES, False)
             )
     return pd.DataFrame(rows)
 
@@ -202,7 +202,10 @@ def _ours(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
                         dict(zip(KEYS, (backbone, method, dataset, split), strict=True))
                         | {"network": network}
                         | {key: number.get(key) for key in ("mean", "std", "n", "runs")}
-                        | {key: known.get(key) for key in ("lr_backbone", "lr_head", "at_edge", "diverged")}
+                        | {
+                            key: known.get(key)
+                            for key in ("lr_backbone", "lr_head", *tables.EDGES, "diverged")
+                        }
                         | {"problem": known.get("problem", "")}
                     )
     numbers = ["mean", "std", "lr_backbone", "lr_head"]

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from daft.paper import KEYS, Table
+from daft.tables import EDGES
 
 LEGEND = (
     "Each cell: ours, mean ± sample standard deviation (ddof = 1) over seeds; then the paper's; then the "
     "difference in points (and in our standard deviations, s). Bold: best of its column within a network, at "
-    "two decimals. Learning rates are chosen by ID accuracy on the lowest seed; * marks an η_θ at the edge "
+    "two decimals. Learning rates are chosen by ID accuracy on the lowest seed; * marks a rate at the edge "
     "of its grid."
 )
 
@@ -44,7 +45,7 @@ def _number(row: dict[Any, Any]) -> Number:
         ours = "diverged" if row["diverged"] else "missing"
     else:
         spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.2f}"
-        ours = f"{row['mean']:.2f}{spread}{'*' if row['at_edge'] else ''}"
+        ours = f"{row['mean']:.2f}{spread}{'*' if any(row[edge] for edge in EDGES) else ''}"
     difference = ""
     if pd.notna(row["difference"]):
         difference = _signed(row["difference"], 2)
@@ -68,7 +69,8 @@ def notes(table: Table, compared: pd.DataFrame) -> list[str]:
     found.append(f"{len(seeds)} of {len(cells)} cells have runs" + (f"; n = {usual}" if usual else "") + ".")
     for label, select, value in (
         ("Other n", (cells["n"] > 0) & (cells["n"] != usual), "n = {n}"),
-        ("Chosen at the edge of the grid", cells["at_edge"].astype(bool), "η_θ = {lr_backbone:g}"),
+        ("η_θ at the edge of its grid", cells["at_edge"].astype(bool), "{lr_backbone:g}"),
+        ("η_w at the edge of its grid", cells["head_at_edge"].astype(bool), "{lr_head:g}"),
         ("Diverged runs", cells["diverged"] > 0, "{diverged}"),
     ):
         named = [f"{_name(table, row)} ({value.format_map(row)})" for row in cells[select].to_dict("records")]

@@ -15,6 +15,8 @@ from daft.errors import UserError
 DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]
 RATES = ["config.method.lr_backbone", "config.method.lr_head"]
 SEED = "config.seed"
+EDGES = ["at_edge", "head_at_edge"]
+"""Whether η_θ, and η_w, are at the edge of their grids."""
 ORDER = ["lp", "ft", "ft_bnc", "lp_ft", "lp_ft_train", "lp_ft_bnc"]
 ORDER += ["integrated_lp_ft", "integrated_lp_ft_train", "daft"]
 
@@ -83,15 +85,15 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Long table: a row per cell and metric with mean, std, n, rates and the ids of the runs behind them.
 
     std: of the sample (ddof = 1), none at n = 1.
-    runs: all of them, for the grid that the cell's learning rate was chosen from, and whether it is at
-    the grid's edge.
+    runs: all of them, for the grids that the cell's rates were chosen from, and whether they are at an edge.
     """
     metrics = [c for c in chosen.columns if "/" in c]
     rows = []
     for names, cell in chosen.groupby(CELL, sort=False):
         everything = runs[(runs[CELL] == list(names)).all(axis=1)]
+        rate, head = (cell[name].iloc[0] for name in RATES)
         grid = sorted(everything[RATES[0]].dropna().unique(), reverse=True)
-        rate = cell[RATES[0]].iloc[0]
+        heads = sorted(everything.loc[everything[RATES[0]] == rate, RATES[1]].dropna().unique(), reverse=True)
         for metric in metrics:
             values = cell[metric].dropna()
             if values.empty:
@@ -106,9 +108,10 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
                     "std": values.std(ddof=1) if len(values) > 1 else None,
                     "n": len(values),
                     "lr_backbone": rate,
-                    "lr_head": cell[RATES[1]].iloc[0],
+                    "lr_head": head,
                     "grid": " ".join(f"{r:g}" for r in grid),
-                    "at_edge": len(grid) > 1 and rate in (grid[0], grid[-1]),
+                    "at_edge": _at_edge(rate, grid),
+                    "head_at_edge": _at_edge(head, heads),
                     "diverged": int((everything["status"] == "diverged").sum()),
                     "runs": " ".join(cell.loc[values.index, "run"]),
                 }
@@ -117,9 +120,14 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     for names, cell in runs.groupby(CELL, sort=False):
         if names not in known:  # nothing to select from: shown as what it is
             row = dict(zip(("dataset", "backbone", "method"), names, strict=True))
-            rows.append(row | {"metric": "id/accuracy", "n": 0, "diverged": len(cell), "at_edge": False})
+            row |= {"metric": "id/accuracy", "n": 0, "diverged": len(cell)}
+            rows.append(row | dict.fromkeys(EDGES, False))
     columns = ["dataset", "backbone", "method", "metric", "mean", "std", "n", "lr_backbone", "lr_head"]
-    return pd.DataFrame(rows, columns=[*columns, "grid", "at_edge", "diverged", "runs"])
+    return pd.DataFrame(rows, columns=[*columns, "grid", *EDGES, "diverged", "runs"])
+
+
+def _at_edge(rate: float, grid: Sequence[float]) -> bool:
+    return len(grid) > 1 and rate in (grid[0], grid[-1])
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -158,12 +166,12 @@ def _metric_head(metric: str) -> str:
 
 
 def rates(row: Any) -> list[str]:
-    """η_θ, with a * at the edge of its grid, and η_w of a row of the long table."""
+    """η_θ and η_w of a row of the long table, with a * at the edge of their grids."""
     backbone, head = row["lr_backbone"], row["lr_head"]
     if pd.isna(backbone):
         return ["-", "-" if pd.isna(head) else f"{head:g}"]
-    edge = "*" if row["at_edge"] else ""
-    return [f"{backbone:g}{edge}", "= η_θ" if pd.isna(head) else f"{head:g}"]
+    edge, head_edge = ("*" if row[name] else "" for name in EDGES)
+    return [f"{backbone:g}{edge}", "= η_θ" if pd.isna(head) else f"{head:g}{head_edge}"]
 
 
 def mean_std(row: Any) -> str:

@@ -222,7 +222,7 @@ def test_markdown_is_laid_out_as_the_paper_and_says_what_to_know():
     assert "|  | LP-FT | missing · 94.02 |" in text
     assert "- 3 of 18 cells have runs; n = 1." in text
     assert "- Other n: MoCo FT on CIFAR-10 (n = 3)." in text
-    assert "- Chosen at the edge of the grid: MoCo FT on CIFAR-10 (η_θ = 0.1)." in text
+    assert "- η_θ at the edge of its grid: MoCo FT on CIFAR-10 (0.1)." in text
     assert "- Diverged runs: CLIP FT on CIFAR-10 (1)." in text
 
 

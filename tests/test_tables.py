@@ -66,6 +66,27 @@ def test_mean_std_and_n_are_those_of_the_sample():
     assert table.loc["id/accuracy", "n"] == 3
 
 
+def test_an_edge_of_the_head_s_grid_is_one_among_the_runs_at_the_chosen_backbone_rate():
+    frame = runs(
+        ("daft", 0.1, 0, 70.0, 1.0),
+        ("daft", 0.01, 0, 80.0, 1.0),
+        ("daft", 0.001, 0, 70.0, 1.0),
+        ("daft", 0.01, 0, 90.0, 1.0),
+        ("daft", 0.01, 0, 75.0, 1.0),
+    )
+    # The best has η_w = heads[3]; beside it at η_θ = 0.01 are heads[1] and heads[4], elsewhere larger ones.
+    for heads, edge in (
+        ([9, 1, 9, 3, 0.3], True),
+        ([9, 3, 9, 1, 0.3], False),
+        ([9, 3, 9, 0.3, 1], True),
+    ):
+        frame["config.method.lr_head"] = heads
+        table = tables.aggregate(tables.select(frame), frame)
+        assert not table["at_edge"].any()
+        assert table["head_at_edge"].unique().tolist() == [edge]
+        assert f"| daft | 0.01 | {heads[3]:g}{'*' if edge else ''} | 1 |" in tables.markdown(table)
+
+
 def test_one_run_has_no_spread_and_an_edge_of_the_grid_is_marked():
     frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.01, 0, 80.0, 2.0), ("lp", math.nan, 0, 60.0, 3.0))
     table = tables.aggregate(tables.select(frame), frame)
