@@ -73,10 +73,11 @@ def open_run(directory: Path, paths: Mapping[str, str] | None = None) -> Finishe
     if record["status"] != "finished":
         raise UserError(f"{directory}: the run is {record['status']}; it has no selected epoch")
     settings = record["config"]
-    for name in (field.name for field in fields(PathsConfig)):
-        before = settings["paths"][name]
-        elsewhere = os.environ.get(f"DAFT_{name.upper()}", before)
-        settings = _moved(settings, before, (paths or {}).get(name, elsewhere))
+    names = [field.name for field in fields(PathsConfig)]
+    places = {name: os.environ.get(f"DAFT_{name.upper()}") for name in names} | dict(paths or {})
+    for name, now in places.items():
+        if now:
+            settings = _moved(settings, settings["paths"][name], now)
     try:
         return Finished(directory, record, TypeAdapter(Config).validate_python(settings))
     except ValidationError as error:
