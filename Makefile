@@ -43,7 +43,7 @@ report: setup
 	$(BIN)/python scripts/report.py --out runs/report.html
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 # Kill a sweep at random times, 20 rounds; about a quarter of an hour on two cores.
 kill-test: setup
