@@ -318,6 +318,8 @@ class MethodConfig:
     """of BN layers during training"""
     bn_conversion: bool
     """before training (Algorithm 1)"""
+    conversion_batches: Size | None = None
+    """mini-batches that BN conversion measures, from the first; null: the whole training set (paper)"""
     lr_backbone: Rate | None = None
     """η_θ; with tied rates the head's too"""
     lr_head: Rate | None = None
@@ -332,6 +334,8 @@ class MethodConfig:
                 f"{self.head_init} needs a linear head, but head_hidden={self.head_hidden}; "
                 "a head of several layers starts with head_init=random",
             )
+        if self.conversion_batches and not self.bn_conversion:
+            raise ConfigError("conversion_batches", f"{self.conversion_batches}, but bn_conversion=false")
         if self.rates == "frozen":
             if self.bn_conversion:
                 raise ConfigError("bn_conversion", "true has no effect on a frozen backbone; use false")

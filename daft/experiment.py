@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,6 +116,7 @@ def _compute(
     )
 
     # Table 1: head, BN conversion, learning rates.
+    converting = config.method.conversion_batches or images.train.batches
     torch.manual_seed(entropy(config.seed, 0))  # a random head depends on the seed alone
     try:
         prepared = methods.prepare(
@@ -122,7 +124,7 @@ def _compute(
             backbone,
             len(images.classes),
             probe=lambda: (linear_probe().weight, linear_probe().bias),
-            batches=progress.track(images.train.epoch(), "BN conversion", images.train.batches),
+            batches=progress.track(islice(images.train.epoch(), converting), "BN conversion", converting),
         )
     except ValueError as error:
         raise UserError(f"method={config.method.name}: {error}") from error
@@ -207,7 +209,12 @@ def _precision(name: str, device: torch.device) -> str:
 
 
 def _require_fit(backbone: backbones.FeatureExtractor, images: data.Data, config: Config) -> None:
-    """Raise UserError unless the network takes the images of every split."""
+    """Raise UserError unless there are batches to convert with and the network takes every split's images."""
+    if (config.method.conversion_batches or 0) > images.train.batches:
+        raise UserError(
+            f"method.conversion_batches={config.method.conversion_batches}: the training set has "
+            f"{images.train.batches}; null takes all of them"
+        )
     for loader in (images.train, *images.evaluation.values()):
         shape = loader.shape()
         side = backbone.input_size

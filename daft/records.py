@@ -63,6 +63,8 @@ def identity(config: Config, precision: str, images: dict[str, str], weights: st
     for key in backbone.keys() - {"model", "model_args", "mean", "std"}:
         del backbone[key]
     del method["name"]
+    if method["conversion_batches"] is None:
+        del method["conversion_batches"]
     training = settings["training"] | {"precision": precision}
     if config.method.rates == "frozen" and config.method.lr_head is None:
         for key in ("epochs", "momentum", "weight_decay"):

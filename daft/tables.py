@@ -74,7 +74,9 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
         "config.backbone.lr_head",
     )
     fixed = [c for c in cell.columns if c.startswith("config.") and not c.startswith(free)]
-    mixed = [c.removeprefix("config.") for c in fixed if cell[c].astype(str).nunique(dropna=False) > 1]
+    # A setting that records of before do not have yet is at its default there, which is null.
+    texts = {c: cell[c].astype(str).where(cell[c].notna(), "") for c in fixed}
+    mixed = [c.removeprefix("config.") for c, text in texts.items() if text.nunique() > 1]
     if mixed:
         raise UserError(f"runs of {name} differ in {', '.join(mixed)}; give a folder with one setting")
     if cell.duplicated([*RATES, SEED]).any():

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from daft import experiment, records, tables
-from daft.errors import UserError
+from daft.errors import ConfigError, UserError
 from tests.conftest import FAST, TINY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +106,22 @@ def test_identity_is_what_moves_the_numbers_and_nothing_else(configure):
     ]
     for a, b in itertools.combinations(variants, 2):
         assert a != b
+
+
+def test_conversion_measures_as_many_batches_as_it_is_told_and_that_is_another_run(tiny):
+    whole, part = tiny("method=daft"), tiny("method=daft", "method.conversion_batches=1")
+    assert experiment.identify(whole) != experiment.identify(part)
+    runs = [experiment.run(config).record for config in (whole, part)]
+    assert [{layer["batches"] for layer in record["bn_shift"]} for record in runs] == [{2}, {1}]
+    with pytest.raises(UserError, match=r"conversion_batches=3: the training set has 2"):
+        experiment.run(tiny("method=daft", "method.conversion_batches=3"))
+    with pytest.raises(ConfigError, match="bn_conversion=false"):
+        tiny("method=ft", "method.conversion_batches=1")
+
+
+def test_runs_of_before_keep_their_identity(tiny):
+    """The id of a classification run, as published results have it."""
+    assert experiment.identify(tiny("method=daft")).name == "shapes-shapes_resnet10-daft-s0-a2c4e3b5b795"
 
 
 def test_integrated_lp_ft_with_conversion_is_daft(configure):

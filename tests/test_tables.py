@@ -49,6 +49,15 @@ def test_diverged_runs_are_never_selected_and_are_counted():
     assert not table["at_edge"].any()
 
 
+def test_a_setting_that_older_records_lack_is_no_other_setting_while_it_is_null():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.1, 1, 80.0, 1.0))
+    frame["config.method.conversion_batches"] = pd.Series([None, math.nan], dtype=object)
+    assert len(tables.select(frame)) == 2
+    frame["config.method.conversion_batches"] = [math.nan, 8]
+    with pytest.raises(UserError, match=r"differ in method\.conversion_batches"):
+        tables.select(frame)
+
+
 def test_with_a_holdout_the_choice_is_made_on_it():
     frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.01, 0, 80.0, 1.0))
     frame["config.training.selection"] = "holdout"
