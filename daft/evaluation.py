@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from daft import progress
 from daft.data.loader import Loader
-from daft.files import digest, write_atomically
+from daft.files import digest, made_once, write_atomically
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Context of the run's precision, one per forward pass."""
@@ -88,10 +88,10 @@ class PretrainedFeatures:
     def __call__(self, loader: Loader) -> tuple[Tensor, Tensor]:
         """As `features`; the backbone must not have been trained yet, unless they are there already."""
         file = self.folder / f"{loader.name}-{digest([self.identity, loader.identity])}.safetensors"
-        if file.exists():
-            kept = safetensors.torch.load_file(file, device=str(loader.device))
-            return kept["features"], kept["labels"]
-        extracted, labels = features(self.backbone, loader, self.cast)
-        kept = {"features": extracted.cpu(), "labels": labels.cpu()}
-        write_atomically(file, lambda path: safetensors.torch.save_file(kept, path))
-        return extracted, labels
+        with made_once(file) as missing:
+            if missing:
+                extracted, labels = features(self.backbone, loader, self.cast)
+                kept = {"features": extracted.cpu(), "labels": labels.cpu()}
+                write_atomically(file, lambda path: safetensors.torch.save_file(kept, path))
+        kept = safetensors.torch.load_file(file, device=str(loader.device))
+        return kept["features"], kept["labels"]

@@ -20,7 +20,7 @@ from daft.config import Config, plain
 from daft.data.loader import entropy
 from daft.errors import UserError
 from daft.evaluation import PretrainedFeatures
-from daft.files import digest, write_atomically
+from daft.files import digest, made_once, write_atomically
 from daft.tracking import Tracker
 
 
@@ -264,11 +264,12 @@ class _Kept:
         self.file, self.solve = file, solve
 
     def __call__(self) -> probe.Probe:
-        if not self.file.exists():
-            solved = self.solve()
-            tensors = {"weight": solved.weight.cpu(), "bias": solved.bias.cpu()}
-            metadata = {"report": json.dumps(_report(solved))}
-            write_atomically(self.file, lambda path: save_file(tensors, path, metadata))
+        with made_once(self.file) as missing:
+            if missing:
+                solved = self.solve()
+                tensors = {"weight": solved.weight.cpu(), "bias": solved.bias.cpu()}
+                metadata = {"report": json.dumps(_report(solved))}
+                write_atomically(self.file, lambda path: save_file(tensors, path, metadata))
         with safe_open(self.file, "pt") as opened:
             report = json.loads(opened.metadata()["report"])
             points = tuple(probe.PathPoint(**point) for point in report.pop("path"))

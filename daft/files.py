@@ -5,9 +5,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 PARTIAL = ".partial"
 """Suffix of files that are being written; one that stays was cut off."""
@@ -33,6 +36,17 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def made_once(path: Path) -> Iterator[bool]:
+    """Whether a file that processes share is still to be made; those that need it too wait until it is."""
+    if path.exists():
+        yield False
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield not path.exists()
 
 
 def checksum(path: Path, like: str = "sha256") -> str:

@@ -1,6 +1,8 @@
 """Claims about accuracy, features and their distortion, against formulas written out."""
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -81,6 +83,22 @@ def test_pretrained_features_are_extracted_once_per_network_and_images(tmp_path:
     first(loader("other images"))
     PretrainedFeatures(Counting(), "other network", nullcontext, tmp_path)(loader())
     assert sum(calls) == 27
+
+
+def test_those_who_need_the_same_features_at_once_wait_for_the_one_who_extracts_them(tmp_path: Path):
+    calls = []
+
+    class Slow(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            calls.append(len(images))
+            time.sleep(0.05)
+            return images.float().flatten(1)
+
+    pretrained = [PretrainedFeatures(Slow(), "network", nullcontext, tmp_path) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda features: features(loader())[0], pretrained))
+    assert sum(calls) == 9
+    assert all(torch.equal(found[0], features) for features in found)
 
 
 def test_feature_distortion_of_hand_worked_vectors():
