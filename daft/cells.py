@@ -113,6 +113,9 @@ def discard_weights(cells: Iterable[Cell], standings: Iterable[Standing]) -> Non
                 lost.append(run)
             else:
                 kept.add(id(run))
-    for run in lost:
-        if id(run) not in kept and run.directory is not None and run.outcome is not None:
-            (run.directory / records.MODEL).unlink(missing_ok=True)
+    try:
+        for run in lost:
+            if id(run) not in kept and run.directory is not None and run.outcome is not None:
+                (run.directory / records.MODEL).unlink(missing_ok=True)
+    except OSError as error:  # a folder that can only be read
+        print(f"weights that lost stay: {error}")

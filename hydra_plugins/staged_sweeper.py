@@ -204,7 +204,7 @@ class StagedSweeper(Sweeper):
         if todo := unfinished(cells, standings):
             print(f"{len(todo)} run(s) to compute, {self._ended()} done", flush=True)
             try:
-                standings = self._compute(cells, options.max_jobs)
+                standings = self._compute(cells, options)
             finally:
                 self._launcher.stop()
         if options.checkpoints == "selected":
@@ -271,13 +271,13 @@ class StagedSweeper(Sweeper):
     def _ended(self) -> int:
         return sum(run.outcome is not None for run in self._runs.values())
 
-    def _compute(self, cells: list[Cell], max_jobs: int | None) -> list[Standing]:
+    def _compute(self, cells: list[Cell], options: SweepConfig) -> list[Standing]:
         """Compute runs as they become ready, until every cell is at its end; the cells' standings there."""
         at_work: list[tuple[Job, Run]] = []
         pause = SHORTEST_PAUSE
         while todo := unfinished(cells, standings := self._advance(cells)):
             taken = [run for _, run in at_work]
-            limits = [limit - len(taken) for limit in (self._launcher.places, max_jobs) if limit]
+            limits = [limit - len(taken) for limit in (self._launcher.places, options.max_jobs) if limit]
             waiting = (run for run in todo if not any(run is other for other in taken) and run.is_ready())
             if ready := list(itertools.islice(waiting, min(limits, default=None))):
                 jobs = self._launcher.submit([run.overrides for run in ready], self._launched)
@@ -287,6 +287,8 @@ class StagedSweeper(Sweeper):
             for job, run in ended:
                 at_work.remove((job, run))
                 self._settle(job, run)
+            if ended and options.checkpoints == "selected":
+                discard_weights(cells, self._advance(cells))
             pause = SHORTEST_PAUSE if ready or ended else min(1.2 * pause, LONGEST_PAUSE)
             if not ended:
                 time.sleep(pause)
