@@ -21,14 +21,13 @@ GROUPS = ("dataset", "backbone", "method")
 class Run:
     """One run, of one cell or of several."""
 
+    name: str
     overrides: list[str]
     config: Config
     directory: Path | None
     """None where its inputs cannot be seen from here: the job will know"""
     outcome: Outcome | None = None
     attempts: int = 0
-    alone: bool = False
-    """it was at work when a launch broke down: to be launched by itself"""
     error: str = ""
 
     @property
@@ -51,11 +50,12 @@ class Run:
             metric = "holdout" if self.config.training.selection == "holdout" else "id"
             self.outcome = Outcome(record["status"], record["metrics"].get(f"{metric}/accuracy"))
 
-    def busy(self) -> bool:
-        """Whether a process computes it."""
+    def is_ready(self) -> bool:
+        """Whether to compute it now: it has no record, and no process is at it."""
         from daft import records
 
-        return self.directory is not None and records.is_claimed(self.directory)
+        self.look()
+        return self.outcome is None and not (self.directory and records.is_claimed(self.directory))
 
     def failed(self, error: str) -> None:
         """Count an attempt; after the last one that is the outcome."""
@@ -113,6 +113,9 @@ def discard_weights(cells: Iterable[Cell], standings: Iterable[Standing]) -> Non
                 lost.append(run)
             else:
                 kept.add(id(run))
-    for run in lost:
-        if id(run) not in kept and run.directory is not None and run.outcome is not None:
-            (run.directory / records.MODEL).unlink(missing_ok=True)
+    try:
+        for run in lost:
+            if id(run) not in kept and run.directory is not None and run.outcome is not None:
+                (run.directory / records.MODEL).unlink(missing_ok=True)
+    except OSError as error:  # a folder that can only be read
+        print(f"weights that lost stay: {error}")

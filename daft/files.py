@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ PARTIAL = ".partial"
 def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
     """Write a file so that a kill at any instant leaves the old one or the new one.
 
-    content: text, bytes, or a function that writes to the path it is given.
+    content: text, bytes, or a function that writes to the path it is given. What the disk refuses, a full
+    one say, is an OSError that names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
@@ -33,9 +35,27 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
             os.fsync(written.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0o600 would lock out others who share the folder
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except Exception as error:
+        if refusal := _refusal(error, temporary):
+            raise OSError(refusal.errno, refusal.strerror, str(path)) from error
         raise
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _refusal(error: Exception, file: str) -> OSError | None:
+    """The disk's part in an error while a file was written: libraries hide it behind errors of their own."""
+    if isinstance(error, OSError):
+        return error
+    if told := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
+        return OSError(int(told[1]), os.strerror(int(told[1])))
+    try:  # torch does not tell: does the file grow?
+        with open(file, "ab", buffering=0) as opened:
+            for _ in range(256):
+                opened.write(bytes(4096))
+    except OSError as refusal:
+        return refusal
+    return None
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """One run, one directory, one record: identity, atomic write, all records as one DataFrame."""
 
+import fcntl
 import json
 import math
 import platform
@@ -111,14 +112,15 @@ def claimed(directory: Path) -> Iterator[None]:
 
 
 def is_claimed(directory: Path) -> bool:
-    """Whether a process is at this run."""
-    if not (directory / LOCK).exists():
-        return False
+    """Whether a process is at this run; also of a folder that cannot be written."""
     try:
-        with FileLock(directory / LOCK, timeout=0):
-            return False
-    except Timeout:
+        with open(directory / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
+    return False
 
 
 def read(directory: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from daft import records, tables
 from daft.cells import Cell
 from daft.errors import UserError
-from daft.sweep import Standing, Trial
+from daft.sweep import Standing
 
 
 class Item(NamedTuple):
@@ -77,7 +77,7 @@ def finish(cells: Sequence[Cell], standings: Sequence[Standing]) -> None:
     trials = [(cell, trial, cell.runs[trial]) for cell, standing in pairs for trial in standing.trials]
     missing = [told for told in trials if told[2].is_missing]
     for cell, trial, run in missing:
-        print(f"missing: {cell} {_name(trial)}: {run.error}")
+        print(f"missing: {cell} {trial}: {run.error}")
     for cell, standing in pairs:
         if standing.status == "failed":
             print(f"missing: {cell}: its later stages, which need what failed")
@@ -94,12 +94,6 @@ def _table(pairs: Sequence[tuple[Cell, Standing]]) -> str:
         frames.append(runs.assign(**dict(zip(tables.CELL, cell.names, strict=True))))
     runs = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     return "" if runs.empty else tables.markdown(tables.aggregate(tables.select(runs), runs))
-
-
-def _name(trial: Trial) -> str:
-    return " ".join(
-        [*(f"{name}={rate:g}" for name, rate in trial.rates.given().items()), f"seed={trial.seed}"]
-    )
 
 
 def _past(folder: str) -> pd.DataFrame:

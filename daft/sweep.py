@@ -35,6 +35,10 @@ class Trial(NamedTuple):
     rates: Rates
     seed: int
 
+    def __str__(self) -> str:
+        rates = [f"{name}={rate:g}" for name, rate in self.rates.given().items()]
+        return " ".join([*rates, f"seed={self.seed}"])
+
 
 class Outcome(NamedTuple):
     """How a trial ended."""

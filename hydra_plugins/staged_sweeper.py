@@ -4,19 +4,27 @@ The protocol is in daft.sweep; here are cells, jobs and what is shown. Hydra imp
 what is heavy is imported late.
 """
 
+import errno
+import io
 import itertools
 import os
+import re
 import time
 import traceback
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
@@ -26,11 +34,17 @@ from daft.config import Config, SweepConfig, for_schema, validate, validate_sect
 from daft.errors import BusyError, UserError
 from daft.sweep import Standing, Trial, protocol
 
-POLL_SECONDS = 2.0
-"""Between looks at runs that other processes compute."""
+with suppress(ImportError):  # without their libraries Hydra does not find them here, and says so when asked
+    from hydra_plugins._launchers import LocalJobs, SlurmJobs, Workers  # noqa: F401
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 2.0
+"""Seconds between looks at runs: at first, and after a while without news."""
 
 ERROR = "error.txt"
 """In a job's folder: why it failed."""
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of the disk, which every other run would meet too."""
 
 
 @dataclass
@@ -52,6 +66,10 @@ class Report(NamedTuple):
     """in one line"""
     busy: bool = False
     """another process computes the run"""
+    unwritable: bool = False
+    """the error is the disk's, not the run's"""
+    said: str = ""
+    """what it printed"""
 
 
 class Guarded:
@@ -65,15 +83,23 @@ class Guarded:
         try:
             if os.getpid() != self.driver and cfg.compute.device in ("auto", "cuda"):
                 _pin_gpu()
-            return Report(directory=self.task(cfg))
+            with redirect_stdout(io.StringIO()) as said:
+                directory = self.task(cfg)
+            return Report(directory=directory, said=said.getvalue())
         except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit) and not isinstance(error.code, str):
                 raise  # a cluster's job that is to be requeued
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            (folder / ERROR).write_text(traceback.format_exc())
-            # train.py turns what the user can mend into SystemExit, with the line to show.
-            busy = isinstance(error, BusyError) or isinstance(error.__context__, BusyError)
-            return Report(error=_last_line(error), busy=busy)
+            with suppress(OSError):
+                (Path(HydraConfig.get().runtime.output_dir) / ERROR).write_text(traceback.format_exc())
+            return _failure(error)
+
+
+def _failure(error: BaseException) -> Report:
+    # train.py turns what the user can mend into SystemExit, with the line to show.
+    chain = (error, error.__context__)
+    busy = any(isinstance(link, BusyError) for link in chain)
+    unwritable = any(isinstance(link, OSError) and link.errno in UNWRITABLE for link in chain)
+    return Report(error=_in_one_line(error), busy=busy, unwritable=unwritable)
 
 
 def _pin_gpu() -> None:
@@ -89,14 +115,68 @@ def _pin_gpu() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus.pin(devices)
 
 
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    text = lines[-1] if lines else ""
-    return text if isinstance(error, SystemExit) else f"{type(error).__name__}: {text}"
+def _in_one_line(error: BaseException) -> str:
+    text = str(error).strip()
+    if isinstance(error, BrokenExecutor):
+        how = re.search(r"\{(.+)\}", text)
+        return f"its process died ({how[1] if how else text.splitlines()[0]})"
+    lines = text.splitlines() or [""]
+    if type(error).__name__ == "UncompletedJobError":  # submitit's: which job, its state, and its log
+        return f"{lines[0]} {lines[1]}: {lines[-1]}"
+    return lines[-1] if isinstance(error, SystemExit) else f"{type(error).__name__}: {lines[-1]}"
+
+
+class Job(Protocol):
+    """A run that was handed to a launcher."""
+
+    def done(self) -> bool: ...
+    def result(self) -> JobReturn: ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A launcher that takes runs as places become free."""
+
+    places: int | None
+    """runs at a time; None: all"""
+
+    def submit(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Job]:
+        """Start these runs, at most as many as there are places free."""
+        ...
+
+    def stop(self) -> None:
+        """What becomes of its runs when the driver ends."""
+
+
+class Blocking:
+    """Any other launcher of Hydra: runs are handed to it in waves, and it returns when the last has ended."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self.launcher = launcher
+        self.places = 1 if isinstance(launcher, BasicLauncher) else None  # one by one anyway
+
+    def submit(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Future[JobReturn]]:
+        """Runs that have ended."""
+        jobs = [Future[JobReturn]() for _ in job_overrides]
+        try:
+            returns = self.launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
+            for job, returned in zip(jobs, returns, strict=True):
+                job.set_result(returned)
+        except Exception as error:  # of one run, as when a worker dies: from now on it is known of which
+            several, self.places = len(jobs) > 1, 1
+            for job in jobs:
+                if several:
+                    job.set_result(JobReturn(status=JobStatus.COMPLETED, _return_value=Report(busy=True)))
+                else:
+                    job.set_exception(error)
+        return jobs
+
+    def stop(self) -> None:
+        """Nothing is left behind."""
 
 
 class StagedSweeper(Sweeper):
-    """Launches all runs that are ready, of all cells together, wave after wave."""
+    """Launches what is ready, of all cells together, as soon as there is a place for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,9 +186,10 @@ class StagedSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra gives, and make the launcher that the user chose."""
         self._context, self._config = hydra_context, config
-        self._launcher = Plugins.instance().instantiate_launcher(
+        launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=Guarded(task_function), config=config
         )
+        self._launcher: Streaming = launcher if isinstance(launcher, Streaming) else Blocking(launcher)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run every cell to its end and show the table; raises UserError if runs are missing."""
@@ -120,22 +201,19 @@ class StagedSweeper(Sweeper):
         if options.plan:
             reports.show_plan(reports.plan(cells, standings))
             return
-        while todo := unfinished(cells, standings):
-            if ready := wave(todo, options.max_jobs):
-                print(f"{len(ready)} run(s) to compute, {self._ended()} done", flush=True)
-                self._launch(ready)
-            else:
-                time.sleep(POLL_SECONDS)
-                for run in todo:
-                    run.look()
-            standings = self._advance(cells)
+        if todo := unfinished(cells, standings):
+            print(f"{len(todo)} run(s) to compute, {self._ended()} done", flush=True)
+            try:
+                standings = self._compute(cells, options)
+            finally:
+                self._launcher.stop()
         if options.checkpoints == "selected":
             discard_weights(cells, standings)
         reports.finish(cells, standings)
 
     def _cells(self, arguments: list[str], options: SweepConfig) -> list[Cell]:
         """The product of what the command line sweeps."""
-        axes: list[list[tuple[str, str]]] = []
+        axes: dict[str, list[tuple[str, str]]] = {}  # what is said twice counts as said last
         parser = OverridesParser.create(config_loader=self._context.config_loader)
         for override in parser.parse_overrides(arguments):
             name, key = override.key_or_group, override.get_key_element()
@@ -144,14 +222,14 @@ class StagedSweeper(Sweeper):
                 raise UserError(f"{name}: a staged sweep sets it; say what it takes by {own}")
             if not override.is_sweep_override():
                 if name != "sweep" and not name.startswith("sweep."):
-                    axes.append([(override.input_line or "", "")])
+                    axes[key] = [(override.input_line or "", "")]
                 continue
             if name == "sweep" or name.startswith("sweep.") or not override.is_discrete_sweep():
                 raise UserError(f"{override.input_line}: a staged sweep takes lists like method=ft,daft only")
             values = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            axes.append([(value, "" if name in GROUPS else value) for value in values])
+            axes[key] = [(value, "" if name in GROUPS else value) for value in values]
         cells = []
-        for choice in itertools.product(*axes):
+        for choice in itertools.product(*axes.values()):
             overrides = [text for text, _ in choice]
             config = self._compose(overrides)
             setting = " ".join(label.lstrip("+") for _, label in choice if label)
@@ -186,54 +264,59 @@ class StagedSweeper(Sweeper):
             directory = experiment.identify(config)
         except UserError:  # no GPU or no images here, on a login node, say
             directory = None
-        run = self._runs.setdefault(str(directory or overrides), Run(overrides, config, directory))
+        run = self._runs.setdefault(str(directory or overrides), Run(f"{cell} {trial}", overrides, config, directory))
         run.look()
         return run
 
     def _ended(self) -> int:
         return sum(run.outcome is not None for run in self._runs.values())
 
-    def _launch(self, runs: list[Run]) -> None:
-        """Compute these runs; what became of them is in the runs."""
-        first, self._launched = self._launched, self._launched + len(runs)
-        try:
-            returns = self._launcher.launch([run.overrides for run in runs], initial_job_idx=first)
-        except Exception as error:  # a worker that dies takes the whole launch with it
-            self._broken(runs, _last_line(error))
-            return
-        for run, report in zip(runs, map(_report, returns), strict=True):
-            if report.directory:
-                run.directory = Path(report.directory)
-                run.look()
-                if run.outcome is None:
-                    run.failed(
-                        f"its job has left a record in {run.directory}, which cannot be seen from here"
-                    )
-            elif not report.busy:
-                run.failed(report.error or "")
+    def _compute(self, cells: list[Cell], options: SweepConfig) -> list[Standing]:
+        """Compute runs as they become ready, until every cell is at its end; the cells' standings there."""
+        at_work: list[tuple[Job, Run]] = []
+        pause = SHORTEST_PAUSE
+        while todo := unfinished(cells, standings := self._advance(cells)):
+            taken = [run for _, run in at_work]
+            limits = [limit - len(taken) for limit in (self._launcher.places, options.max_jobs) if limit]
+            waiting = (run for run in todo if not any(run is other for other in taken) and run.is_ready())
+            if ready := list(itertools.islice(waiting, min(limits, default=None))):
+                jobs = self._launcher.submit([run.overrides for run in ready], self._launched)
+                self._launched += len(ready)
+                at_work += zip(jobs, ready, strict=True)
+            ended = [(job, run) for job, run in at_work if job.done()]
+            for job, run in ended:
+                at_work.remove((job, run))
+                self._settle(job, run)
+            if ended and options.checkpoints == "selected":
+                discard_weights(cells, self._advance(cells))
+            pause = SHORTEST_PAUSE if ready or ended else min(1.2 * pause, LONGEST_PAUSE)
+            if not ended:
+                time.sleep(pause)
+        return standings
 
-    def _broken(self, runs: list[Run], error: str) -> None:
-        """Find the run that broke a launch: of those that had begun, each is tried by itself."""
-        for run in runs:
+    def _settle(self, job: Job, run: Run) -> None:
+        """Take what became of a run; raises UserError if no other could be written either."""
+        try:
+            report = _report(job.result())
+        except Exception as error:  # a worker that died, say
+            report = _failure(error)
+        if report.unwritable:
+            raise UserError(f"{report.error}; what has finished is kept, and the same command goes on")
+        if report.directory:
+            run.directory = Path(report.directory)
             run.look()
-        left = [run for run in runs if run.outcome is None]
-        begun = [run for run in left if run.directory is None or run.directory.exists()]
-        for run in begun or left:
-            if not begun or len(runs) == 1:  # the launcher itself, or this run
-                run.failed(error)
-            run.alone = bool(begun)
+            if run.outcome is None:
+                report = Report(error=f"its record in {run.directory} cannot be seen from here")
+        if report.error and not report.busy:
+            run.failed(report.error)
+            again = "" if run.outcome else "; it is tried again"
+            print(f"failed: {run.name}: {report.error}{again}", flush=True)
+        elif report.said:
+            print(f"[{self._ended()} of {len(self._runs)}] {report.said}", end="", flush=True)
 
 
 def _report(returned: JobReturn) -> Report:
     """A job's own report, or the error that kept it from making one."""
     if returned.status == JobStatus.COMPLETED:
-        return returned.return_value
-    return Report(error=_last_line(returned._return_value))
-
-
-def wave(todo: list[Run], limit: int | None) -> list[Run]:
-    """What to launch now: nothing that another process is at; a run to be launched alone comes last."""
-    ready = sorted((run for run in todo if not run.busy()), key=lambda run: run.alone)
-    if ready and ready[0].alone:
-        return ready[:1]
-    return [run for run in ready if not run.alone][:limit]
+        return cast(Report, returned.return_value)
+    return _failure(returned._return_value)

@@ -16,8 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = [
@@ -38,33 +41,57 @@ RUNS = 2 + 3 * (3 + 1) + (3 + 2 + 1)
 WORKERS = ["hydra/launcher=workers", "hydra.launcher.n_jobs=2"]
 
 
+class Process(Protocol):
+    """The driver of a sweep, in a session of its own."""
+
+    @property
+    def pid(self) -> int: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+class Kill(NamedTuple):
+    """What gets SIGKILL, and when."""
+
+    victim: str
+    """driver, worker or all"""
+    seconds: float
+    runs: int = 0
+    """wait until so many are done, and then these seconds"""
+
+    def __str__(self) -> str:
+        return f"{self.victim} after {self.seconds:.1f} s"
+
+
 def start(folder: Path, launcher: list[str]) -> subprocess.Popen[bytes]:
     """The sweep in a session of its own."""
-    places = [f"paths.{name}={folder / name}" for name in ("runs", "cache")]
-    command = [sys.executable, str(ROOT / "scripts/train.py"), "-m", *SWEEP, *places, *launcher]
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "-m", *SWEEP, *places(folder), *launcher]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     nowhere = subprocess.DEVNULL
     return subprocess.Popen(command, start_new_session=True, env=environment, stdout=nowhere, stderr=nowhere)
 
 
-def workers(driver: int) -> list[int]:
-    """The other processes of the driver's session."""
-    found = []
+def places(folder: Path) -> list[str]:
+    """Overrides that keep what a sweep writes below a folder."""
+    return [f"paths.{name}={folder / name}" for name in ("runs", "cache")]
+
+
+def others(driver: int) -> dict[int, str]:
+    """The other processes of the driver's session, with their command lines."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with suppress(OSError):  # it has just ended
             fields = stat.read_text().rpartition(") ")[2].split()
-        except OSError:  # it has just ended
-            continue
-        if int(fields[3]) == driver and int(stat.parent.name) != driver:
-            found.append(int(stat.parent.name))
+            if int(fields[3]) == driver and int(stat.parent.name) != driver:
+                found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text()
     return found
 
 
 def kill(driver: int, what: str) -> None:
     """SIGKILL to the driver, to one worker, or to everything."""
-    others = workers(driver)
-    chosen = {"driver": [driver], "worker": random.sample(others, min(len(others), 1))}
-    for process in chosen.get(what, [driver, *others]):
+    rest = others(driver)
+    workers = [process for process, command in rest.items() if "popen_loky" in command]
+    chosen = {"driver": [driver], "worker": random.sample(workers, min(len(workers), 1))}
+    for process in chosen.get(what, [driver, *rest]):
         _end(process)
 
 
@@ -90,30 +117,40 @@ def stamps(folder: Path) -> dict[str, int]:
     return {file.parent.name: file.stat().st_mtime_ns for file in folder.glob("runs/*/record.json")}
 
 
-def disturbed(folder: Path, launcher: list[str], kills: int) -> tuple[list[str], int]:
+def disturbed(begin: Callable[[], Process], folder: Path, kills: Sequence[Kill]) -> tuple[list[str], int]:
     """One round: what was killed when, and how many finished runs were computed again."""
     told, again = [], 0
     while True:
         before = stamps(folder)
-        process = start(folder, launcher)
-        while len(told) < kills:
-            what = random.choice(["driver", "worker", "all"] if launcher else ["driver"])
-            seconds = random.uniform(4, 16)
-            try:
-                process.wait(seconds)
-                break
-            except subprocess.TimeoutExpired:
-                kill(process.pid, what)
-                told.append(f"{what} after {seconds:.1f} s with {len(stamps(folder))} runs done")
-            if what != "worker":
+        process = begin()
+        while len(told) < len(kills) and _goes_on(process, folder, planned := kills[len(told)]):
+            kill(process.pid, planned.victim)
+            told.append(f"{planned} with {len(stamps(folder))} runs done")
+            if planned.victim != "worker":
                 break
         code = process.wait()
-        for left in workers(process.pid):  # orphans end with their run; the next driver would wait for them
+        for left in others(process.pid):  # orphans end with their run; the next driver would wait for them
             _end(left)
         after = stamps(folder)
         again += sum(after[run] != written for run, written in before.items())
         if code == 0:
             return told, again
+
+
+def _goes_on(process: Process, folder: Path, planned: Kill) -> bool:
+    """Wait for the moment of a kill; False if the sweep has ended before it."""
+    while len(stamps(folder)) < planned.runs:
+        if _ends(process, 0.01):
+            return False
+    return not _ends(process, planned.seconds)
+
+
+def _ends(process: Process, seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def main() -> None:
@@ -143,7 +180,9 @@ def main() -> None:
         for number in range(1, args.rounds + 1):
             launcher = WORKERS if number % 2 else []
             folder, since = Path(scratch) / str(number), time.monotonic()
-            told, again = disturbed(folder, launcher, args.kills)
+            victims = ["driver", "worker", "all"] if launcher else ["driver"]
+            kills = [Kill(random.choice(victims), random.uniform(4, 16)) for _ in range(args.kills)]
+            told, again = disturbed(partial(start, folder, launcher), folder, kills)
             same = contents(folder) == right
             bad += not same or bool(again)
             where = "2 workers" if launcher else "in process"

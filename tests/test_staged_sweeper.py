@@ -3,13 +3,13 @@
 import importlib.util
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -21,41 +21,28 @@ from hydra.plugins.launcher import Launcher
 from daft import gpus, records, status
 from daft.cells import Run
 from daft.cli import complaint
-from hydra_plugins.staged_sweeper import Report, StagedSweeper, wave
-from scripts.kill_test import contents, stamps
-from tests.conftest import TINY
+from hydra_plugins.staged_sweeper import Blocking, Report, StagedSweeper
+from scripts.kill_test import RUNS, SWEEP, Kill, contents, disturbed, others, places, stamps
+from tests.forked import TRAIN, Forked
+from tests.test_records import spoiled
 
-ROOT = Path(__file__).resolve().parent.parent
-TWO_SEEDS = ["training.epochs=1", "compute.threads=1", "sweep.grids.ft=[0.1,0.01]", "sweep.seeds=[0,1]"]
 CELLS = [
-    "method=lp,ft,daft,alias",
+    "method=lp,ft,ft_bnc,lp_ft,daft,alias",
     "+sweep.stages.alias=[lr_backbone,lr_head]",
-    "+sweep.grids.alias=[0.1,0.01]",
-    "sweep.grids.daft=[0.1,0.01]",
-    "sweep.head_factors=[3]",
-    *TWO_SEEDS,
+    "+sweep.grids.alias=[0.1,0.03,0.01]",
 ]
-RUNS = 2 + (2 + 1) + (2 + 1 + 1)  # LP's seeds; FT's grid and a seed; DAFT's two grids and a seed
+WORKERS = ["hydra/launcher=workers", "hydra.launcher.n_jobs=2"]
 
 
-def start(*arguments: str, **options) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", "sweep=paper", *TINY, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, env=environment, **pipes, **options)
-
-
-def sweep(*arguments: str) -> tuple[int, str, str]:
-    """Exit code, output and errors of a sweep that is left to end."""
-    process = start(*arguments)
-    output, errors = process.communicate(timeout=120)
-    return process.returncode, output, errors
+def start(folder: Path, *arguments: str) -> Forked:
+    """A sweep of 20 tiny runs, or what the arguments make of it, that writes below `folder`."""
+    return Forked(folder, "-m", *SWEEP, *places(folder), *arguments)
 
 
 @pytest.fixture
 def here(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
-    """As `sweep`, in this process, which has torch already."""
-    spec = importlib.util.spec_from_file_location("train", ROOT / "scripts" / "train.py")
+    """Exit code, output and errors of a sweep in this process."""
+    spec = importlib.util.spec_from_file_location("train", TRAIN)
     assert spec is not None
     assert spec.loader is not None
     train = importlib.util.module_from_spec(spec)
@@ -64,8 +51,8 @@ def here(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     for name in ("HYDRA_FULL_ERROR", "PYTHONPATH"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", "-m", "sweep=paper", *TINY, *arguments])
+    def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", "-m", *SWEEP, *places(folder), *arguments])
         code, message = 0, ""
         try:
             train.main()
@@ -77,25 +64,22 @@ def here(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     return run
 
 
-def below(folder: Path) -> list[str]:
-    return [f"paths.{name}={folder / name}" for name in ("runs", "cache", "data", "weights")]
-
-
 def table(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("|")]
+
+
+def ended(process: Forked, seconds: float) -> bool:
+    """Whether it has ended by then."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def whole_cells(folder: Path) -> list[str]:
     """What the sweep of `whole` was told, but for where it writes."""
     return [f"hydra.searchpath=[file://{folder}/conf]", *CELLS]
-
-
-def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +89,7 @@ def whole(tmp_path_factory) -> tuple[Path, str]:
     methods = folder / "conf" / "method"
     methods.mkdir(parents=True)
     (methods / "alias.yaml").write_text("defaults: [daft]\nname: alias\n")  # the same runs by another name
-    code, output, errors = sweep(*whole_cells(folder), *below(folder))
+    code, output, errors = start(folder, *whole_cells(folder)).end()
     assert code == 0, output + errors
     return folder, output
 
@@ -114,9 +98,9 @@ def test_a_sweep_ends_in_the_table_of_the_chosen_rates(whole):
     folder, output = whole
     assert len(contents(folder)) == RUNS
     rows = [row.split(" | ") for row in table(output)[2:]]
-    assert [row[0] for row in rows] == ["| lp", "| ft", "| daft", "| alias"]
+    assert [row[0] for row in rows] == ["| lp", "| ft", "| ft_bnc", "| lp_ft", "| daft", "| alias"]
     assert all(row[3] == "2" for row in rows)
-    assert rows[2][1:] == rows[3][1:]  # identical runs ran once and stand in both cells
+    assert rows[4][1:] == rows[5][1:]  # identical runs ran once and stand in both cells
     best, weights = {}, {}
     for file in folder.glob("runs/*/record.json"):
         record = json.loads(file.read_text())
@@ -126,20 +110,20 @@ def test_a_sweep_ends_in_the_table_of_the_chosen_rates(whole):
         if record["config"]["method"]["name"] == "ft" and record["config"]["seed"] == 0:
             best[record["config"]["method"]["lr_backbone"]] = record["metrics"]["id/accuracy"]
     winner = max(best, key=lambda rate: (best[rate], rate))
-    assert rows[1][1] == f"{winner:g}*"
+    assert rows[1][1].rstrip("*") == f"{winner:g}"
     # The weights of the chosen rates stay, of both seeds; those of the rest of the grid are gone.
     assert {key: found for key, found in weights.items() if key[0] == "ft"} == {
         ("ft", winner, None): [True, True],
-        ("ft", min(best.keys() - {winner}), None): [False],
+        **{("ft", rate, None): [False] for rate in best.keys() - {winner}},
     }
     assert weights["lp", None, None] == [True, True]
-    assert "edge: shapes shapes_resnet10 ft: lr_backbone=" in output
+    assert "edge: shapes shapes_resnet10 " in output
 
 
 def test_the_same_again_computes_nothing_and_prints_the_same_table(whole, here):
     folder, output = whole
     before = stamps(folder)
-    code, again, _ = here(*whole_cells(folder), *below(folder))
+    code, again, _ = here(folder, *whole_cells(folder))
     assert code == 0
     assert "to compute" not in again
     assert table(again) == table(output)
@@ -148,42 +132,63 @@ def test_the_same_again_computes_nothing_and_prints_the_same_table(whole, here):
 
 def test_a_plan_counts_what_is_done_and_runs_nothing(whole, here):
     folder, _ = whole
-    more = [*TWO_SEEDS, "method=lp,ft,ft_bnc", "sweep.grids.ft_bnc=[0.1,0.01]", "sweep.plan=true"]
+    more = ["method=lp,ft,lp_ft_bnc", "sweep.grids.lp_ft_bnc=[0.1,0.01]", "sweep.plan=true"]
     before = stamps(folder)
-    code, output, _ = here(*more, *below(folder))
+    code, output, _ = here(folder, *more)
     assert code == 0
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if "│" in line]
     counts = [(line[0].split()[-1], *line[1:4]) for line in lines]
     assert counts == [
         ("lp", "seeds", "2", "2"),
-        ("ft", "lr_backbone", "2", "2"),
+        ("ft", "lr_backbone", "3", "3"),
         ("ft", "seeds", "1", "1"),
-        ("ft_bnc", "lr_backbone", "2", "0"),
-        ("ft_bnc", "seeds", "1", "0"),
+        ("lp_ft_bnc", "lr_backbone", "2", "0"),
+        ("lp_ft_bnc", "seeds", "1", "0"),
     ]
-    assert "8 runs, 5 done, 3 to compute: 0.00 device-hours" in output  # of seconds each
+    assert "9 runs, 6 done, 3 to compute: 0.00 device-hours" in output  # of seconds each
     assert stamps(folder) == before
 
 
-def test_workers_give_the_same_records_and_the_same_table(whole, tmp_path):
-    folder, output = whole
-    code, parallel, errors = sweep("hydra/launcher=workers", *whole_cells(folder), *below(tmp_path))
-    assert code == 0, parallel + errors
-    assert contents(tmp_path) == contents(folder)
-    assert table(parallel) == table(output)
+def test_with_workers_a_cell_goes_on_while_a_slower_one_computes_and_the_table_is_that_of_one_process(
+    tmp_path, here
+):
+    cells = ["method=ft", "sweep.grids.ft=[0.1]", "training.epochs=16,1"]
+    code, output, errors = start(tmp_path / "workers", *cells, *WORKERS).end()
+    assert code == 0, output + errors
+    ended = {}
+    for file in (tmp_path / "workers").glob("runs/*/record.json"):
+        config = json.loads(file.read_text())["config"]
+        ended[config["training"]["epochs"], config["seed"]] = file.stat().st_mtime_ns
+    assert len(ended) == 4
+    assert ended[1, 1] < ended[16, 0]  # the quick cell is through its grid and its seeds
+    code, alone, _ = here(tmp_path / "alone", *cells)
+    assert code == 0
+    assert contents(tmp_path / "workers") == contents(tmp_path / "alone")
+    assert table(output) == table(alone)
 
 
-def test_a_failed_run_stops_no_other_is_tried_twice_and_shown(tmp_path, here):
+def test_jobs_of_submitit_are_never_more_than_there_are_places_and_give_the_table_of_one_process(
+    whole, tmp_path, here
+):
+    cells = ["method=ft", "sweep.grids.ft=[0.1,0.01]", "sweep.seeds=[0]"]
+    jobs = start(tmp_path, *cells, "hydra/launcher=local_jobs", "hydra.launcher.n_jobs=1")
+    most = 0
+    while not ended(jobs, 0.05):
+        most = max(most, sum("submitit.core._submit" in command for command in others(jobs.pid).values()))
+    code, output, errors = jobs.end()
+    assert code == 0, output + errors
+    assert most == 1
+    assert len(contents(tmp_path)) == 2
+    assert contents(tmp_path).items() <= contents(whole[0]).items()
+    _, alone, _ = here(whole[0], *cells)
+    assert table(output) == table(alone)
+
+
+def test_a_failed_run_stops_no_other_is_tried_twice_and_shown_when_it_fails(tmp_path, here):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not a checkpoint")
-    command = [
-        "method=lp,ft",
-        "backbone.checksum=null",
-        f"backbone.checkpoint=package:shapes_resnet10.safetensors,{broken}",
-        *TWO_SEEDS,
-        *below(tmp_path),
-    ]
-    code, output, errors = here(*command)
+    checkpoints = ["backbone.checksum=null", f"backbone.checkpoint=package:shapes_resnet10.safetensors,{broken}"]
+    code, output, errors = here(tmp_path, "method=lp,ft", "sweep.grids.ft=[0.1,0.01]", *checkpoints)
     assert code == 1
     assert errors == "train.py: 4 run(s) are missing, as listed; the same command tries them again\n"
     assert len(contents(tmp_path)) == 5  # LP's two and FT's three of the sound checkpoint
@@ -193,6 +198,9 @@ def test_a_failed_run_stops_no_other_is_tried_twice_and_shown(tmp_path, here):
         assert str(broken) in line
         assert "does not load" in line
     assert missing[4].endswith("its later stages, which need what failed")
+    failed = [line for line in output.splitlines() if line.startswith("failed: ")]
+    assert sorted(line.endswith("; it is tried again") for line in failed) == [False] * 4 + [True] * 4
+    assert output.index("failed: ") < output.index("] ft η_θ=0.1 seed=0: ID")
     assert output.count("| lp |") == 1
     jobs = list(tmp_path.glob("runs/sweeps/*/*/error.txt"))
     assert len(jobs) == 2 * 4
@@ -200,61 +208,130 @@ def test_a_failed_run_stops_no_other_is_tried_twice_and_shown(tmp_path, here):
     assert states == {"finished", "failed"}
 
 
-def test_a_damaged_record_is_named_and_left_alone_and_the_rest_is_shown(whole, tmp_path, here):
-    folder, _ = whole
-    shutil.copytree(folder / "runs", tmp_path / "runs")
+@pytest.mark.parametrize("change", ["cut off", "format", "protocol"])
+def test_a_record_that_cannot_be_used_is_named_and_left_alone_and_the_rest_is_shown(
+    change, whole, tmp_path, here
+):
+    for run in whole[0].glob("runs/*-lp-*"):
+        shutil.copytree(run, tmp_path / "runs" / run.name)
     (file,) = tmp_path.glob("runs/*-lp-s1-*/record.json")
-    file.write_text("{")
-    code, output, _ = here("method=lp", *TWO_SEEDS, *below(tmp_path))
+    file.write_bytes(unusable := spoiled(change, file.read_text()))
+    code, output, _ = here(tmp_path, "method=lp")
     assert code == 1
-    assert f"missing: shapes shapes_resnet10 lp seed=1: {file} is not a record" in output
+    assert f"missing: shapes shapes_resnet10 lp seed=1: {file}" in output
     assert table(output)[-1].startswith("| lp | - | - | 1 |")
-    assert file.read_text() == "{"
+    assert file.read_bytes() == unusable
 
 
-def test_stopped_or_killed_at_any_time_the_same_command_ends_in_the_same_bits(whole, tmp_path):
+@pytest.mark.parametrize(
+    ("victim", "launcher"),
+    [("driver", []), ("worker", WORKERS), ("all", ["hydra/launcher=workers", "hydra.launcher.n_jobs=1"])],
+)
+def test_killed_at_a_random_time_the_same_command_ends_in_the_same_bits_and_repeats_nothing(
+    victim, launcher, whole, tmp_path
+):
     folder, output = whole
-    command = [*whole_cells(folder), *below(tmp_path)]
-    before: dict[str, int] = {}
-    for sent, count in ((signal.SIGINT, 2), (signal.SIGKILL, 6)):
-        process = start(*command, start_new_session=True)
-        wait_for(process, lambda count=count: len(stamps(tmp_path)) >= count)
-        os.killpg(process.pid, sent)
-        _, errors = process.communicate(timeout=60)
-        if sent == signal.SIGINT:
-            assert process.returncode == 130
-            assert errors == "interrupted; the same command goes on from the last epoch\n"
-        assert before.items() <= stamps(tmp_path).items()
-        before = stamps(tmp_path)
-        assert len(before) < RUNS
-    code, resumed, errors = sweep(*command)
-    assert code == 0, resumed + errors
-    assert before.items() <= stamps(tmp_path).items()  # nothing that had finished was computed again
+    chance = random.Random(victim)
+    begun: list[Forked] = []
+
+    def begin() -> Forked:
+        begun.append(start(tmp_path, *whole_cells(folder), *launcher))
+        return begun[-1]
+
+    when = Kill(victim, seconds=chance.uniform(0, 0.5), runs=chance.randrange(1, RUNS - 4))
+    told, again = disturbed(begin, tmp_path, [when])
+    assert len(told) == 1
+    assert again == 0
+    _, resumed, errors = begun[-1].end()
+    assert not errors
     assert contents(tmp_path) == contents(folder)
     assert table(resumed) == table(output)
 
 
+def test_ctrl_c_ends_a_sweep_in_one_line_and_the_same_command_goes_on(whole, tmp_path, here):
+    process = start(tmp_path, "method=lp,ft")
+    while not stamps(tmp_path):
+        assert not ended(process, 0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    code, _, errors = process.end()
+    assert (code, errors) == (130, "interrupted; the same command goes on from the last epoch\n")
+    before = stamps(tmp_path)
+    assert len(before) < 6
+    assert here(tmp_path, "method=lp,ft")[0] == 0
+    assert before.items() <= stamps(tmp_path).items()
+    assert contents(tmp_path).items() <= contents(whole[0]).items()
+
+
 def test_two_sweeps_of_the_same_cells_share_the_work_and_end_alike(whole, tmp_path):
     folder, output = whole
-    both = [start(*whole_cells(folder), *below(tmp_path)) for _ in range(2)]
+    both = [start(tmp_path, "method=ft", f"hydra.sweep.dir={tmp_path}/{i}") for i in range(2)]
     for process in both:
-        shared, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, shared + errors
-        assert table(shared) == table(output)
-    assert contents(tmp_path) == contents(folder)
+        code, shared, errors = process.end()
+        assert code == 0, shared + errors
+        assert table(shared)[-1] in table(output)
+    assert contents(tmp_path).items() <= contents(folder).items()
 
 
-def test_a_run_that_kills_its_worker_fails_alone(tmp_path, configure):
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A small disk, mounted with the options that it is called with, again if it was before."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        if folder.is_mount():
+            options += ",remount"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
+        if done.returncode:
+            pytest.skip(f"only root may mount a disk here: {done.stderr.decode().strip()}")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_stops_the_sweep_in_one_line_and_with_room_it_goes_on(disk, whole, here):
+    folder = disk("size=7m")  # three and a half times the weights while a run trains, of 1.3 MB
+    code, _, errors = here(folder, "method=lp,ft")
+    assert code == 1
+    assert re.fullmatch(rf"train\.py: .*No space left on device: '{folder}/.*'.*\n", errors), errors
+    before = stamps(folder)
+    assert 0 < len(before) < 6
+    disk("size=64m")
+    assert here(folder, "method=lp,ft")[0] == 0
+    assert before.items() <= stamps(folder).items()
+    assert len(contents(folder)) == 6
+    assert contents(folder).items() <= contents(whole[0]).items()
+
+
+def test_what_is_in_a_read_only_folder_is_shown_and_what_is_not_is_refused_in_one_line(disk, whole, here):
+    folder = disk("size=64m")
+    for run in whole[0].glob("runs/*-lp-*"):
+        shutil.copytree(run, folder / "runs" / run.name)
+    shutil.copytree(whole[0] / "cache", folder / "cache")
+    disk("ro")
+    before = stamps(folder)
+    code, output, errors = here(folder, "method=lp")
+    assert (code, errors) == (0, "")
+    assert table(output)[-1] in table(whole[1])
+    assert {state.state for state in status.look(folder / "runs")} == {"finished"}
+    code, _, errors = here(folder, "method=lp", "sweep.seeds=[0,1,2]")
+    assert code == 1
+    assert re.fullmatch(rf"train\.py: .*Read-only file system: '{folder}/.*'.*\n", errors), errors
+    assert stamps(folder) == before
+
+
+def test_a_launch_that_breaks_down_costs_the_run_that_broke_it_alone(tmp_path, configure):
     """The launcher is a stand-in: it breaks down on one run, as joblib does when a worker is killed."""
     config = configure("method=ft")
-    runs = [Run([name], config, tmp_path / name) for name in ("a", "killer", "b", "c")]
+    runs = [Run(name, [name], config, tmp_path / name) for name in ("a", "killer", "b", "c")]
     launched = []
 
     class Breaking:
         def launch(self, overrides: list[list[str]], initial_job_idx: int) -> list[JobReturn]:
             launched.append([name for (name,) in overrides])
             for (name,) in overrides:
-                (tmp_path / name).mkdir(exist_ok=True)
                 if name == "killer":
                     raise RuntimeError("a worker was killed")
                 found = {"status": "finished", "metrics": {"id/accuracy": 50.0}}
@@ -264,17 +341,13 @@ def test_a_run_that_kills_its_worker_fails_alone(tmp_path, configure):
                 returned.return_value = Report(directory=str(tmp_path / name))
             return returns
 
-    sweeper = StagedSweeper()
-    sweeper._launcher = cast(Launcher, Breaking())
-    while todo := [run for run in runs if run.outcome is None]:
-        sweeper._launch(wave(todo, None))
-    assert launched == [["a", "killer", "b", "c"], ["b", "c"], ["killer"], ["killer"]]
-    assert [run.outcome and run.outcome.status for run in runs] == [
-        "finished",
-        "failed",
-        "finished",
-        "finished",
-    ]
+    sweeper, launcher = StagedSweeper(), Blocking(cast(Launcher, Breaking()))
+    while ready := [run for run in runs if run.is_ready()][: launcher.places]:
+        for job, run in zip(launcher.submit([run.overrides for run in ready], 0), ready, strict=True):
+            sweeper._settle(job, run)
+    assert launched == [["a", "killer", "b", "c"], ["killer"], ["killer"], ["b"], ["c"]]
+    outcomes = [run.outcome and run.outcome.status for run in runs]
+    assert outcomes == ["finished", "failed", "finished", "finished"]
     assert runs[1].error == "RuntimeError: a worker was killed"
 
 
@@ -287,7 +360,7 @@ def test_a_run_that_kills_its_worker_fails_alone(tmp_path, configure):
     ],
 )
 def test_what_a_sweep_cannot_take_is_one_line_before_any_run(arguments, words, tmp_path, here):
-    code, _, errors = here(*arguments, *below(tmp_path))
+    code, _, errors = here(tmp_path, *arguments)
     assert code == 1
     assert len(errors.splitlines()) == 1, errors
     for word in words:
@@ -297,7 +370,7 @@ def test_what_a_sweep_cannot_take_is_one_line_before_any_run(arguments, words, t
 
 @pytest.mark.parametrize("arguments", [["sweep=paper"], ["-m", "sweep.plan=true"]])
 def test_a_sweep_without_m_or_without_a_protocol_is_refused(arguments):
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *arguments]
+    command = [sys.executable, str(TRAIN), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert re.fullmatch(r"train\.py: sweep: needs -m and a protocol.*\n", done.stderr)

@@ -1,0 +1,212 @@
+"""Launchers that take runs one by one, as places become free, beside Hydra's `launch`.
+
+Hydra's own block until the last run that they were given has ended, and a worker that dies breaks them.
+The staged sweeper imports this where both libraries are installed: pip install -e '.[sweeps]'.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, env_override
+from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
+from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, LocalQueueConf, SlurmQueueConf
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
+from omegaconf import OmegaConf
+
+Overrides = Sequence[Sequence[str]]
+
+GPUS = "CUDA_VISIBLE_DEVICES"
+
+PAUSE_SECONDS = 0.2
+"""Between looks at jobs of this machine."""
+
+
+@dataclass
+class WorkersConf(JobLibLauncherConf):
+    """What the preset `workers` starts from."""
+
+    _target_: str = "hydra_plugins._launchers.Workers"
+
+
+@dataclass
+class LocalJobsConf(LocalQueueConf):
+    """What the preset `local_jobs` starts from."""
+
+    _target_: str = "hydra_plugins._launchers.LocalJobs"
+    n_jobs: int = 2
+    """at a time; -1: one per core"""
+
+
+@dataclass
+class SlurmJobsConf(SlurmQueueConf):
+    """What the preset `slurm` starts from."""
+
+    _target_: str = "hydra_plugins._launchers.SlurmJobs"
+
+
+for _name, _node in (
+    ("joblib_workers", WorkersConf),
+    ("submitit_local_jobs", LocalJobsConf),
+    ("submitit_slurm_jobs", SlurmJobsConf),
+):
+    ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_node, provider="daft")
+
+
+def _places(n_jobs: int) -> int:
+    import joblib
+
+    return joblib.effective_n_jobs(n_jobs)
+
+
+def _shared(places: int) -> env_override:
+    """The environment in which to start one of so many processes: each has its part of the cores."""
+    import joblib
+
+    given = os.environ.get("OMP_NUM_THREADS")
+    return env_override({"OMP_NUM_THREADS": given or str(max(1, joblib.cpu_count() // places))})
+
+
+class Workers(JoblibLauncher):
+    """`n_jobs` processes that do run after run; one that dies costs the run that it was at, and no other."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.places = _places(kwargs["n_jobs"])
+        self._last: dict[Any, Future[JobReturn]] = {}
+        """by executor, which has one process: the run that it was given last"""
+
+    def submit(self, job_overrides: Overrides, initial_job_idx: int) -> list[Future[JobReturn]]:
+        """Start these runs, at most as many as there are places free."""
+        from hydra_plugins.hydra_joblib_launcher._core import execute_job
+
+        shared = (self.hydra_context, self.config, self.task_function, Singleton.get_state())
+        with _shared(self.places):
+            return [
+                self._start(execute_job, number, overrides, *shared)
+                for number, overrides in enumerate(job_overrides, initial_job_idx)
+            ]
+
+    def _start(self, *call: Any) -> Future[JobReturn]:
+        """In a process that is idle, or else in a new one."""
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        for executor, last in list(self._last.items()):
+            if last.done():
+                with suppress(BrokenExecutor):  # it died when it was idle
+                    if last.exception() is None:
+                        self._last[executor] = executor.submit(*call)
+                        return self._last[executor]
+                executor.shutdown(kill_workers=True)
+                del self._last[executor]
+        executor = ProcessPoolExecutor(max_workers=1)
+        self._last[executor] = executor.submit(*call)
+        return self._last[executor]
+
+    def stop(self) -> None:
+        """End the processes, also those that are at a run."""
+        for executor in self._last:
+            executor.shutdown(kill_workers=True)
+
+
+class _Jobs(BaseSubmititLauncher):
+    """Each run as a job of submitit."""
+
+    places: int | None = None
+    """how many at a time; None: all"""
+
+    def submit(self, job_overrides: Overrides, initial_job_idx: int) -> list[Any]:
+        """Hand these runs in; as in the plugin's `launch`, which waits for them."""
+        import submitit
+
+        assert self.config is not None
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        options = dict(self.params)
+        folder = options.pop("submitit_folder")
+        timeouts = {f"{self._EXECUTOR}_max_num_timeout": options.pop("max_num_timeout", None)}
+        executor = submitit.AutoExecutor(
+            folder, cluster=self._EXECUTOR, **{key: most for key, most in timeouts.items() if most is not None}
+        )
+        common = OmegaConf.structured(BaseQueueConf).keys()
+        executor.update_parameters(
+            **{key if key in common else f"{self._EXECUTOR}_{key}": value for key, value in options.items()}
+        )
+        numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
+        return executor.map_array(
+            self,
+            [list(overrides) for overrides in job_overrides],
+            ["hydra.sweep.dir"] * len(numbers),
+            numbers,
+            [f"job_id_for_{number}" for number in numbers],
+            [Singleton.get_state()] * len(numbers),
+        )
+
+
+class SlurmJobs(_Jobs):
+    """Jobs of a cluster: what waits for a place waits in its queue, and all go on without the driver."""
+
+    _EXECUTOR = "slurm"
+
+    def stop(self) -> None:
+        """Leave them: the same command takes up where they are."""
+
+
+class LocalJobs(_Jobs):
+    """Jobs on this machine, `n_jobs` at a time."""
+
+    _EXECUTOR = "local"
+
+    def __init__(self, *, n_jobs: int, **params: Any) -> None:
+        super().__init__(**params)
+        self.places = _places(n_jobs)
+        self.gpus = os.environ.get(GPUS)
+        self._started: list[Any] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> JobReturn:
+        """In the job: it sees the driver's GPUs, of which it will take one; submitit had hidden them."""
+        os.environ.pop(GPUS, None)
+        os.environ |= {} if self.gpus is None else {GPUS: self.gpus}
+        return super().__call__(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_started": []}
+
+    def submit(self, job_overrides: Overrides, initial_job_idx: int) -> list[Any]:
+        """Start these runs, at most as many as there are places free."""
+        # An interrupt from the terminal is for the driver, which then ends its jobs: they would complain.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            with _shared(self.places or 1):
+                started = super().submit(job_overrides, initial_job_idx)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for job in started:
+            job._results_timeout_s = 0  # what a job of this machine has not left at its end never comes
+        self._started = [job for job in self._started if not job.done()] + started
+        return started
+
+    def launch(self, job_overrides: Overrides, initial_job_idx: int) -> list[JobReturn]:
+        """Run all, never more than `n_jobs` at a time, and wait for the last."""
+        jobs: list[Any] = []
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            while sum(not job.done() for job in jobs) >= (self.places or 1):
+                time.sleep(PAUSE_SECONDS)
+            jobs += self.submit([overrides], number)
+        return [job.result() for job in jobs]
+
+    def stop(self) -> None:
+        """End the jobs that are at a run, each a controller and its child."""
+        for job in self._started:
+            controller = Path("/proc", job.job_id, "task", job.job_id, "children")
+            with suppress(OSError):  # it has just ended by itself
+                for process in [job.job_id, *controller.read_text().split()]:
+                    os.kill(int(process), signal.SIGKILL)
