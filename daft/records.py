@@ -187,7 +187,7 @@ def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """The config.* columns of a configuration that is plain data."""
-    flat = pd.json_normalize({"config": config}).iloc[0].to_dict()
+    flat = {str(key): value for key, value in pd.json_normalize({"config": config}).iloc[0].items()}
     if side := config.get("dataset", {}).get("cache_side"):  # crops see other pixels: it is another dataset
         flat["config.dataset.name"] += f" (cached at {side} px)"
     return flat

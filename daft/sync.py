@@ -16,8 +16,13 @@ from daft.errors import BusyError, UserError, some
 Need = Literal["send", "complete", "update"]
 """It is not online; it is not whole there; its table or stage is another one by now."""
 
-LOOKS, WAIT_SECONDS = 3, 2.0
-"""How often, and after how long, to look whether what was sent has arrived."""
+SELECTED = "selected"
+"""Stage of the runs that tables show."""
+
+LOOKS, WAIT_SECONDS = 2, 2.0
+"""How often, and after how long, to look again whether what was sent has arrived."""
+
+GO_ON = "the same command goes on"
 
 # Of the machine that mirrors, which is not the one that computed.
 NOTHING_OF_HERE = {
@@ -62,21 +67,20 @@ class Entry:
 def stages(runs: pd.DataFrame, tags: Sequence[Sequence[str]]) -> list[str | None]:
     """What each row of `records.rows` was run for: the rate that was swept, or `selected`.
 
-    Selected are runs at their cell's best rates so far, of any seed, as the tables select them; a
-    cell's runs for different tables are told apart. None: runs of mixed settings, which nothing is selected of.
+    Selected are runs at their cell's best rates so far, of any seed, as the tables select them; runs of a
+    cell for different tables are told apart. None: of mixed settings, of which nothing can be selected.
     """
     found: dict[Any, str] = {}
-    grouping = [*(runs[name] for name in tables.CELL), pd.Series(map(tuple, tags), index=runs.index)]
-    for _, group in runs.groupby(grouping):
+    of_tables = pd.Series([" ".join(names) for names in tags], index=runs.index)
+    for _, group in runs.groupby([*(runs[name] for name in tables.CELL), of_tables]):
         try:
             selected = tables.select(group).index
         except UserError:
             continue
         head = group[tables.RATES[1]]
         moved = head.notna() & (head != group["config.backbone.lr_head"])  # from its anchor
-        found |= moved.map({True: "lr_head", False: "lr_backbone"}).to_dict() | dict.fromkeys(
-            selected, "selected"
-        )
+        found |= moved.map({True: "lr_head", False: "lr_backbone"}).to_dict()
+        found |= dict.fromkeys(selected, SELECTED)
     return [found.get(row) for row in runs.index]
 
 
@@ -98,6 +102,8 @@ def entries(
             "project": project or entry["project"],
             "entity": entity or entry["entity"] or account,
         }
+        if not place["entity"]:
+            raise UserError("W&B: this account has no entity of its own; name one with --entity")
         found.append(Entry(path, record, entry | place | {"job_type": stage}))
     return found
 
@@ -108,22 +114,34 @@ class Service:
     def __init__(self) -> None:
         import wandb
 
-        with _clear_errors():
+        with clear_errors():
             if not wandb.login(prompt=False, verify=False):
                 raise UserError("W&B: no account on this machine; `wandb login`, or set WANDB_API_KEY")
             self._api = wandb.Api()
-            self.account: str = self._api.default_entity
+            self.account = self._api.default_entity or ""
+            """the entity of those who name none"""
 
     def runs(self, place: str) -> dict[str, Any]:
         """The runs of a project by id, as they are now; none if there is no such project."""
         self._api.flush()
-        with _clear_errors():
+        with clear_errors():
             found = self._api.runs(place, lazy=False)
             try:
                 return {run.id: run for run in found}
             except ValueError as error:
                 if "Could not find project" in str(error):
                     return {}
+                raise
+
+    def report(self, place: str, title: str) -> str | None:
+        """The id of a project's report of that title."""
+        with clear_errors():
+            found = self._api.reports(place)
+            try:
+                return next((report.id for report in found if report.display_name == title), None)
+            except ValueError as error:
+                if "does not exist" in str(error):
+                    return None
                 raise
 
 
@@ -139,28 +157,27 @@ def mirror(service: Service, todo: Sequence[tuple[Need, Entry, Any]]) -> list[En
 
     Raises UserError if the service fails, or does not have everything in the end; what has arrived stays.
     """
-    done, busy = [], []
+    done: list[Entry] = []
+    busy: list[Entry] = []
     for need, entry, online in progress.track(todo, "W&B", len(todo)):
+        so_far = f"; {len(done)} of {len(todo)} are done, {GO_ON}"
         try:
-            with records.claimed(entry.directory), _clear_errors(f"{len(done)} of {len(todo)} are done; "):
-                if need == "update":
-                    _update(entry, online)
-                else:
-                    _send(entry, online)
+            with records.claimed(entry.directory), clear_errors(so_far):
+                _update(entry, online) if need == "update" else _send(entry, online)
         except BusyError:
             busy.append(entry)
             continue
         done.append(entry)
-    for look in range(LOOKS):
-        missing = [entry for _, entry, _ in needs(service, done)]
+    missing = [entry for _, entry, _ in needs(service, done)]
+    for _ in range(LOOKS):
         if not missing:
             return busy
-        if look < LOOKS - 1:
-            time.sleep(WAIT_SECONDS)
+        time.sleep(WAIT_SECONDS)
+        missing = [entry for _, entry, _ in needs(service, missing)]
+    if not missing:
+        return busy
     names = some([entry.directory.name for entry in missing])
-    raise UserError(
-        f"W&B: {len(missing)} of {len(done)} have not arrived whole: {names}; the same command goes on"
-    )
+    raise UserError(f"W&B: {len(missing)} of {len(done)} have not arrived whole: {names}; {GO_ON}")
 
 
 def _send(entry: Entry, online: Any) -> None:
@@ -179,7 +196,7 @@ def _update(entry: Entry, online: Any) -> None:
 
 
 @contextmanager
-def _clear_errors(done: str = "") -> Iterator[None]:
+def clear_errors(done: str = "") -> Iterator[None]:
     """Errors of the client as one line."""
     import wandb
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
@@ -188,4 +205,4 @@ def _clear_errors(done: str = "") -> Iterator[None]:
         yield
     except (wandb.Error, WandbApiFailedError, ConnectionError, TimeoutError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"W&B: {text}; {done}the same command goes on") from error
+        raise UserError(f"W&B: {text}{done}") from error

@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from daft import paper, progress, records, tables
 from daft.config import Config, plain
+
+Mode = Literal["online", "offline"]
 
 OWN = ("paths", "wandb", "sweep")
 """Sections of the configuration that are of no interest there."""
@@ -44,7 +46,7 @@ class Mirror:
     step has the histograms of feature distortion. What fails raises what the client raises.
     """
 
-    def __init__(self, described: dict[str, Any], directory: Path, mode: str, **settings: Any) -> None:
+    def __init__(self, described: dict[str, Any], directory: Path, mode: Mode, **settings: Any) -> None:
         import wandb  # takes a second; not needed when disabled
 
         self._run: Any = wandb.init(

@@ -9,7 +9,7 @@ import gzip
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 ENTITY = "tester"
 KEY = "k" * 40
 CREATED = "2024-01-01T00:00:00"
+PROJECT = {"createdAt": CREATED, "isBenchmark": False, "user": None}
 
 
 @dataclass
@@ -96,11 +97,18 @@ class Service:
     url: str = ""
     runs: dict[tuple[str, str], OnlineRun] = field(default_factory=dict)
     """by project and id"""
+    projects: set[str] = field(default_factory=set)
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     changes: list[str] = field(default_factory=list)
     """what was asked for that writes"""
-    broken: bool = False
-    """the file stream is refused"""
+    refused: set[str] = field(default_factory=set)
+    """ends of paths that are answered with an error which the client does not try again"""
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for known in (self.runs, self.projects, self.reports, self.changes):
+            known.clear()
+        self.refused = set()
 
     def run(self, name: str, project: str = "daft") -> OnlineRun:
         """The run of that id."""
@@ -113,6 +121,10 @@ class Service:
             return {"upsertBucket": {"bucket": run.node(), "inserted": inserted}}
         if "upsertView(" in query:
             return {"upsertView": {"view": self._view(given), "inserted": True}}
+        if "upsertModel(" in query:
+            self.projects.add(given["input"]["name"])
+            project = self._project(given["input"]["name"])
+            return {"result": {"project": project, "model": project, "inserted": True}}
         if "createRunFiles(" in query:
             files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in given["files"]]
             return {"createRunFiles": {"runID": "R", "uploadHeaders": [], "files": files}}
@@ -127,13 +139,14 @@ class Service:
         if "query Runs(" in query:
             runs = [run for (project, _), run in self.runs.items() if project == given["project"]]
             page = _page([run.node() for run in runs], given["cursor"], given["perPage"])
-            return {"project": self._project(given["project"]) | {"runs": page} if runs else None}
+            known = given["project"] in self.projects
+            return {"project": self._project(given["project"]) | {"runs": page} if known else None}
         if "query ProjectViews(" in query:
             views = {"allViews": _page(list(self.reports.values()), None, 50)}
-            return {"project": self._project(given["project"]) | views}
+            known = given["project"] in self.projects
+            return {"project": self._project(given["project"]) | views if known else None}
         if "query GetProjects(" in query:
-            names = dict.fromkeys(project for project, _ in self.runs)
-            return {"models": _page([self._project(name) for name in names], None, 50)}
+            return {"models": _page([self._project(name) for name in sorted(self.projects)], None, 50)}
         raise NotImplementedError(query)
 
     def stream(self, project: str, name: str, sent: dict[str, Any]) -> None:
@@ -152,7 +165,7 @@ class Service:
         own = {"id": f"id-{name}", "internalId": "1", "name": name, "entityName": ENTITY}
         count = sum(project == name for project, _ in self.runs)
         entity = {"id": "E", "name": ENTITY}
-        return own | {"entity": entity, "runCount": count, "readOnly": False, "createdAt": CREATED}
+        return own | {"entity": entity, "runCount": count, "readOnly": False} | PROJECT
 
     def _upsert(self, given: dict[str, Any]) -> tuple[bool, OnlineRun]:
         """Change a run that is named by its storage id, or by project and id; a null changes nothing."""
@@ -163,6 +176,7 @@ class Service:
         else:
             key = given["project"], given["name"]
             inserted = key not in self.runs
+            self.projects.add(key[0])
             run = self.runs.setdefault(key, OnlineRun(name=key[1], project=key[0]))
             run.state = "running"
         self.changes.append(f"upsert {run.name}")
@@ -204,15 +218,21 @@ def serving() -> Iterator[Service]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # a client that ends does not say goodbye
+                super().handle()
 
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             status, response = 200, {}
-            if self.path == "/graphql":
+            if self.path.endswith(tuple(service.refused)):
+                status = 401
+            elif self.path == "/graphql":
                 asked = json.loads(body)
                 try:
                     response = {"data": service.graphql(asked["query"], asked.get("variables") or {})}
@@ -220,10 +240,7 @@ def serving() -> Iterator[Service]:
                     response = {"errors": [{"message": f"the fake does not know: {error}"}]}
             elif self.path.endswith("/file_stream"):
                 _, _, _, project, name, _ = self.path.split("/")
-                if service.broken:
-                    status = 400  # one that the client does not try again
-                else:
-                    service.stream(project, name, json.loads(body))
+                service.stream(project, name, json.loads(body))
             content = json.dumps(response).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

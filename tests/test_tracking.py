@@ -2,7 +2,9 @@
 
 import copy
 import math
-from collections.abc import Iterator
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +12,18 @@ import pytest
 import wandb
 
 from daft import experiment, records, sync, tracking
-from tests.fake_wandb import ENTITY, KEY, Service, serving
+from tests.fake_wandb import ENTITY, Service
 from tests.test_report import run as fabricated
 
+ROOT = Path(__file__).resolve().parent.parent
 HISTORY = [{"epoch": e, "train/loss": 1 / e, "selection/accuracy": 90.0 + e} for e in (1, 2, 3)]
 HISTOGRAM = {"mean": 1.5, "counts": [1, 3], "edges": [0.0, 1.0, 2.0]}
 
 
-@pytest.fixture
-def online(monkeypatch, tmp_path: Path) -> Iterator[Service]:
-    """The fake, as the service that the client of this process talks to, with an account."""
-    with serving() as service:
-        monkeypatch.setenv("WANDB_BASE_URL", service.url)
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        for name in ("WANDB_DIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-            monkeypatch.setenv(name, str(tmp_path / "wandb"))
-        wandb.teardown()  # what this process knew of another service
-        yield service
-        wandb.teardown()
-
-
-def record(name: str, method: str = "ft", rate: float = 0.1, **changes: Any) -> dict[str, Any]:
-    """A finished run of CIFAR-10 and SwAV, as `online` would have been told to mirror it."""
-    made = fabricated(name, method, rate, **changes) | {"history": copy.deepcopy(HISTORY)}
-    made["distortion"] = {"id": {"l2": HISTOGRAM}}
+def record(name: str, method: str = "ft", rate: float | None = 0.1, **changes: Any) -> dict[str, Any]:
+    """A finished run of CIFAR-10 and SwAV."""
+    made: dict[str, Any] = fabricated(name, method, rate, **changes)
+    made |= {"history": copy.deepcopy(HISTORY), "distortion": {"id": {"l2": HISTOGRAM}}}
     made["config"]["wandb"] = {"mode": "disabled", "project": "daft", "entity": None, "group": None}
     made["config"]["backbone"]["lr_head"] = 1.0
     made["config"]["paths"] = {"runs": "/somewhere"}
@@ -55,7 +45,8 @@ def synced(directories: list[Path]) -> list[str]:
 
 
 def test_records_arrive_whole_under_their_ids_and_are_sent_once(online: Service, tmp_path: Path):
-    ft, lp = record("b0"), record("a0", "lp", None) | {"history": []}
+    ft, lp = record("b0"), record("a0", "lp", None)
+    lp["history"] = []
     directories = written(tmp_path / "runs", ft, lp)
     assert synced(directories) == ["send", "send"]
     run = online.run("b0")
@@ -166,8 +157,13 @@ def test_groups_are_cells_unless_named_and_settings_of_a_table_make_its_tag(conf
     assert described(*table)["tags"] == ["small"]
     assert described()["tags"] == []
     assert described()["group"] == "pacs-resnet18_tin64-daft"
-    assert described("wandb.group=pacs-resnet18_tin64")["group"] == "pacs-resnet18_tin64-daft"  # of before
     assert described("wandb.group=mine")["group"] == "mine"
+
+
+def test_the_default_group_of_earlier_records_is_the_cell_too():
+    made = record("x")
+    made["config"]["wandb"]["group"] = "cifar10-swav"
+    assert tracking.description("x", made["config"])["group"] == "cifar10-swav-ft"
 
 
 def test_what_is_not_a_number_is_left_out_live_as_from_the_record():
@@ -177,11 +173,11 @@ def test_what_is_not_a_number_is_left_out_live_as_from_the_record():
 
 def test_what_does_not_arrive_is_said(online: Service, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(sync, "WAIT_SECONDS", 0.0)
-    online.broken = True
+    online.refused = {"/file_stream"}
     directories = written(tmp_path / "runs", record("b6"))
     with pytest.raises(sync.UserError, match="1 of 1 have not arrived whole: b6; the same command goes on"):
         synced(directories)
-    online.broken = False
+    online.refused = set()
     assert synced(directories) == ["complete"]
     assert online.run("b6").history[:3] == HISTORY
 
@@ -202,3 +198,55 @@ def test_the_place_is_the_records_own_or_the_accounts_unless_it_is_given(tmp_pat
     assert sync.entries(directories, ENTITY, "other", "team")[0].place == "team/other"
     made["config"]["wandb"] |= {"entity": "lab"}
     assert sync.entries(written(tmp_path, made), ENTITY)[0].place == "lab/daft"
+
+
+@pytest.fixture
+def script(monkeypatch, capsys) -> Callable[..., list[str]]:
+    """Run one of the scripts here, where torch is imported already; the lines that it prints."""
+
+    def run(name: str, *arguments: object) -> list[str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_the_scripts_say_what_they_do(online: Service, tmp_path: Path, script):
+    runs = tmp_path / "runs"
+    written(runs, record("b8"), record("b9", seed=1))
+    to_do = [f"send {ENTITY}/daft {name}" for name in ("b8", "b9")]
+    assert script("wandb_sync.py", runs, "--dry-run") == [*to_do, "0 of 2 were there; 2 to do"]
+    assert not online.runs
+    assert script("wandb_sync.py", runs) == [*to_do, "0 of 2 were there, 2 sent"]
+    assert script("wandb_sync.py", runs) == ["2 of 2 were there"]
+    (saved,) = script("dashboard.py", "small", "--save")
+    assert saved.startswith(f"saved {online.url}/{ENTITY}/daft/reports/DAFT--")
+
+
+def test_without_an_account_one_line_says_so(online: Service, tmp_path: Path, monkeypatch, script):
+    runs = tmp_path / "runs"
+    written(runs, record("b8"))
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv(
+        "WANDB_BASE_URL", online.url.replace("127.0.0.1", "localhost")
+    )  # of which nothing is known
+    wandb.teardown()
+    for name, *arguments in (["wandb_sync.py", runs], ["dashboard.py", "small", "--save"]):
+        with pytest.raises(SystemExit) as caught:
+            script(name, *arguments)
+        told = f"{name}: W&B: no account on this machine; `wandb login`, or set WANDB_API_KEY"
+        assert caught.value.code == told
+    wandb.teardown()
+    assert not online.changes
+
+
+def test_a_service_that_refuses_the_account_is_named_in_one_line(online: Service, tmp_path: Path, script):
+    written(tmp_path / "runs", record("b8"))
+    online.refused = {"/graphql"}
+    with pytest.raises(SystemExit) as caught:
+        script("wandb_sync.py", tmp_path / "runs")
+    told = str(caught.value.code)
+    assert told.startswith(f"wandb_sync.py: W&B: Failed to verify credentials with {online.url}")
+    assert "\n" not in told
