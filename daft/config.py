@@ -387,6 +387,7 @@ class WandbConfig:
     project: str
     entity: str | None
     group: str | None
+    """null: the run's cell"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -54,7 +54,8 @@ def run(config: Config) -> Run:
             return Run(directory, record, fresh=False)
         (directory / records.ERROR).unlink(missing_ok=True)
         try:
-            record = _compute(config, device, precision, listing, identity, directory)
+            with Tracker(config, run_id, directory) as tracker:
+                record = _compute(config, device, precision, listing, identity, directory, tracker)
         except Exception:
             with suppress(OSError):  # a full disk: what matters is the error itself
                 write_atomically(directory / records.ERROR, traceback.format_exc())
@@ -88,6 +89,7 @@ def _compute(
     listing: data.Listing,
     identity: dict[str, Any],
     directory: Path,
+    tracker: Tracker,
 ) -> dict[str, Any]:
     """The run itself, in its claimed directory; returns the record that it has written there."""
     clock, run_id = _Clock(), digest(identity)
@@ -97,7 +99,7 @@ def _compute(
     backbone = backbones.load(config.backbone).to(device).to(memory_format=torch.channels_last)
     images = data.load(config, listing, device)
     _require_fit(backbone, images, config)
-    tracker = Tracker(config, run_id, directory)
+    tracker.start()
 
     # The pretrained features: what distortion is measured from, and what a probe is fitted on.
     cast = evaluation.autocast(device, precision)

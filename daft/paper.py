@@ -106,6 +106,19 @@ class Table:
             for (backbones, *overrides), datasets in blocks.items()
         ]
 
+    def members(self, runs: pd.DataFrame) -> "pd.Series[bool]":
+        """Which rows of `records.rows` are runs of its cells, with the settings that it has."""
+        table = self.source()
+        found = runs[tables.CELL].apply(tuple, axis=1).isin(table.cells())
+        for dataset, columns in table.datasets.items():
+            for override in columns.overrides:
+                key, _, value = override.partition("=")
+                if key.startswith("compute."):  # where a run was computed, not what it is
+                    continue
+                same = runs.get(f"config.{key}", pd.Series(index=runs.index)) == yaml.safe_load(value)
+                found &= same | (runs[tables.DATASET] != dataset)
+        return found
+
     def narrowed(self, **only: Collection[str]) -> "Table":
         """The table with only these datasets, backbones, methods; none named: all; raises UserError."""
         axes = {}
@@ -216,16 +229,8 @@ def _aggregated(table: Table, runs: pd.DataFrame) -> dict[tuple[str, ...], dict[
     """Metrics by cell, of the runs with the table's settings; of a cell of mixed settings the problem."""
     if runs.empty:
         return {}
-    wanted = runs[tables.CELL].apply(tuple, axis=1).isin(table.cells())
-    for dataset, columns in table.datasets.items():
-        for override in columns.overrides:
-            key, _, value = override.partition("=")
-            if key.startswith("compute."):  # where a run was computed, not what it is
-                continue
-            same = runs.get(f"config.{key}", pd.Series(index=runs.index)) == yaml.safe_load(value)
-            wanted &= same | (runs[tables.DATASET] != dataset)
     found = {}
-    for names, cell in runs[wanted].groupby(tables.CELL):
+    for names, cell in runs[table.members(runs)].groupby(tables.CELL):
         try:
             aggregated = tables.aggregate(tables.select(cell), cell).to_dict("records")
         except UserError as error:

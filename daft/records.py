@@ -174,21 +174,25 @@ def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """A row per record: run, status, best_epoch, config.*, split/metric and time.* columns."""
     rows = []
     for record in records:
-        settings = pd.json_normalize({"config": record["config"]}).iloc[0].to_dict()
-        side = record["config"].get("dataset", {}).get("cache_side")
-        if side:  # crops see other pixels: it is another dataset
-            settings["config.dataset.name"] += f" (cached at {side} px)"
         rows.append(
             {
                 "run": record["run"],
                 "status": record["status"],
                 "best_epoch": record["best_epoch"],
-                **settings,
+                **settings(record["config"]),
                 **record["metrics"],
                 **{f"time.{key}": value for key, value in record["time"].items()},
             }
         )
     return pd.DataFrame(rows)
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The config.* columns of a configuration that is plain data."""
+    flat = {str(key): value for key, value in pd.json_normalize({"config": config}).iloc[0].items()}
+    if side := config.get("dataset", {}).get("cache_side"):  # crops see other pixels: it is another dataset
+        flat["config.dataset.name"] += f" (cached at {side} px)"
+    return flat
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -187,13 +187,18 @@ def mean_std(row: Any) -> str:
 
 def line(record: dict[str, Any], fresh: bool) -> str:
     """One run in one line, for a sweep that goes on."""
-    method, metrics = record["config"]["method"], record["metrics"]
-    rates = [f"{m}={method[k]:g}" for m, k in (("η_θ", "lr_backbone"), ("η_w", "lr_head")) if method[k]]
+    metrics = record["metrics"]
     found = [f"{split_name(k)} {metrics[k]:.2f} %" for k in ("id/accuracy", "ood/accuracy") if k in metrics]
     seconds = sum(record["time"].values())
     how = f"{seconds:.0f} s" if fresh else "taken from its record"
-    head = " ".join([method["name"], *rates, f"seed={record['config']['seed']}"])
-    return f"{head}: {', '.join(found) or record['status']} ({how})"
+    return f"{label(record['config'])}: {', '.join(found) or record['status']} ({how})"
+
+
+def label(config: dict[str, Any]) -> str:
+    """What tells a run from others of its dataset and backbone: method, rates, seed."""
+    method = config["method"]
+    rates = [f"{m}={method[k]:g}" for m, k in (("η_θ", "lr_backbone"), ("η_w", "lr_head")) if method[k]]
+    return " ".join([method["name"], *rates, f"seed={config['seed']}"])
 
 
 def run_table(runs: pd.DataFrame, title: str) -> Table:

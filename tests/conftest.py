@@ -1,6 +1,6 @@
 """What the tests share: configurations as the command line composes them, and a run small enough."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from daft.config import Config, for_schema, validate
+from tests.fake_wandb import KEY, Service, serving
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,3 +52,26 @@ def folders(tmp_path: Path) -> list[str]:
 def tiny(configure: Callable[..., Config], folders: list[str]) -> Callable[..., Config]:
     """A run of seconds on the embedded images and network."""
     return lambda *overrides: configure(*TINY, *folders, *overrides)
+
+
+@pytest.fixture(scope="module")
+def fake_wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The fake, as the service that the client of this process talks to, with an account."""
+    import wandb  # takes a second; few tests need it
+
+    folder = str(tmp_path_factory.mktemp("wandb"))
+    with serving() as service, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_BASE_URL", service.url)
+        patch.setenv("WANDB_API_KEY", KEY)
+        for name in ("WANDB_DIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+            patch.setenv(name, folder)
+        wandb.teardown()  # what this process knew of another service
+        yield service
+        wandb.teardown()
+
+
+@pytest.fixture
+def online(fake_wandb: Service) -> Service:
+    """The fake with nothing in it."""
+    fake_wandb.clear()
+    return fake_wandb

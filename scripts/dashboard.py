@@ -1,0 +1,49 @@
+"""Build the project's report in W&B, its panels from the tables' definitions.
+
+python scripts/dashboard.py --out report.json           offline: what would be saved
+python scripts/dashboard.py --save                      in place of the one before
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from daft import paper, sync
+from daft.errors import UserError
+from daft.files import write_atomically
+
+
+def main() -> None:
+    """Write the report's specification, save it online, or both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("tables", nargs="*", help=f"of {', '.join(paper.names())}; default: all")
+    parser.add_argument("--project", default="daft", help="default: daft")
+    parser.add_argument("--entity", help="default: the account's own")
+    parser.add_argument("--out", type=Path, help="a .json file for the specification")
+    parser.add_argument("--save", action="store_true", help="save it online")
+    args = parser.parse_args()
+    if not args.out and not args.save:
+        parser.error("say --save, --out FILE, or both")
+    try:
+        from daft import dashboard
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; pip install -e '.[dashboard]'") from error
+    definitions = [paper.load(name) for name in args.tables or paper.names()]
+    service = sync.Service() if args.save else None
+    entity = args.entity or (service.account if service else "")
+    report = dashboard.build(definitions, args.project, entity)
+    if args.out:
+        write_atomically(args.out, json.dumps(dashboard.specification(report), indent=1) + "\n")
+        print(f"wrote {args.out}")
+    if service:
+        print(f"saved {dashboard.save(report, service)}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, OSError) as error:  # a full or read-only disk, say
+        sys.exit(f"dashboard.py: {error}")

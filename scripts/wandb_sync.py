@@ -1,0 +1,53 @@
+"""Mirror every finished record that W&B does not have yet: one run each, the record's id as its id.
+
+python scripts/wandb_sync.py runs --dry-run     what would be sent
+python scripts/wandb_sync.py runs
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from daft import records, sync
+from daft.errors import UserError
+
+DID = {"send": "sent", "complete": "completed", "update": "updated"}
+
+
+def main() -> None:
+    """Print a line per run that is sent, completed or updated, then how many there are of each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder of run directories")
+    parser.add_argument("--project", help="in place of the one that each record names (wandb.project)")
+    parser.add_argument("--entity", help="in place of each record's (wandb.entity), or the account's own")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
+    args = parser.parse_args()
+    directories = records.below(args.runs)
+    if not directories:
+        raise UserError(f"{args.runs}: no records below this folder")
+    service = sync.Service()
+    wanted = sync.entries(directories, service.account, args.project, args.entity)
+    todo = sync.needs(service, wanted)
+    for need, entry, _ in todo:
+        print(f"{need} {entry.place} {entry.directory.name}", flush=True)
+    counts = {DID[need]: count for need, count in Counter(need for need, _, _ in todo).items()}
+    there = f"{len(wanted) - len(todo)} of {len(wanted)} were there"
+    if args.dry_run:
+        print(f"{there}; {len(todo)} to do")
+        return
+    busy = sync.mirror(service, todo)
+    print(", ".join([there, *(f"{count} {did}" for did, count in counts.items())]))
+    if busy:
+        raise UserError(f"{len(busy)} left out, another process is at them; the same command goes on")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, OSError) as error:  # a full or read-only disk, say
+        sys.exit(f"wandb_sync.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("wandb_sync.py: interrupted; the same command goes on")
