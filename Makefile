@@ -8,7 +8,7 @@ OUT = $(if $(filter small,$@),results/small,results)
 narrow = $(if $(DATASETS),--datasets $(DATASETS)) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(METHODS),--methods $(METHODS))
 train = $(BIN)/python scripts/train.py -m $(if $(SEEDS),sweep.seeds=[$(SEEDS)]) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
-.PHONY: setup demo test kill-test benchmark report clean $(TABLES) $(TABLES:=-plan)
+.PHONY: setup demo test kill-test benchmark report wandb-sync dashboard clean $(TABLES) $(TABLES:=-plan)
 
 setup: .venv/.ready
 
@@ -41,6 +41,13 @@ $(TABLES:=-plan): setup
 # All tables, figures and runs in one file that opens without a server.
 report: setup
 	$(BIN)/python scripts/report.py --out runs/report.html
+
+# Every finished record that W&B does not have yet, one run each; then the project's report there. Both need an account.
+wandb-sync: setup
+	$(BIN)/python scripts/wandb_sync.py $(or $(RUNS),$(DAFT_RUNS),runs)
+
+dashboard: setup
+	$(BIN)/python scripts/dashboard.py --save
 
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile

@@ -55,8 +55,12 @@ class Entry:
             return "send"
         if online.state != "finished" or online.summary_metrics.get("status") != self.record["status"]:
             return "complete"
-        wanted = (self.described["group"], self.described["job_type"], set(self.tags(online)))
+        wanted = (self.described["group"], self.stage(online), set(self.tags(online)))
         return "update" if wanted != (online.group, online.job_type, set(online.tags)) else None
+
+    def stage(self, online: Any) -> str | None:
+        """Its stage; if that is not known, the one that it has online."""
+        return self.described["job_type"] or online.job_type
 
     def tags(self, online: Any) -> list[str]:
         """Its tables, and the tags that users gave it online."""
@@ -190,7 +194,7 @@ def _send(entry: Entry, online: Any) -> None:
 
 
 def _update(entry: Entry, online: Any) -> None:
-    online.group, online.job_type = entry.described["group"], entry.described["job_type"]
+    online.group, online.job_type = entry.described["group"], entry.stage(online)
     online.tags = entry.tags(online)
     online.update()
 

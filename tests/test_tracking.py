@@ -77,6 +77,9 @@ def test_a_run_that_broke_off_online_is_completed_without_a_line_twice(online: S
         assert (online.run(name).state, online.run(name).history[:3]) == ("finished", HISTORY)
         assert len(online.run(name).history) == 4
     assert online.run("b1").results == online.run("b2").results
+    online.run("b2").state = "crashed"  # after its last line, before its end was known
+    assert synced(directories) == ["complete"]
+    assert (online.run("b2").state, len(online.run("b2").history)) == ("finished", 4)
     assert synced(directories) == []
 
 
@@ -129,6 +132,15 @@ def test_a_run_that_is_no_longer_the_best_changes_its_stage_and_nothing_else(onl
     for aspect in ("history", "config", "summary", "group", "title", "state"):
         assert getattr(run, aspect) == getattr(before, aspect), aspect
     assert set(run.tags) == set(before.tags)
+
+
+def test_a_stage_that_is_not_known_any_more_stays_as_it_is(online: Service, tmp_path: Path):
+    folder = tmp_path / "runs"
+    assert synced(written(folder, record("b4"))) == ["send"]
+    other = record("b5", rate=0.01)
+    other["config"]["training"]["epochs"] = 7  # runs of mixed settings: nothing is selected
+    assert synced(written(folder, other)) == ["send"]
+    assert (online.run("b4").job_type, online.run("b5").job_type) == ("selected", None)
 
 
 def test_stages_are_told_from_the_records_alone():
