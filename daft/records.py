@@ -64,13 +64,15 @@ def identity(config: Config, precision: str, images: dict[str, str], weights: st
     for key in backbone.keys() - {"model", "model_args", "mean", "std"}:
         del backbone[key]
     del method["name"]
-    if method["conversion_batches"] is None:
-        del method["conversion_batches"]
     training = settings["training"] | {"precision": precision}
+    for section, keys in ((method, ("conversion_batches", "lr_probe")), (training, ("steps", "poly_power"))):
+        for key in keys:
+            if section[key] is None:  # as if it had never been thought of
+                del section[key]
     if config.method.rates == "frozen" and config.method.lr_head is None:
         for key in ("epochs", "momentum", "weight_decay"):
             del training[key]  # nothing is trained
-    return {
+    facts = {
         "protocol": PROTOCOL,
         "seed": config.seed,
         "method": method,
@@ -78,6 +80,11 @@ def identity(config: Config, precision: str, images: dict[str, str], weights: st
         "dataset": dataset | {"images": images},
         "backbone": backbone | {"weights": weights},
     }
+    if task := settings["segmentation"]:
+        for key in ("eval_batch_size", "head_init", "lr_head"):  # the method holds what the last two lead to
+            del task[key]
+        facts["segmentation"] = task
+    return facts
 
 
 def run_directory(config: Config, run_id: str) -> Path:

@@ -129,7 +129,9 @@ class Bench:
     def network(self, config: Config) -> methods.Prepared:
         """The network and its parameter groups, laid out as in experiment.py."""
         backbone = backbones.load(config.backbone).to(self.device).to(memory_format=torch.channels_last)
-        return methods.prepare(config.method, backbone, 10, probe=lambda: NotImplemented, batches=())
+        head = methods.make_head(backbone.num_features, [], 10).to(self.device)
+        model = methods.Classifier(backbone, head)
+        return methods.prepare(config.method, model, probe=lambda: NotImplemented, batches=())
 
 
 def composed(*overrides: str) -> Config:

@@ -130,16 +130,11 @@ def test_test_mode_is_restored_each_time_the_network_is_put_in_train_mode(config
 
 
 def prepare(configure, *overrides):
-    config = configure(*overrides)
     torch.manual_seed(0)
+    model, method = classifier(configure, *overrides)
     batches = torch.randint(256, (2, 8, 3, 32, 32), dtype=torch.uint8)
-    return methods.prepare(
-        config.method,
-        backbones.load(config.backbone),
-        3,
-        probe=lambda: (torch.full((3, 128), 2.0), torch.tensor([1.0, 2.0, 3.0])),
-        batches=batches,
-    )
+    probe = {"linear1.weight": torch.full((3, 128), 2.0), "linear1.bias": torch.tensor([1.0, 2.0, 3.0])}
+    return methods.prepare(method, model, probe=lambda: probe, batches=batches)
 
 
 def test_heads_start_zero_from_the_probe_or_random(configure):
