@@ -543,6 +543,12 @@ class Config:
 MASKED = ("voc", "cityscapes")
 """Sources whose labels are masks."""
 
+
+def measure(segmentation: object) -> str:
+    """What runs are judged by, in percent, given this section of their configuration."""
+    return "accuracy" if segmentation is None else "miou"
+
+
 SECTIONS = [f.name for f in fields(Config) if f.name != "seed"]
 """Top-level keys that have keys below them."""
 

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from daft.config import Config, plain
+from daft.config import Config, measure, plain
 from daft.errors import BusyError, UserError
 from daft.files import PARTIAL, write_atomically
 from daft.progress import console
@@ -178,7 +178,7 @@ def frame(directories: Iterable[Path]) -> pd.DataFrame:
 
 
 def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """A row per record: run, status, best_epoch, config.*, split/metric and time.* columns."""
+    """A row per record: run, status, best_epoch, measure, config.*, split/metric and time.* columns."""
     rows = []
     for record in records:
         rows.append(
@@ -186,6 +186,7 @@ def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
                 "run": record["run"],
                 "status": record["status"],
                 "best_epoch": record["best_epoch"],
+                "measure": measure(record["config"].get("segmentation")),
                 **settings(record["config"]),
                 **record["metrics"],
                 **{f"time.{key}": value for key, value in record["time"].items()},
