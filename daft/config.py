@@ -393,9 +393,9 @@ class TrainingConfig:
 
     epochs: Count
     steps: Size | None = None
-    """iterations of all epochs together, which have equal shares; null: each is a pass over the training set"""
+    """iterations of all epochs together, in equal shares; null: each epoch is a pass over the images"""
     poly_power: Rate | None = None
-    """rates fall as (1 - step / steps) to this power, at every step; null: as a half cosine, at every epoch"""
+    """rates fall as (1 - step / steps) to this power, every step; null: as a half cosine, every epoch"""
     batch_size: int = Field(ge=2, strict=True)
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)

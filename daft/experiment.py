@@ -25,7 +25,6 @@ from daft.files import digest, made_once, write_atomically
 from daft.finished import open_run
 from daft.tracking import Tracker
 
-
 BUSY_SECONDS = 5.0
 """Between looks at a run that another process computes."""
 

@@ -31,7 +31,7 @@ class Encoder(FeatureExtractor):
     def __init__(self, plain: FeatureExtractor, cfg: BackboneConfig, output_stride: int) -> None:
         name = f"backbone.model={cfg.model}"
         try:
-            # timm's network, by way of `tu-`: smp's own ResNets dilate another convolution than torchvision's.
+            # `tu-`, timm's networks: smp's own ResNets dilate another convolution than torchvision's.
             dense = smp.encoders.get_encoder(
                 f"tu-{cfg.model}", weights=None, output_stride=output_stride, **cfg.model_args
             )

@@ -24,7 +24,7 @@ class Task(ABC):
 
     @abstractmethod
     def backbone(self, *, pretrained: bool = True) -> FeatureExtractor:
-        """The configured backbone, or the same one with random weights; raises UserError as backbones.load()."""
+        """The configured backbone, or one with random weights; raises UserError as backbones.load()."""
 
     @abstractmethod
     def network(self, backbone: FeatureExtractor) -> Classifier:

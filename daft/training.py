@@ -30,8 +30,8 @@ class Fit:
     """How training went; the model holds the weights of `best_epoch`."""
 
     history: list[dict[str, float]] = field(default_factory=list)
-    """per epoch: epoch (from 1), with `steps` step (how many so far), train/loss, selection/<metric> (percent), lr/*,
-    seconds, images/s"""
+    """per epoch: epoch (from 1), step (how many so far, if they are counted), train/loss, selection/<metric>
+    (percent), lr/*, seconds, images/s"""
     best_epoch: int | None = None
     diverged: bool = False
 
@@ -117,8 +117,11 @@ def fit(
 ) -> Fit:
     """Train with SGD; keep the epoch that evaluates best, or the last one.
 
-    steps: of all epochs, which have equal shares; by default an epoch is a pass over the loader's images.
-    Learning rates fall as a half cosine, stepped per epoch, or polynomially, stepped per step. A run that was cut off goes on after the last epoch that `folder` holds, with the same result as if
+    steps: of all epochs, in equal shares; by default an epoch is a pass over the loader's images.
+    poly_power: learning rates fall as (1 - step / steps) to this power, set before every step; by default
+    as a half cosine, set before every epoch and its hook.
+
+    A run that was cut off goes on after the last epoch that `folder` holds, with the same result as if
     it had not been. Nothing is evaluated before training, ties keep the earlier epoch, and a loss or
     logit that is not finite ends the run as diverged.
     """
@@ -126,7 +129,11 @@ def fit(
         return Fit()
     optimizer = torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
     fitted = _resume(folder, model, optimizer)
-    first, total_steps, measured = len(fitted.history) + 1, steps or epochs * loader.batches, f"selection/{metric}"
+    first, total_steps, measured = (
+        len(fitted.history) + 1,
+        steps or epochs * loader.batches,
+        f"selection/{metric}",
+    )
     with progress.bar("loss {task.fields[loss]:.3f}", "ID {task.fields[id]:.2f} %") as bar:
         task = bar.add_task(
             "training",

@@ -206,7 +206,7 @@ def train(bench: Bench) -> list[Row]:
                     epochs=1,
                     momentum=config.training.momentum,
                     weight_decay=config.training.weight_decay,
-                    set_train_mode=lambda network: methods.set_train_mode(network, config.method),
+                    set_train_mode=lambda _: methods.set_train_mode(prepared.model, config.method),
                     evaluate=lambda network: 0.0,
                     folder=Path(checkpoints),
                     autocast=cast,

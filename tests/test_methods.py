@@ -140,7 +140,7 @@ def prepare(configure, *overrides):
 def test_heads_start_zero_from_the_probe_or_random(configure):
     heads = {}
     for name in ("daft", "lp_ft", "ft"):
-        linear = prepare(configure, f"method={name}").model.head[0]
+        linear = next(prepare(configure, f"method={name}").model.head.children())
         assert isinstance(linear, nn.Linear)
         heads[name] = linear
     assert not heads["daft"].weight.any()
@@ -161,6 +161,6 @@ def test_only_methods_with_conversion_convert(configure):
 def test_a_head_of_several_layers_has_their_widths_and_learns_with_the_heads_rate(configure):
     several = ["method=daft", "method.head_init=random", "method.head_hidden=[16,8]"]
     prepared = prepare(configure, *several)
-    shapes = [tuple(m.weight.shape) for m in prepared.model.head if isinstance(m, nn.Linear)]
+    shapes = [tuple(m.weight.shape) for m in prepared.model.head.children() if isinstance(m, nn.Linear)]
     assert shapes == [(16, 128), (8, 16), (3, 8)]
     assert len(prepared.groups[1]["params"]) == 6

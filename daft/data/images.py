@@ -165,7 +165,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Resident:
-    """Images in memory: uint8 [N, 3, H, W], or [N, 4, H, W] with masks, with the first `done` operations already applied."""
+    """Images in memory, uint8 [N, 3, H, W] or with masks [N, 4, H, W], after the first `done` operations."""
 
     pixels: Tensor
     done: int = 0
