@@ -26,7 +26,7 @@ TINY = [
     "dataset.image_size=32",
     "dataset.train.images=36",  # 16 + 16 + 4
     "dataset.id.images=20",
-    "dataset.ood.clipart.images=20",
+    "dataset.ood.painting.images=20",
     "dataset.train_transform=[{random_scale_crop: 32}, flip]",
     "segmentation.channels=8",
     "training.epochs=2",
@@ -222,7 +222,7 @@ def test_every_method_runs_and_lp_ft_starts_from_lps_decoder(tiny, tmp_path):
         each = [value for key, value in metrics.items() if key.startswith("id/iou_")]
         assert len(each) == 11
         assert metrics["id/miou"] == pytest.approx(np.nanmean(each)), name
-        assert metrics["ood/miou"] == metrics["clipart/miou"]
+        assert metrics["ood/miou"] == metrics["painting/miou"]
         assert sum(record["distortion"]["id"]["l2"]["counts"]) == 20
         assert [row["step"] for row in record["history"]] == [2, 5]
         assert record["best_epoch"] == 2
@@ -241,7 +241,7 @@ def test_every_method_runs_and_lp_ft_starts_from_lps_decoder(tiny, tmp_path):
     assert runs["lp_ft"].record["probe"]["run"] == runs["lp"].record["run"]
 
     frame = records.frame(run.directory for run in runs.values())
-    assert "| method | η_θ | η_w | n | ID mIoU % | clipart mIoU % | OOD mean mIoU %" in tables.markdown(
+    assert "| method | η_θ | η_w | n | ID mIoU % | painting mIoU % | OOD mean mIoU %" in tables.markdown(
         tables.aggregate(tables.select(frame), frame)
     )
 
@@ -257,14 +257,13 @@ def test_a_run_opened_again_segments_as_it_was_recorded(tiny):
 def test_masks_learn_more_than_background(configure, folders):
     """End to end on a small set: shapes are found, where the network before training finds none."""
     config = configure(
-        *(*TINY, *folders, "method=ft", "method.lr_backbone=0.1", "training.steps=90"),
-        *("dataset.train.images=320", "dataset.train.path=photo", "dataset.id.path=photo"),
-        *("segmentation.channels=32", "dataset.train_transform=[flip]"),
+        *(*TINY, *folders, "method=ft", "method.lr_backbone=0.1", "training.steps=60"),
+        *("dataset.image_size=48", "dataset.train.images=320", "dataset.id.images=60", "training.epochs=1"),
+        *("segmentation.channels=32", "dataset.train_transform=[flip]", "~dataset.ood.painting"),
     )
     record = experiment.run(config).record
     background = record["metrics"]["id/iou_background"]
-    assert record["metrics"]["id/miou"] > background / 11 + 2  # all that answering `background` would give
-    assert record["history"][-1]["train/loss"] < record["history"][0]["train/loss"]
+    assert record["metrics"]["id/miou"] > background / 11 + 5  # answering `background` would give the first
 
 
 @pytest.mark.parametrize(
