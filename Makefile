@@ -1,8 +1,8 @@
-# `make demo` and `make test` need nothing; `make table2`, `table5`, `table6` make the paper's tables. All set up .venv first.
+# `make demo` and `make test` need nothing; `make table2`, `table3`, `table5`, `table6` make the paper's tables. All set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-TABLES := table2 table5 table5_onefactor table6 small
+TABLES := table2 table3 table5 table5_onefactor table6 small
 OUT = $(if $(filter small,$@),results/small,results)
 # Variables that narrow a table's runs, as lists with commas: make table5 BACKBONES=swav SEEDS=0 LAUNCHER=workers
 narrow = $(if $(DATASETS),--datasets $(DATASETS)) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(METHODS),--methods $(METHODS))

@@ -38,11 +38,15 @@ class FeatureExtractor(nn.Module):
         self.register_buffer("mean", torch.tensor(cfg.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(cfg.std).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         """images: uint8, or floats in [0, 1], [B, 3, H, W] in RGB."""
+        return self.network(self.normalised(images))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images as the network was pretrained on them."""
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype) / 255
-        return self.network((images - self.mean) / self.std)
+        return (images - self.mean) / self.std
 
 
 class Report(NamedTuple):

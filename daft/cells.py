@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from daft.config import Config
+from daft.config import Config, measure
 from daft.errors import UserError
 from daft.sweep import Outcome, Protocol, Standing, Trial, stand
 
@@ -47,8 +47,9 @@ class Run:
             self.outcome, self.error = Outcome("failed"), str(error)
             return
         if record is not None:
-            metric = "holdout" if self.config.training.selection == "holdout" else "id"
-            self.outcome = Outcome(record["status"], record["metrics"].get(f"{metric}/accuracy"))
+            split = "holdout" if self.config.training.selection == "holdout" else "id"
+            score = record["metrics"].get(f"{split}/{measure(self.config.segmentation)}")
+            self.outcome = Outcome(record["status"], score)
 
     def is_ready(self) -> bool:
         """Whether to compute it now: it has no record, and no process is at it."""
@@ -109,7 +110,8 @@ def discard_weights(cells: Iterable[Cell], standings: Iterable[Standing]) -> Non
     for cell, standing in zip(cells, standings, strict=True):
         for trial in standing.trials:
             run = cell.runs[trial]
-            if standing.status == "chosen" and trial.rates != standing.rates:
+            frozen = cell.config.method.rates == "frozen"  # LP-FT may start from it
+            if standing.status == "chosen" and trial.rates != standing.rates and not frozen:
                 lost.append(run)
             else:
                 kept.add(id(run))

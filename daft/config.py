@@ -94,6 +94,34 @@ class Flip:
     random = True
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RandomScaleCrop:
+    """Both sides times a uniform factor, then a square of `size` pixels at a uniform position.
+
+    What is smaller than that stands in the middle of black pixels.
+    """
+
+    size: Size
+    scale: tuple[Rate, Rate] = (0.5, 2.0)
+    label: Annotated[int, Field(ge=0, le=255, strict=True)] = 255
+    """of the black pixels, in masks"""
+    random = True
+
+    def __post_init__(self) -> None:
+        if not self.scale[0] <= self.scale[1]:
+            raise ConfigError("scale", f"{self.scale} must rise")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ColorJitter:
+    """Brightness, contrast and saturation times uniform factors in [1 - x, 1 + x], in random order."""
+
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    random = True
+
+
 OPERATIONS = {
     "resize": Resize,
     "center_crop": CenterCrop,
@@ -101,6 +129,8 @@ OPERATIONS = {
     "random_crop": RandomCrop,
     "random_resized_crop": RandomResizedCrop,
     "flip": Flip,
+    "random_scale_crop": RandomScaleCrop,
+    "color_jitter": ColorJitter,
 }
 
 
@@ -133,7 +163,7 @@ def _named(operation: Any) -> dict[str, Any]:
 
 
 Operation = Annotated[
-    Resize | CenterCrop | Grayscale | RandomCrop | RandomResizedCrop | Flip,
+    Resize | CenterCrop | Grayscale | RandomCrop | RandomResizedCrop | Flip | RandomScaleCrop | ColorJitter,
     BeforeValidator(_operation),
     PlainSerializer(_named),
 ]
@@ -199,7 +229,9 @@ class DatasetConfig:
     """A training set, its ID evaluation set and any number of OOD sets over the same classes."""
 
     name: str
-    source: Literal["folder", "shapes", "cifar", "imagenet", "domainnet", "fmow", "tiny_imagenet"]
+    source: Literal[
+        "folder", "shapes", "cifar", "imagenet", "domainnet", "fmow", "tiny_imagenet", "voc", "cityscapes"
+    ]
     """the module of daft.data that reads it"""
     train: SplitConfig
     id: SplitConfig
@@ -326,6 +358,8 @@ class MethodConfig:
     """η_w"""
     head_hidden: list[Size] = field(default_factory=list)
     """widths of the head's hidden layers; none: a linear head"""
+    lr_probe: Rate | None = None
+    """η_w of the run with a frozen backbone that head_init=probe takes a segmentation's decoder from"""
 
     def __post_init__(self) -> None:
         if self.head_hidden and self.head_init != "random":
@@ -358,13 +392,43 @@ class TrainingConfig:
     """The optimiser's settings and the choice of epoch."""
 
     epochs: Count
+    steps: Size | None = None
+    """iterations of all epochs together, in equal shares; null: each epoch is a pass over the images"""
+    poly_power: Rate | None = None
+    """rates fall as (1 - step / steps) to this power, every step; null: as a half cosine, every epoch"""
     batch_size: int = Field(ge=2, strict=True)
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
-    selection: Literal["paper", "holdout"]
-    """by accuracy on the ID evaluation set, or on a stratified tenth of the training set"""
+    selection: Literal["paper", "holdout", "last"]
+    """by the ID evaluation set, or by a stratified tenth of the training set; or simply the last"""
     precision: Literal["auto", "fp32", "bf16"]
     """auto: bf16 on a GPU, fp32 elsewhere"""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < self.epochs:
+            raise ConfigError("steps", f"{self.steps} for {self.epochs} epochs; each needs one or more")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SegmentationConfig:
+    """Pixels are classified, not images: DeepLabv3+ around the backbone (Chen et al. 2018)."""
+
+    output_stride: Literal[8, 16]
+    """pixels of the image per pixel of the backbone's last features"""
+    atrous_rates: tuple[Size, Size, Size]
+    """dilations of the pyramid"""
+    separable: bool
+    """whether the pyramid's convolutions are depthwise separable"""
+    dropout: float = Field(ge=0, lt=1)
+    """of the pyramid's output"""
+    channels: Size
+    """of the decoder"""
+    eval_batch_size: Size
+    """1 where images keep their own sizes; no part of a run's identity"""
+    head_init: Literal["random"]
+    """what LP and DAFT start the decoder from"""
+    lr_head: Rate
+    """anchor of η_w"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -450,8 +514,39 @@ class Config:
     wandb: WandbConfig
     paths: PathsConfig
     seed: Seed
+    segmentation: SegmentationConfig | None = None
+    """null: classification"""
     sweep: SweepConfig | None = None
     """what a sweep was told; its runs themselves are told nothing of it"""
+
+    def __post_init__(self) -> None:
+        if self.segmentation is None:
+            if self.dataset.source in MASKED:
+                raise ConfigError("segmentation", f"null, but {self.dataset.name} has masks and no classes")
+            if self.method.lr_probe is not None:
+                raise ConfigError("method.lr_probe", f"{self.method.lr_probe:g}, but a linear head has none")
+            return
+        if self.dataset.source not in (*MASKED, "shapes"):
+            raise ConfigError("segmentation", f"{self.dataset.name} has no masks; use null")
+        if self.dataset.cache_side:
+            raise ConfigError("dataset.cache_side", f"{self.dataset.cache_side}, but masks are not cached")
+        if self.method.head_hidden:
+            raise ConfigError("method.head_hidden", f"{self.method.head_hidden}; the head is the decoder")
+        if self.method.head_init == "zero":
+            raise ConfigError("method.head_init", "zero, but a decoder has several layers; use random")
+        if (self.method.head_init == "probe") != (self.method.lr_probe is not None):
+            raise ConfigError(
+                "method.lr_probe", f"{self.method.lr_probe} with head_init={self.method.head_init}"
+            )
+
+
+MASKED = ("voc", "cityscapes")
+"""Sources whose labels are masks."""
+
+
+def measure(segmentation: object) -> str:
+    """What runs are judged by, in percent, given this section of their configuration."""
+    return "accuracy" if segmentation is None else "miou"
 
 
 SECTIONS = [f.name for f in fields(Config) if f.name != "seed"]
@@ -526,12 +621,16 @@ def _config_error(error: ValidationError, section: list[str]) -> ConfigError:
     return ConfigError(key, f"{first['input']!r} is not allowed: {message[0].lower()}{message[1:]}")
 
 
+UNIONS = {"sweep": SweepConfig, "segmentation": SegmentationConfig}
+"""Sections that may be null."""
+
+
 def _keys_at(path: list[str]) -> list[str]:
     """The allowed keys of the section at this path."""
     node: Any = Config
     for before, part in zip(["", *path], path, strict=False):
-        if part == "sweep":  # its type is a union
-            node = SweepConfig
+        if part in UNIONS and not before:
+            node = UNIONS[part]
         elif before in ("ood", "files"):  # free names, and numbers
             node = SplitConfig if before == "ood" else FileConfig
         elif part not in ("ood", "files"):

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +14,19 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from daft import backbones, data, distortion, evaluation, methods, probe, progress, records, training
+from daft import backbones, data, distortion, evaluation, methods, probe, progress, records, tasks, training
 from daft.config import Config, plain
 from daft.data.loader import entropy
-from daft.errors import UserError
+from daft.errors import BusyError, UserError
 from daft.evaluation import PretrainedFeatures
 from daft.files import digest, made_once, write_atomically
+from daft.finished import open_run
 from daft.tracking import Tracker
+
+BUSY_SECONDS = 5.0
+"""Between looks at a run that another process computes."""
 
 
 class Run(NamedTuple):
@@ -96,7 +101,8 @@ def _compute(
     environment = records.environment(device)  # of the code as it runs now, not as it is hours later
 
     # Whatever is wrong with the inputs comes out here, before any work.
-    backbone = backbones.load(config.backbone).to(device).to(memory_format=torch.channels_last)
+    task = tasks.of(config, listing.classes)
+    backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
     images = data.load(config, listing, device)
     _require_fit(backbone, images, config)
     tracker.start()
@@ -107,7 +113,8 @@ def _compute(
     # Features are the same to the last bit only with the same code on the same kind of device.
     arithmetic = [records.PROTOCOL, precision, device.type, device.type == "cpu" and torch.get_num_threads()]
     network, cache = [identity["backbone"], *arithmetic], Path(config.paths.cache)
-    pretrained = PretrainedFeatures(backbone, network, cast, cache / "features")
+    network += [identity["segmentation"]] if "segmentation" in identity else []
+    pretrained = PretrainedFeatures(task.features(backbone), network, cast, cache / "features")
     before = {name: pretrained(loader)[0] for name, loader in images.evaluation.items()}
     probing = [network, images.train.identity, select.identity, images.classes]
     linear_probe = _Kept(
@@ -117,15 +124,21 @@ def _compute(
         ),
     )
 
+    def probed() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The head's state after LP, and what the record says of it."""
+        if config.method.lr_probe is not None:
+            return _trained_head(config)
+        solved = linear_probe()
+        return {"linear1.weight": solved.weight, "linear1.bias": solved.bias}, _report(solved)
+
     # Table 1: head, BN conversion, learning rates.
     converting = config.method.conversion_batches or images.train.batches
     torch.manual_seed(entropy(config.seed, 0))  # a random head depends on the seed alone
     try:
         prepared = methods.prepare(
             config.method,
-            backbone,
-            len(images.classes),
-            probe=lambda: (linear_probe().weight, linear_probe().bias),
+            task.network(backbone),
+            probe=lambda: probed()[0],
             batches=progress.track(islice(images.train.epoch(), converting), "BN conversion", converting),
         )
     except ValueError as error:
@@ -148,8 +161,13 @@ def _compute(
         epochs=config.training.epochs,
         momentum=config.training.momentum,
         weight_decay=config.training.weight_decay,
-        set_train_mode=lambda network: methods.set_train_mode(network, config.method),
-        evaluate=lambda network: evaluation.accuracy(backbone, model.head, select, cast),
+        steps=config.training.steps,
+        poly_power=config.training.poly_power,
+        keep="last" if config.training.selection == "last" else "best",
+        metric=task.metric,
+        step=task.step,
+        set_train_mode=lambda network: methods.set_train_mode(model, config.method),
+        evaluate=lambda network: task.score(model, select, cast),
         folder=directory / records.CHECKPOINTS,
         autocast=cast,
         report=report,
@@ -161,9 +179,12 @@ def _compute(
     if not fitted.diverged:
         for name, loader in images.evaluation.items():
             after = (
-                evaluation.features(backbone, loader, cast)[0] if prepared.trains_backbone else before[name]
+                evaluation.features(task.features(backbone), loader, cast)[0]
+                if prepared.trains_backbone
+                else before[name]
             )
-            metrics[f"{name}/accuracy"] = evaluation.head_accuracy(model.head, after, loader)
+            found = task.measures(model, after, loader, cast)
+            metrics |= {f"{name}/{measure}": value for measure, value in found.items()}
             distorted[name] = distortion.feature_distortion(before[name], after)
             metrics |= {f"{name}/{measure}": found["mean"] for measure, found in distorted[name].items()}
         metrics |= _ood_means(metrics, config.dataset.ood_mean or list(config.dataset.ood))
@@ -184,13 +205,37 @@ def _compute(
         "distortion": distorted,
         "relative_change": distortion.relative_change(start, model),
         "bn_shift": distortion.shift_table(prepared.shift),
-        "probe": _report(linear_probe()) if config.method.head_init == "probe" else None,
+        "probe": probed()[1] if config.method.head_init == "probe" else None,
         "time": clock.laps,
     }
     records.write(directory, record)
     shutil.rmtree(directory / records.CHECKPOINTS, ignore_errors=True)
     tracker.finish(record)
     return record
+
+
+def _trained_head(config: Config) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The head that LP trains on the frozen backbone, in a run of its own, and that run's metrics."""
+    frozen = replace(
+        config.method,
+        name="lp",
+        head_init="random",
+        rates="frozen",
+        bn_mode="test",
+        bn_conversion=False,
+        conversion_batches=None,
+        lr_backbone=None,
+        lr_head=config.method.lr_probe,
+        lr_probe=None,
+    )
+    done = None
+    while done is None:
+        try:
+            done = run(replace(config, method=frozen))
+        except BusyError:  # runs that differ in η_θ alone start from the same one
+            time.sleep(BUSY_SECONDS)
+    head = open_run(done.directory).network(torch.device("cpu")).head
+    return head.state_dict(), {"run": done.record["run"], "metrics": done.record["metrics"]}
 
 
 def _device(name: str) -> torch.device:

@@ -117,12 +117,12 @@ def learning_rates(runs: pd.DataFrame, chosen: float, file: File) -> None:
     """
     grid = runs[runs[tables.SEED] == runs[tables.SEED].min()].sort_values(tables.RATES[0])
     figure, axes = plt.subplots(figsize=(4.2, 3))
-    name = str(grid[tables.METHOD].iloc[0])
+    name, measure = str(grid[tables.METHOD].iloc[0]), tables.measure(grid)
     of_head = list(grid.groupby(tables.RATES[1], dropna=False))
     for i, (rate, line) in enumerate(sorted(of_head, key=lambda group: -len(group[1]))):
         shade = {"color": COLOURS.get(name, "#1b1b1b"), "alpha": max(1 - 0.25 * i, 0.25)}
         suffix = "" if len(of_head) == 1 else f", η_w = {rate:g}"
-        for metric, style in (("id/accuracy", "o-"), ("ood/accuracy", "s--")):
+        for metric, style in ((f"id/{measure}", "o-"), (f"ood/{measure}", "s--")):
             if metric in line:
                 label = f"{tables.split_name(metric)}{suffix}"
                 axes.plot(line[tables.RATES[0]], line[metric], style, markersize=5, label=label, **shade)
@@ -131,7 +131,7 @@ def learning_rates(runs: pd.DataFrame, chosen: float, file: File) -> None:
     axes.axvline(chosen, color="#1b1b1b", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     axes.set_xlabel("η_θ (dotted: chosen by ID accuracy)")
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel(f"{measure} (%)")
     axes.set_title(LABELS.get(name, name), fontsize=10)
     axes.legend(fontsize=7)
     _plain(axes)

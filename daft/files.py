@@ -13,6 +13,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from daft.errors import UserError
+
 PARTIAL = ".partial"
 """Suffix of files that are being written; one that stays was cut off."""
 
@@ -88,4 +90,4 @@ def digest(facts: Any) -> str:
 
 def is_damage(error: Exception) -> bool:
     """Whether what a decoder raised speaks of the file, and not of the machine that reads it just now."""
-    return not isinstance(error, MemoryError) and getattr(error, "errno", None) is None
+    return not isinstance(error, MemoryError | UserError) and getattr(error, "errno", None) is None

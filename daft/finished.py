@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from daft import backbones, data, methods, records
+from daft import data, records, tasks
 from daft.config import Config, PathsConfig
 from daft.errors import UserError
 from daft.methods import Classifier
@@ -43,9 +43,8 @@ class Finished:
                 f"{file}: not there; a sweep keeps the weights of the chosen rates alone, and "
                 "sweep.checkpoints=all those of its grids too"
             )
-        backbone = backbones.untrained(self.config.backbone)
-        head = methods.make_head(backbone.num_features, self.config.method.head_hidden, len(self.classes))
-        model = Classifier(backbone, head)
+        task = tasks.of(self.config, self.classes)
+        model = task.network(task.backbone(pretrained=False))
         try:
             model.load_state_dict(safetensors.torch.load_file(file))
         except (RuntimeError, safetensors.SafetensorError) as error:

@@ -1,12 +1,11 @@
 """What a method does before training: head, BN conversion, parameter groups, BN mode (Table 1)."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from daft.backbones import FeatureExtractor
@@ -17,7 +16,7 @@ from daft.config import MethodConfig
 class Classifier(nn.Module):
     """Logits [B, K] = head(backbone(images)): g_w(f_θ(x)) in the paper."""
 
-    def __init__(self, backbone: FeatureExtractor, head: nn.Sequential) -> None:
+    def __init__(self, backbone: FeatureExtractor, head: nn.Module) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
 
@@ -44,31 +43,25 @@ class Prepared:
 
 def prepare(
     method: MethodConfig,
-    backbone: FeatureExtractor,
-    num_classes: int,
+    model: Classifier,
     *,
-    probe: Callable[[], tuple[Tensor, Tensor]],
+    probe: Callable[[], Mapping[str, Tensor]],
     batches: Iterable[Any],
 ) -> Prepared:
-    """Give the backbone a head, convert its BN layers if the method does, and group its parameters.
+    """Set the head of a network, convert the BN layers of its backbone if the method does, group parameters.
 
-    probe: yields the linear probe's weight [K, D] and bias [K]; called if the head starts from it.
-    batches: the training batches for BN conversion; read if the method converts.
+    model: with a random head. probe: yields the head's state after the linear probe; called if the head
+    starts from it. batches: the training batches for BN conversion; read if the method converts.
     """
-    head = make_head(backbone.num_features, method.head_hidden, num_classes)
     if method.head_init == "zero":
-        for parameter in head.parameters():
+        for parameter in model.head.parameters():
             nn.init.zeros_(parameter)
     elif method.head_init == "probe":
-        linear = head[-1]
-        assert isinstance(linear, nn.Linear)
-        with torch.no_grad():
-            for parameter, value in zip((linear.weight, linear.bias), probe(), strict=True):
-                parameter.copy_(value)
-    device = next(backbone.parameters()).device
-    model = Classifier(backbone, head.to(device))
-    # After the head is set and before the first step, on the whole network (authors' order).
-    shift = convert_batchnorm(model, batches) if method.bn_conversion else {}
+        model.head.load_state_dict(dict(probe()))
+    # After the head is set and before the first step (authors' order). A head's own BN layers have no
+    # statistics to convert yet.
+    shift = convert_batchnorm(model.backbone, batches) if method.bn_conversion else {}
+    shift = {f"backbone.{name}": layer for name, layer in shift.items()}
     return Prepared(model, parameter_groups(model, method), shift)
 
 
@@ -106,12 +99,13 @@ def parameter_groups(model: Classifier, method: MethodConfig) -> list[dict[str, 
     ]
 
 
-def set_train_mode(model: nn.Module, method: MethodConfig) -> None:
-    """Train mode, with BN layers in the method's mode: the one place that decides it.
+def set_train_mode(model: Classifier, method: MethodConfig) -> None:
+    """Train mode, with the backbone's BN layers in the method's mode: the one place that decides it.
 
-    In test mode BN normalises with its running statistics and leaves them alone; γ and β still learn.
+    In test mode BN normalises with its running statistics and leaves them alone; γ and β still learn. A
+    head's BN layers are always in train mode: their statistics are not pretrained.
     """
     model.train()
     if method.bn_mode == "test":
-        for layer in batchnorm_layers(model).values():
+        for layer in batchnorm_layers(model.backbone).values():
             layer.eval()

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -69,6 +69,8 @@ class Table:
     datasets: dict[str, Columns]
     paper: str | None = None
     """file of results/paper with the printed numbers; null: there are none"""
+    measure: Literal["accuracy", "miou"] = "accuracy"
+    """column of that file, and what the runs are judged by"""
     mean_of: str | None = None
     """table that this one averages"""
     sweep: str = "paper"
@@ -210,7 +212,7 @@ def _ours(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
                 cell = found.get((dataset, network, method), {})
                 known: dict[Any, Any] = next(iter(cell.values()), NOTHING)
                 for split in columns.splits:
-                    number = cell.get(f"{split}/accuracy", NOTHING)
+                    number = cell.get(f"{split}/{table.measure}", NOTHING)
                     rows.append(
                         dict(zip(KEYS, (backbone, method, dataset, split), strict=True))
                         | {"network": network}
@@ -244,8 +246,8 @@ def _printed(table: Table, keys: Iterable[tuple[str, ...]]) -> list[float | None
     if table.paper is None:
         return [None for _ in keys]
     printed = pd.read_csv(PRINTED / table.paper)
-    if "accuracy" not in printed:  # Table 6 has a column per split
-        printed = printed.melt(["backbone", "method"], var_name="split", value_name="accuracy")
+    if table.measure not in printed:  # Table 6 has a column per split
+        printed = printed.melt(["backbone", "method"], var_name="split", value_name=table.measure)
         printed["split"] = printed["split"].str.removesuffix("_accuracy")
     numbers = []
     for key in keys:
@@ -262,7 +264,7 @@ def _printed(table: Table, keys: Iterable[tuple[str, ...]]) -> list[float | None
             filed |= entry.paper
         else:
             same = [printed[column] == value for column, value in filed.items() if column in printed]
-            number = printed.loc[pd.concat(same, axis=1).all(axis=1), "accuracy"]
+            number = printed.loc[pd.concat(same, axis=1).all(axis=1), table.measure]
             if len(number) != 1:
                 raise UserError(
                     f"{PRINTED / table.paper}: {len(number)} numbers for {' '.join(key)}, not one"

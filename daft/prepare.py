@@ -16,7 +16,7 @@ from rich.table import Table
 from daft import backbones, data, fetch, progress
 from daft.config import BackboneConfig, DatasetConfig, FileConfig
 from daft.data.folder import EXTENSIONS
-from daft.data.images import Labelled, read_image
+from daft.data.images import Labelled, Streamed
 from daft.errors import UserError
 from daft.fetch import GB
 from daft.files import checksum, write_atomically
@@ -95,8 +95,9 @@ def check_dataset(cfg: DatasetConfig) -> Iterator[Finding]:
             yield Finding(name, "damaged" if complete else "absent", text)
         else:
             known = "as it must be" if split.known_images else "no published number to compare with"
-            held = len(found.labels.unique())
-            detail = f"{len(found):,} images ({known}), {held} of {len(classes)} classes, a sample opened"
+            held = f"{len(found.labels.unique())} of {len(classes)} classes"
+            what = held if found.masks is None else "masks"
+            detail = f"{len(found):,} images ({known}), {what}, a sample opened"
             yield Finding(name, "present", detail)
 
 
@@ -246,9 +247,13 @@ def _open_sample(split: Labelled, kept_side: int | None) -> None:
     """Decode a few files; raises UserError naming the one that does not, or is larger than kept."""
     if not isinstance(split.images, list):
         return
-    for path in split.images[:: max(1, len(split) // SAMPLED)]:
+    files = Streamed(split.images, split.masks)
+    for i in range(0, len(split), max(1, len(split) // SAMPLED)):
+        path = files.paths[i]
         try:
-            side = min(read_image(path).shape[-2:])
+            side = min(files.read(i).shape[-2:])
+        except UserError:
+            raise
         except Exception as error:  # Pillow raises many kinds for damaged files
             raise UserError(f"{path} cannot be read ({error})") from error
         if kept_side and side > kept_side:

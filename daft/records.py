@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from daft.config import Config, plain
+from daft.config import Config, measure, plain
 from daft.errors import BusyError, UserError
 from daft.files import PARTIAL, write_atomically
 from daft.progress import console
@@ -64,13 +64,15 @@ def identity(config: Config, precision: str, images: dict[str, str], weights: st
     for key in backbone.keys() - {"model", "model_args", "mean", "std"}:
         del backbone[key]
     del method["name"]
-    if method["conversion_batches"] is None:
-        del method["conversion_batches"]
     training = settings["training"] | {"precision": precision}
+    for section, keys in ((method, ("conversion_batches", "lr_probe")), (training, ("steps", "poly_power"))):
+        for key in keys:
+            if section[key] is None:  # as if it had never been thought of
+                del section[key]
     if config.method.rates == "frozen" and config.method.lr_head is None:
         for key in ("epochs", "momentum", "weight_decay"):
             del training[key]  # nothing is trained
-    return {
+    facts = {
         "protocol": PROTOCOL,
         "seed": config.seed,
         "method": method,
@@ -78,6 +80,11 @@ def identity(config: Config, precision: str, images: dict[str, str], weights: st
         "dataset": dataset | {"images": images},
         "backbone": backbone | {"weights": weights},
     }
+    if task := settings["segmentation"]:
+        for key in ("eval_batch_size", "head_init", "lr_head"):  # the method holds what the last two lead to
+            del task[key]
+        facts["segmentation"] = task
+    return facts
 
 
 def run_directory(config: Config, run_id: str) -> Path:
@@ -171,7 +178,7 @@ def frame(directories: Iterable[Path]) -> pd.DataFrame:
 
 
 def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """A row per record: run, status, best_epoch, config.*, split/metric and time.* columns."""
+    """A row per record: run, status, best_epoch, measure, config.*, split/metric and time.* columns."""
     rows = []
     for record in records:
         rows.append(
@@ -179,6 +186,7 @@ def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
                 "run": record["run"],
                 "status": record["status"],
                 "best_epoch": record["best_epoch"],
+                "measure": measure(record["config"].get("segmentation")),
                 **settings(record["config"]),
                 **record["metrics"],
                 **{f"time.{key}": value for key, value in record["time"].items()},

@@ -111,11 +111,11 @@ def _picture(caption: str, draw: Callable[[BytesIO], None]) -> str:
 def _runs(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> str:
     """A table of all runs, and the settings, metrics and epochs of each to unfold."""
     columns = ["run", *tables.CELL, *tables.RATES, tables.SEED, "status", "best_epoch"]
-    columns += ["id/accuracy", "ood/accuracy"]
+    columns += ["id", "ood"]
     heads = ["run", "dataset", "backbone", "method", "η_θ", "η_w", "seed", "status", "epoch"]
     heads += ["ID %", "OOD mean %"]
-    ordered = runs.reindex(columns=columns).sort_values([*tables.CELL, *tables.RATES, tables.SEED])
-    ordered = ordered.round({"id/accuracy": 2, "ood/accuracy": 2})
+    judged = {split: tables.score(runs, split).round(2) for split in ("id", "ood")}
+    ordered = runs.assign(**judged)[columns].sort_values([*tables.CELL, *tables.RATES, tables.SEED])
     rows = [
         [_Html(f'<a href="#{_escape(run)}">{_escape(run)}</a>'), *map(_value, row)]
         for run, *row in ordered.itertuples(index=False)

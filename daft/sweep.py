@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
     status: Literal["finished", "diverged", "failed"]
     accuracy: float | None = None
-    """on the split that is selected on; of a finished trial"""
+    """or mIoU, on the split that is selected on; of a finished trial"""
 
 
 @dataclass(frozen=True)

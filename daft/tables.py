@@ -15,6 +15,7 @@ from daft.errors import UserError
 DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]
 RATES = ["config.method.lr_backbone", "config.method.lr_head"]
 SEED = "config.seed"
+MEASURES = ("/accuracy", "/miou")
 EDGES = ["at_edge", "head_at_edge"]
 """Whether η_θ, and η_w, are at the edge of their grids."""
 ORDER = ["lp", "ft", "ft_bnc", "lp_ft", "lp_ft_train", "lp_ft_bnc"]
@@ -26,11 +27,22 @@ def method_order(name: str) -> tuple[int, str]:
     return (ORDER.index(name) if name in ORDER else len(ORDER), name)
 
 
+def measure(runs: pd.DataFrame) -> str:
+    """What the runs of one cell are judged by."""
+    return runs["measure"].iloc[0] if "measure" in runs else "accuracy"
+
+
+def score(runs: pd.DataFrame, split: str) -> "pd.Series[float]":
+    """What each run is judged by, on a split; NaN where it has none."""
+    columns = [split + kind for kind in MEASURES]
+    return runs.reindex(columns=columns).astype(float).bfill(axis=1)[columns[0]]
+
+
 def accuracies(runs: pd.DataFrame) -> list[str]:
-    """The accuracy columns in the order of evaluation, the OOD mean last."""
-    columns = [c for c in runs.columns if c.endswith("/accuracy") and not c.startswith("holdout/")]
+    """The accuracy columns (mIoU of segmentations) in the order of evaluation, the OOD mean last."""
+    columns = [c for c in runs.columns if c.endswith(MEASURES) and not c.startswith("holdout/")]
     columns = [c for c in columns if runs[c].notna().any()]
-    return sorted(columns, key=lambda c: c == "ood/accuracy")
+    return sorted(columns, key=lambda c: c.startswith("ood/"))
 
 
 def split_name(column: str) -> str:
@@ -53,7 +65,7 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
             continue
         grid = cell[cell[SEED] == cell[SEED].min()]
         holdout = grid["config.training.selection"].iloc[0] == "holdout"
-        metric = "holdout/accuracy" if holdout else "id/accuracy"
+        metric = f"{'holdout' if holdout else 'id'}/{measure(cell)}"
         best = grid.sort_values([metric, *RATES], ascending=False, kind="stable").iloc[0]
         same = pd.Series(True, index=cell.index)
         for rate in RATES:
@@ -72,6 +84,8 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
         "config.paths.",
         "config.sweep",
         "config.backbone.lr_head",
+        "config.segmentation.lr_head",
+        "config.segmentation.eval_batch_size",
     )
     fixed = [c for c in cell.columns if c.startswith("config.") and not c.startswith(free)]
     # A setting that records of before do not have yet is at its default there, which is null.
@@ -122,7 +136,7 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     for names, cell in runs.groupby(CELL, sort=False):
         if names not in known:  # nothing to select from: shown as what it is
             row = dict(zip(("dataset", "backbone", "method"), names, strict=True))
-            row |= {"metric": "id/accuracy", "n": 0, "diverged": len(cell)}
+            row |= {"metric": f"id/{measure(cell)}", "n": 0, "diverged": len(cell)}
             rows.append(row | dict.fromkeys(EDGES, False))
     columns = ["dataset", "backbone", "method", "metric", "mean", "std", "n", "lr_backbone", "lr_head"]
     return pd.DataFrame(rows, columns=[*columns, "grid", *EDGES, "diverged", "runs"])
@@ -136,8 +150,9 @@ def markdown(table: pd.DataFrame) -> str:
     """The long table as one Markdown table per dataset and backbone, a row per method."""
     parts = []
     for names, cell in table.groupby(["dataset", "backbone"], sort=False):
-        metrics = [m for m in cell["metric"].unique() if m.endswith("/accuracy") and m != "ood/accuracy"]
-        metrics += [m for m in ("ood/accuracy", "id/cosine", "id/l2") if m in set(cell["metric"])]
+        metrics = [m for m in cell["metric"].unique() if m.endswith(MEASURES)]
+        metrics = sorted(metrics, key=lambda m: m.startswith("ood/"))
+        metrics += [m for m in ("id/cosine", "id/l2") if m in set(cell["metric"])]
         heads = [_metric_head(m) for m in metrics]
         lines = [
             f"### {names[0]}, {names[1]}\n",
@@ -161,10 +176,10 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def _metric_head(metric: str) -> str:
-    split, _, measure = metric.partition("/")
-    if measure == "accuracy":
-        return f"{split_name(metric)} %"
-    return f"{split_name(split)} feature {'L2' if measure == 'l2' else measure}"
+    split, _, kind = metric.partition("/")
+    if metric.endswith(MEASURES):
+        return f"{split_name(metric)} {'mIoU ' if kind == 'miou' else ''}%"
+    return f"{split_name(split)} feature {'L2' if kind == 'l2' else kind}"
 
 
 def rates(row: Any) -> list[str]:
@@ -188,7 +203,8 @@ def mean_std(row: Any) -> str:
 def line(record: dict[str, Any], fresh: bool) -> str:
     """One run in one line, for a sweep that goes on."""
     metrics = record["metrics"]
-    found = [f"{split_name(k)} {metrics[k]:.2f} %" for k in ("id/accuracy", "ood/accuracy") if k in metrics]
+    keys = [f"{split}{kind}" for kind in MEASURES for split in ("id", "ood")]
+    found = [f"{split_name(key)} {metrics[key]:.2f} %" for key in keys if key in metrics]
     seconds = sum(record["time"].values())
     how = f"{seconds:.0f} s" if fresh else "taken from its record"
     return f"{label(record['config'])}: {', '.join(found) or record['status']} ({how})"
@@ -210,7 +226,7 @@ def run_table(runs: pd.DataFrame, title: str) -> Table:
     for column in varying:
         table.add_column({DATASET: "dataset", BACKBONE: "backbone"}.get(column, column.rpartition(".")[2]))
     for column in columns:
-        table.add_column(f"{split_name(column)} %", justify="right")
+        table.add_column(_metric_head(column), justify="right")
     table.add_column("ID feature L2", justify="right")
     for _, run in runs.iterrows():
         cells = [str(run[METHOD]), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -30,7 +30,8 @@ class Fit:
     """How training went; the model holds the weights of `best_epoch`."""
 
     history: list[dict[str, float]] = field(default_factory=list)
-    """per epoch: epoch (from 1), train/loss, selection/accuracy (percent), lr/*, seconds, images/s"""
+    """per epoch: epoch (from 1), step (how many so far, if they are counted), train/loss, selection/<metric>
+    (percent), lr/*, seconds, images/s"""
     best_epoch: int | None = None
     diverged: bool = False
 
@@ -44,6 +45,21 @@ def cross_entropy(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 def cosine(epoch: int, epochs: int) -> float:
     """Factor on the learning rate during an epoch (from 1): a half cosine from 1 towards 0."""
     return (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
+
+
+def polynomial(step: int, steps: int, power: float) -> float:
+    """Factor on the learning rate at a step (from 0): falls from 1 towards 0."""
+    return (1 - step / steps) ** power
+
+
+def share(epoch: int, epochs: int, steps: int) -> range:
+    """The steps (from 0) of an epoch (from 1)."""
+    return range((epoch - 1) * steps // epochs, epoch * steps // epochs)
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
 
 
 def _best(folder: Path, epoch: int | None) -> Path:
@@ -91,11 +107,19 @@ def fit(
     evaluate: Callable[[nn.Module], float],
     folder: Path,
     autocast: Callable[[], AbstractContextManager[object]],
+    steps: int | None = None,
+    poly_power: float | None = None,
+    keep: Literal["best", "last"] = "best",
+    metric: str = "accuracy",
     step: Step = cross_entropy,
     before_epoch: Callable[[int, torch.optim.Optimizer], None] = lambda epoch, optimizer: None,
     report: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> Fit:
-    """Train with SGD and a cosine schedule stepped per epoch; keep the epoch that evaluates best.
+    """Train with SGD; keep the epoch that evaluates best, or the last one.
+
+    steps: of all epochs, in equal shares; by default an epoch is a pass over the loader's images.
+    poly_power: learning rates fall as (1 - step / steps) to this power, set before every step; by default
+    as a half cosine, set before every epoch and its hook.
 
     A run that was cut off goes on after the last epoch that `folder` holds, with the same result as if
     it had not been. Nothing is evaluated before training, ties keep the earlier epoch, and a loss or
@@ -105,26 +129,32 @@ def fit(
         return Fit()
     optimizer = torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
     fitted = _resume(folder, model, optimizer)
-    first = len(fitted.history) + 1
+    first, total_steps, measured = (
+        len(fitted.history) + 1,
+        steps or epochs * loader.batches,
+        f"selection/{metric}",
+    )
     with progress.bar("loss {task.fields[loss]:.3f}", "ID {task.fields[id]:.2f} %") as bar:
         task = bar.add_task(
             "training",
-            total=epochs * loader.batches,
-            completed=(first - 1) * loader.batches,
+            total=total_steps,
+            completed=share(first, epochs, total_steps).start,
             loss=math.nan,
-            id=fitted.history[-1]["selection/accuracy"] if fitted.history else math.nan,
+            id=fitted.history[-1][measured] if fitted.history else math.nan,
         )
         for epoch in range(first, epochs + 1):
             if fitted.diverged:
                 break
             torch.manual_seed(entropy(loader.seed, epoch))  # for dropout and the like
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * cosine(epoch, epochs)
+            _set_rates(optimizer, cosine(epoch, epochs))
             before_epoch(epoch, optimizer)
             set_train_mode(model)
             started = looked = time.perf_counter()
             total, seen = torch.zeros((), device=loader.device), 0
-            for batch in loader.epoch(epoch):
+            span = share(epoch, epochs, total_steps)
+            for number, batch in zip(span, loader.steps(span), strict=True):
+                if poly_power is not None:
+                    _set_rates(optimizer, polynomial(number, total_steps, poly_power))
                 with autocast():
                     terms = step(model, batch)
                 optimizer.zero_grad(set_to_none=True)
@@ -139,22 +169,23 @@ def fit(
                     if not total.isfinite():
                         break
             loss, seconds = float(total) / seen, time.perf_counter() - started
-            accuracy = evaluate(model) if math.isfinite(loss) else math.nan
-            fitted.diverged = math.isnan(accuracy)
+            score = evaluate(model) if math.isfinite(loss) else math.nan
+            fitted.diverged = math.isnan(score)
             row = {
                 "epoch": epoch,
+                **({"step": span.stop} if steps else {}),
                 "train/loss": loss,
-                "selection/accuracy": accuracy,
+                measured: score,
                 **{f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups},
                 "seconds": seconds,
                 "images/s": seen / seconds,
             }
             fitted.history.append(row)
             best = fitted.history[fitted.best_epoch - 1] if fitted.best_epoch else None
-            if not fitted.diverged and (best is None or accuracy > best["selection/accuracy"]):
+            if not fitted.diverged and (keep == "last" or best is None or score > best[measured]):
                 fitted.best_epoch = epoch
             _save(folder, model, optimizer, fitted)
-            bar.update(task, loss=loss, id=accuracy)
+            bar.update(task, loss=loss, id=score)
             report(row)
     if fitted.best_epoch is not None:
         model.load_state_dict(safetensors.torch.load_file(_best(folder, fitted.best_epoch)))

@@ -129,7 +129,9 @@ class Bench:
     def network(self, config: Config) -> methods.Prepared:
         """The network and its parameter groups, laid out as in experiment.py."""
         backbone = backbones.load(config.backbone).to(self.device).to(memory_format=torch.channels_last)
-        return methods.prepare(config.method, backbone, 10, probe=lambda: NotImplemented, batches=())
+        head = methods.make_head(backbone.num_features, [], 10).to(self.device)
+        model = methods.Classifier(backbone, head)
+        return methods.prepare(config.method, model, probe=lambda: NotImplemented, batches=())
 
 
 def composed(*overrides: str) -> Config:
@@ -204,7 +206,7 @@ def train(bench: Bench) -> list[Row]:
                     epochs=1,
                     momentum=config.training.momentum,
                     weight_decay=config.training.weight_decay,
-                    set_train_mode=lambda network: methods.set_train_mode(network, config.method),
+                    set_train_mode=lambda _: methods.set_train_mode(prepared.model, config.method),
                     evaluate=lambda network: 0.0,
                     folder=Path(checkpoints),
                     autocast=cast,

@@ -208,3 +208,52 @@ def fmow(root: Path, rows: list[tuple[str, str, str, str]], side: int = 224) -> 
     for number, (split, *_) in enumerate(rows):
         if split != "seq":
             picture(folder / f"images/rgb_img_{number}.png", number, side, side)
+
+
+def _contoured(seed: int, side: int, classes: int) -> np.ndarray:
+    """uint8 [side, side]: blocks of classes, 255 between them."""
+    blocks = np.random.default_rng(seed).integers(classes, size=(3, 3), dtype=np.uint8)
+    values = blocks.repeat(-(-side // 3), 0).repeat(-(-side // 3), 1)[:side, :side].copy()
+    values[side // 3] = 255
+    return values
+
+
+def voc(root: Path, train: list[str], extra: list[str], val: list[str], side: int = 36) -> None:
+    """VOC 2012 with masks of `train` and `val`, and SegmentationClassAug and SBD of `train` and `extra`.
+
+    trainaug is `extra`, then `train`; SBD's masks have no 255.
+    """
+    folder = root / "VOCdevkit/VOC2012"
+    for name in ("SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    cls = root / "benchmark_RELEASE/dataset/cls"
+    cls.mkdir(parents=True)
+    for seed, name in enumerate([*train, *extra, *val]):
+        picture(folder / f"JPEGImages/{name}.jpg", seed, side, side)
+        mask = _contoured(seed, side, 21)
+        if name not in extra:
+            palette = Image.fromarray(mask, "P")
+            palette.putpalette(noise(0, 768).tobytes())
+            palette.save(folder / f"SegmentationClass/{name}.png")
+        if name not in val:
+            Image.fromarray(mask).save(folder / f"SegmentationClassAug/{name}.png")
+            struct_ = np.empty((1, 1), dtype=[("Segmentation", "O"), ("Boundaries", "O")])
+            struct_[0, 0] = (np.where(mask == 255, 0, mask), np.zeros(0))
+            scipy.io.savemat(cls / f"{name}.mat", {"GTcls": struct_})
+    for part, names in {"train": train, "val": val, "trainaug": extra + train}.items():
+        (folder / f"ImageSets/Segmentation/{part}.txt").write_text("".join(f"{name}\n" for name in names))
+
+
+def cityscapes(root: Path, per_city: int = 2, height: int = 32, width: int = 64) -> None:
+    """Two cities to train on and one for evaluation, in published folders; beside labelIds other files."""
+    for part, cities in {"train": ("aachen", "ulm"), "val": ("lindau",), "test": ("berlin",)}.items():
+        for c, city in enumerate(cities):
+            for n in range(per_city):
+                stem, seed = f"{city}_{c:06}_{n:06}", 10 * c + n
+                picture(root / f"leftImg8bit/{part}/{city}/{stem}_leftImg8bit.png", seed, width, height)
+                folder = root / f"gtFine/{part}/{city}"
+                folder.mkdir(parents=True, exist_ok=True)
+                ids = np.arange(height * width, dtype=np.int64).reshape(height, width) % 35 - 1  # -1 ... 33
+                Image.fromarray(ids.astype(np.uint8)).save(folder / f"{stem}_gtFine_labelIds.png")
+                Image.fromarray(noise(seed, height, width, 4)).save(folder / f"{stem}_gtFine_color.png")
+                (folder / f"{stem}_gtFine_polygons.json").write_text("{}")

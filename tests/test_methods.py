@@ -130,22 +130,17 @@ def test_test_mode_is_restored_each_time_the_network_is_put_in_train_mode(config
 
 
 def prepare(configure, *overrides):
-    config = configure(*overrides)
     torch.manual_seed(0)
+    model, method = classifier(configure, *overrides)
     batches = torch.randint(256, (2, 8, 3, 32, 32), dtype=torch.uint8)
-    return methods.prepare(
-        config.method,
-        backbones.load(config.backbone),
-        3,
-        probe=lambda: (torch.full((3, 128), 2.0), torch.tensor([1.0, 2.0, 3.0])),
-        batches=batches,
-    )
+    probe = {"linear1.weight": torch.full((3, 128), 2.0), "linear1.bias": torch.tensor([1.0, 2.0, 3.0])}
+    return methods.prepare(method, model, probe=lambda: probe, batches=batches)
 
 
 def test_heads_start_zero_from_the_probe_or_random(configure):
     heads = {}
     for name in ("daft", "lp_ft", "ft"):
-        linear = prepare(configure, f"method={name}").model.head[0]
+        linear = next(prepare(configure, f"method={name}").model.head.children())
         assert isinstance(linear, nn.Linear)
         heads[name] = linear
     assert not heads["daft"].weight.any()
@@ -166,6 +161,6 @@ def test_only_methods_with_conversion_convert(configure):
 def test_a_head_of_several_layers_has_their_widths_and_learns_with_the_heads_rate(configure):
     several = ["method=daft", "method.head_init=random", "method.head_hidden=[16,8]"]
     prepared = prepare(configure, *several)
-    shapes = [tuple(m.weight.shape) for m in prepared.model.head if isinstance(m, nn.Linear)]
+    shapes = [tuple(m.weight.shape) for m in prepared.model.head.children() if isinstance(m, nn.Linear)]
     assert shapes == [(16, 128), (8, 16), (3, 8)]
     assert len(prepared.groups[1]["params"]) == 6

@@ -126,6 +126,30 @@ def publish_pacs(served: Path, scratch: Path, cfg: DatasetConfig) -> None:
     pack(scratch, served / "PACS.zip")
 
 
+def publish_voc(served: Path, scratch: Path, cfg: DatasetConfig) -> None:
+    fabricate.voc(scratch / "voc", ["2007_1", "2007_2"], ["2008_1", "2008_2"], ["2009_1", "2009_2"])
+    devkit = scratch / "voc/VOCdevkit/VOC2012"
+    (scratch / "zip/__MACOSX/SegmentationClassAug").mkdir(parents=True)
+    (scratch / "zip/__MACOSX/SegmentationClassAug/._2007_1.png").touch()
+    (devkit / "SegmentationClassAug").rename(scratch / "zip/SegmentationClassAug")
+    pack(scratch / "zip", served / "SegmentationClassAug.zip")
+    (devkit / "ImageSets/Segmentation/trainaug.txt").rename(served / "trainaug.txt")
+    (scratch / "voc/benchmark_RELEASE").rename(scratch / "benchmark_RELEASE")
+    with tarfile.open(served / "VOCtrainval_11-May-2012.tar", "w") as packed:
+        packed.add(scratch / "voc/VOCdevkit", "VOCdevkit")
+    with tarfile.open(served / "benchmark.tgz", "w:gz") as packed:
+        packed.add(scratch / "benchmark_RELEASE", "benchmark_RELEASE")
+
+
+SMALL_MASKS = [
+    *("training.steps=1", "segmentation.channels=8"),
+    *(
+        "dataset.train_transform=[{random_scale_crop: 32}, flip]",
+        "dataset.eval_transform=[{center_crop: 32}]",
+    ),
+]
+
+
 def dataset_of(configure: Configure, tmp_path: Path, name: str, *overrides: str) -> Config:
     """Its configuration, without the known numbers of images of the originals."""
     folders = [f"paths.{key}={tmp_path / key}" for key in ("runs", "cache", "data", "weights")]
@@ -146,6 +170,7 @@ def dataset_of(configure: Configure, tmp_path: Path, name: str, *overrides: str)
         ("fmow", publish_fmow),
         ("tiny_imagenet", publish_tiny_imagenet),
         ("pacs", publish_pacs),
+        ("voc", publish_voc),
     ],
 )
 def test_a_dataset_goes_from_its_publication_to_a_run(
@@ -155,7 +180,7 @@ def test_a_dataset_goes_from_its_publication_to_a_run(
     name: str,
     publish: Callable[[Path, Path, DatasetConfig], None],
 ) -> None:
-    config = dataset_of(configure, tmp_path, name)
+    config = dataset_of(configure, tmp_path, name, *(SMALL_MASKS if name == "voc" else []))
     assert all(finding.state == "absent" for finding in prepare.check_dataset(config.dataset))
     publish(server.folder, tmp_path / "scratch", config.dataset)
     files = [redirected(file, server) for file in config.dataset.files]
@@ -165,7 +190,8 @@ def test_a_dataset_goes_from_its_publication_to_a_run(
 
     findings = list(prepare.check_dataset(config.dataset))
     assert [f for f in findings if f.state != "present"] == []
-    needed = [file for file in files if file.only_for != "cifar10.1/v4"]  # the other version is read
+    others = ("cifar10.1/v4", "sbd/")  # what other splits would read
+    needed = [file for file in files if file.only_for not in others]
     assert len(findings) == len(needed) + 2 + len(config.dataset.ood)
     noted = json.loads((tmp_path / f"cache/prepared/{name}.json").read_text())
     assert {key: entry["checksum"] for key, entry in noted.items()} == {f.path: f.checksum for f in needed}
@@ -176,7 +202,28 @@ def test_a_dataset_goes_from_its_publication_to_a_run(
 
     record = experiment.run(config).record
     assert record["status"] == "finished"
-    assert {f"{split}/accuracy" for split in ("id", *config.dataset.ood)} <= record["metrics"].keys()
+    measure = "miou" if name == "voc" else "accuracy"
+    assert {f"{split}/{measure}" for split in ("id", *config.dataset.ood)} <= record["metrics"].keys()
+
+
+def test_cityscapes_is_a_persons_to_fetch_and_used_in_place(configure: Configure, tmp_path: Path) -> None:
+    root = tmp_path / "cityscapes"
+    config = dataset_of(configure, tmp_path, "cityscapes", f"dataset.root={root}", *SMALL_MASKS[:2],
+                        "dataset.train_transform=[{random_crop: 32}, {color_jitter: 0.5}]")  # fmt: skip
+    with pytest.raises(UserError, match=r"(?s)cannot be fetched by a program.*licence.*root="):
+        prepare.prepare_dataset(config.dataset, tmp_path / "cache")
+    fabricate.cityscapes(root)
+    held = sorted(root.rglob("*"))
+    prepare.prepare_dataset(config.dataset, tmp_path / "cache")
+    assert [f.state for f in prepare.check_dataset(config.dataset)] == ["present"] * 2
+    assert experiment.run(config).record["status"] == "finished"
+    assert sorted(root.rglob("*")) == held
+    mask = next(root.glob("gtFine/val/*/*_labelIds.png"))
+    Image.fromarray(fabricate.noise(0, 32, 64)).save(mask)
+    damaged = list(prepare.check_dataset(config.dataset))[1]
+    assert damaged.state == "damaged"
+    assert str(mask) in damaged.detail
+    assert "which is no class" in damaged.detail
 
 
 @pytest.mark.parametrize("name", ["living17", "entity30", "entity13", "nonliving26"])

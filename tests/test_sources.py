@@ -17,6 +17,7 @@ import torch
 import torchvision
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
+from PIL import Image
 from torch import Tensor
 
 from daft import data
@@ -134,6 +135,60 @@ def test_every_configuration_goes_from_published_files_to_batches_of_224_pixels(
         assert images.shape == (min(4, len(loader)), 3, 224, 224), split
         assert labels.dtype == torch.int64
         assert labels.max() < len(listed.classes)
+
+
+# Masks
+
+
+def test_vocs_masks_are_its_palette_indices_and_trainaug_has_sbds(miniature, tmp_path):
+    fabricate.voc(tmp_path, train=["2007_1"], extra=["2008_1"], val=["2009_1", "2009_2"])
+    files = tmp_path / "VOCdevkit/VOC2012"
+    for path, ignored in (("trainaug", True), ("sbd/trainaug", False)):
+        split = read(miniature("voc", f"dataset.train.path={path}"), "train")
+        assert split.masks is not None
+        for i, name in enumerate(["2007_1", "2008_1"]):
+            mask = split.masks.read(i)
+            right = np.array(Image.open(files / f"SegmentationClassAug/{name}.png"))
+            if name == "2008_1" and not ignored:  # SBD's own file has no contours
+                right = np.where(right == 255, 0, right)
+            assert np.array_equal(mask, right), (path, name)
+    evaluated = read(miniature("voc"), "id")
+    assert evaluated.masks is not None
+    assert {file.parent.name for file in evaluated.masks.files} == {"SegmentationClass"}
+    palette = Image.open(evaluated.masks.files[0])
+    assert palette.mode == "P"
+    assert np.array_equal(evaluated.masks.read(0), np.asarray(palette))
+
+
+def test_cityscapes_ids_become_the_19_train_ids_and_255(miniature, tmp_path):
+    fabricate.cityscapes(tmp_path)
+    split = read(miniature("cityscapes"), "id")
+    assert split.masks is not None
+    ids = np.array(Image.open(split.masks.files[0])).astype(np.int8)  # -1 is a licence plate
+    # labels.py of cityscapesScripts: (id, trainId) of all that have one
+    trained = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12}
+    trained |= {26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+    assert set(np.unique(ids)) == set(range(-1, 34))
+    right = [[trained.get(value, 255) for value in row] for row in ids.tolist()]
+    assert split.masks.read(0).tolist() == right
+    assert len(read(miniature("cityscapes"), "train")) == 4
+
+
+def test_masks_that_are_none_are_named(miniature, tmp_path):
+    fabricate.voc(tmp_path, train=["2007_1", "2007_2"], extra=[], val=["2009_1"])
+    folder = tmp_path / "VOCdevkit/VOC2012"
+    config = miniature("voc", "dataset.eval_transform=[{center_crop: 16}]")
+    for content, words in (
+        (np.full((36, 36), 21, np.uint8), "value 21, which is no class"),
+        (np.zeros((36, 35), np.uint8), "36 x 35 pixels, but its image has 36 x 36"),
+        (np.zeros((36, 36, 3), np.uint8), "one byte a pixel, not the mode RGB"),
+    ):
+        Image.fromarray(content).save(folder / "SegmentationClass/2009_1.png")
+        with pytest.raises(UserError, match=words):
+            data.load(config, data.listing(config), torch.device("cpu"))
+    (folder / "SegmentationClass/2009_1.png").unlink()
+    refused(config, "id", "1 of the 1 file(s) of the masks of val do not exist", "2009_1.png")
+    refused(miniature("voc", "dataset.id.path=test"), "id", "choose from train, val, trainaug")
 
 
 # What is published

@@ -197,6 +197,72 @@ def test_hooks_of_a_method_see_every_epoch_and_may_change_rates(tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
 
 
+def test_the_polynomial_schedule_is_torchs_stepped_at_every_step(tmp_path):
+    rates = []
+
+    def step(model, batch):
+        rates.append(optimizers[0].param_groups[0]["lr"])
+        return training.cross_entropy(model, batch)
+
+    optimizers = []
+    fit(
+        tmp_path,
+        epochs=2,
+        steps=7,
+        poly_power=0.9,
+        step=step,
+        before_epoch=lambda epoch, optimizer: optimizers.append(optimizer),
+    )
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=7, power=0.9)
+    expected = []
+    for _ in range(7):
+        expected.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    # torch multiplies a ratio onto the last rate at every step, each time within a few ulp
+    assert rates == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(3, 7), (4, 4), (30, 30000), (20, 20 * 157)])
+def test_epochs_divide_the_steps_among_them(epochs, steps):
+    shares = [training.share(epoch, epochs, steps) for epoch in range(1, epochs + 1)]
+    assert [step for share in shares for step in share] == list(range(steps))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_steps_go_on_through_passes_over_the_images():
+    data = loader(images=10, batch_size=4)  # three batches a pass
+    whole = [images for number in (1, 2, 3) for images, _ in data.epoch(number)]
+    parts = [images for span in (range(2), range(2, 7), range(7, 9)) for images, _ in data.steps(span)]
+    assert len(whole) == len(parts) == 9
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_a_run_of_steps_that_was_cut_off_in_a_pass_ends_bit_equal_and_keeps_its_last_epoch(tmp_path):
+    def run(folder, **options):
+        counted = {"steps": 8, "poly_power": 0.9, "keep": "last", "metric": "miou"}
+        return fit(folder, epochs=3, evaluate=lambda model: 5.0, **counted, **options)
+
+    whole, fitted = run(tmp_path / "whole")
+    assert [row["step"] for row in fitted.history] == [2, 5, 8]
+    assert fitted.best_epoch == 3  # though the first was as good
+    assert {row["selection/miou"] for row in fitted.history} == {5.0}
+    steps = iter(range(100))
+
+    def step(model, batch):
+        if next(steps) == 4:
+            raise KeyboardInterrupt
+        return training.cross_entropy(model, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", step=step)
+    resumed, refitted = run(tmp_path / "cut")
+    assert [row["train/loss"] for row in refitted.history] == [row["train/loss"] for row in fitted.history]
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key])
+
+
 def test_nothing_to_train_trains_nothing(tmp_path):
     fitted = training.fit(
         Net(),

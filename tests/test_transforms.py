@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import permutations
 from math import prod
 
 import numpy as np
@@ -16,11 +17,13 @@ from torchvision.transforms import v2
 from daft.config import (
     OPERATIONS,
     CenterCrop,
+    ColorJitter,
     Flip,
     Grayscale,
     Operation,
     RandomCrop,
     RandomResizedCrop,
+    RandomScaleCrop,
     Resize,
 )
 from daft.data.transforms import (
@@ -378,7 +381,7 @@ def test_a_bad_argument_of_an_operation_is_named(written: object, named: str) ->
 
 
 def test_every_operation_of_the_vocabulary_is_implemented() -> None:
-    smallest = {"resize": 4, "center_crop": 4, "random_crop": 4, "random_resized_crop": 4}
+    smallest = {name: 4 for name in OPERATIONS if name == "resize" or name.endswith("crop")}
     for name in OPERATIONS:
         written = {name: smallest[name]} if name in smallest else name
         op: Operation = TypeAdapter(Operation).validate_python(written)
@@ -386,3 +389,75 @@ def test_every_operation_of_the_vocabulary_is_implemented() -> None:
         assert transformed.shape[:2] == (2, 3)
         assert prod(transformed.shape[2:]) == (16 if name in smallest else 64)
         assert op.random == (draws([op]) > 0)
+
+
+# --- masks -----------------------------------------------------------------------------------------
+
+
+def masked(batch: int, height: int, width: int) -> Tensor:
+    """Images of two grey levels in blobs, 60 and 200, with masks that say 6 and 20 at the same places."""
+    coarse = noise(batch, -(-height // 12), -(-width // 12))[:, :1] > 127
+    fine = coarse.repeat_interleave(12, 2).repeat_interleave(12, 3)[..., :height, :width]
+    return torch.cat([torch.where(fine, 200, 60).expand(-1, 3, -1, -1), torch.where(fine, 20, 6)], 1).byte()
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        Resize(size=17),
+        Resize(size=(90, 50), interpolation="bicubic"),
+        CenterCrop(size=20),
+        RandomCrop(size=20),
+        RandomResizedCrop(size=24),
+        Flip(),
+        RandomScaleCrop(size=40, scale=(0.3, 2.0)),
+    ],
+    ids=lambda op: type(op).__name__,
+)
+def test_a_mask_moves_with_its_image_and_gets_no_new_values(op: Operation) -> None:
+    moved = transform(masked(16, 60, 48), [op], table(16, [op]))
+    image, mask = moved[:, 0], moved[:, 3]
+    assert set(mask.unique().tolist()) <= {6, 20, 255}
+    # Where a pixel has one level only that level went into it, and the nearest pixel has it too; a bicubic
+    # one may overshoot and be clamped elsewhere, but is never the other level.
+    assert torch.equal(mask[image == 200].unique(), torch.tensor([20], dtype=torch.uint8))
+    assert torch.equal(mask[image == 60].unique(), torch.tensor([6], dtype=torch.uint8))
+    assert ((mask == 255) == (image == 0)).all()  # black is beside the image
+    alone = transform(masked(16, 60, 48)[:, :3], [op], table(16, [op]))
+    assert torch.equal(alone, moved[:, :3])
+
+
+def test_a_scaled_crop_scales_uniformly_and_fills_with_its_label() -> None:
+    op = RandomScaleCrop(size=40, scale=(0.5, 2.0), label=7)
+    images = torch.full((3000, 4, 20, 20), 9, dtype=torch.uint8)
+    crops = transform(images, [op], table(3000, [op]))
+    assert set(crops[:, 3].unique().tolist()) == {7, 9}
+    sides = (crops[:, 3] == 9).sum((1, 2)).double().sqrt()
+    factors = sides / 20
+    # Uniform on [0.5, 2], rounded down to whole pixels: mean 1.25 - 0.025, four standard errors.
+    assert float(factors.mean()) == pytest.approx(1.225, abs=4 * 1.5 / 12**0.5 / 3000**0.5)
+    assert float(factors.min()) == 0.5
+    assert float(factors.max()) == pytest.approx(1.95)
+    assert (crops[:, :3][(crops[:, 3:] == 7).expand(-1, 3, -1, -1)] == 0).all()
+
+
+def test_colour_jitter_is_torchvisions_in_a_random_order_and_leaves_masks_alone() -> None:
+    op = ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5)
+    images = torch.cat([noise(6, 16, 16), noise(6, 16, 16, seed=1)[:, :1]], 1)
+    luck = torch.tensor([0.9, 0.2, 0.6])
+    uniforms = torch.cat([luck.expand(6, 3), (torch.arange(6)[:, None] + 0.5) / 6], 1)
+    jittered = apply(op, images, uniforms)
+    assert torch.equal(jittered[:, 3], images[:, 3])
+    adjust = [v2.functional.adjust_brightness, v2.functional.adjust_contrast, v2.functional.adjust_saturation]
+    seen = set()
+    for image, result in zip(images[:, :3], jittered[:, :3], strict=True):
+        for order in permutations(range(3)):
+            expected = image
+            for i in order:
+                expected = adjust[i](expected, 1 + 0.5 * (2 * float(luck[i]) - 1))
+            if torch.equal(expected, result):
+                seen.add(order)
+                break
+    assert len(seen) == 6
+    still = ColorJitter()
+    assert torch.equal(apply(still, images, uniforms), images)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from daft.config import Config, DatasetConfig, Operation, SplitConfig
-from daft.data import cifar, domainnet, fmow, folder, imagenet, shapes, tiny_imagenet
+from daft.data import cifar, cityscapes, domainnet, fmow, folder, imagenet, shapes, tiny_imagenet, voc
 from daft.data.images import ImageStore, Labelled, Resident
 from daft.data.loader import Loader
 from daft.errors import UserError
@@ -33,11 +33,16 @@ FILES = {
 """Sources of files: each has classes(cfg), names in label order, and files(cfg, split, name, classes), a
 table of path (relative, for order and identity), file (to open) and label (class name)."""
 
+MASKS = {"voc": voc, "cityscapes": cityscapes}
+"""Sources of files with masks: each has MEANING, of the values in masks, classes(cfg), and files(cfg, split,
+name), a table of path, file and mask (to open)."""
+
 PIXELS = {"cifar": cifar}
 """Sources of decoded images: each has classes(cfg) and pixels(cfg, split, name), uint8 [N, 3, H, W] and
 labels [N]."""
 
 _generate = functools.cache(shapes.generate)  # a sweep in one process draws them once
+_masks = functools.cache(shapes.masks)
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,9 @@ def listing(config: Config) -> Listing:
     cfg = config.dataset
     splits = {"train": cfg.train, "id": cfg.id, **{f"ood.{name}": split for name, split in cfg.ood.items()}}
     if cfg.source == "shapes":
-        classes: list[str] = [*shapes.CLASSES]
-        found = {name: _generated(cfg, split, name) for name, split in splits.items()}
+        with_masks = config.segmentation is not None
+        classes = ["background"] * with_masks + [*shapes.CLASSES]
+        found = {name: _generated(cfg, split, name, with_masks) for name, split in splits.items()}
     else:
         classes = class_names(cfg)
         found = {
@@ -101,15 +107,19 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
         compute.resident_gib, max(workers, 1), Path(config.paths.cache), device, cfg.cache_side
     )
 
+    training_batch, task = config.training.batch_size, config.segmentation
+    evaluation_batch = training_batch if task is None else task.eval_batch_size
+
     def loader(split: Labelled, operations: list[Operation], name: str) -> Loader:
-        images, split = store.load(split, operations, name)
+        batch_size = training_batch if name == "train" else evaluation_batch
+        images, split = store.load(split, operations, name, batched=batch_size > 1)
         return Loader(
             name,
             images,
             split.labels,
             split.fingerprint,
             operations,
-            batch_size=config.training.batch_size,
+            batch_size=batch_size,
             seed=config.seed,
             shuffle=name == "train",
             device=device,
@@ -173,7 +183,7 @@ def _require_images(splits: Mapping[str, Sized]) -> None:
 
 def class_names(cfg: DatasetConfig) -> list[str]:
     """Class names in label order."""
-    names = list((FILES | PIXELS)[cfg.source].classes(cfg))
+    names = list((FILES | MASKS | PIXELS)[cfg.source].classes(cfg))
     if len(names) < 2 or len(set(names)) != len(names):
         raise UserError(f"dataset.classes: need two or more distinct names, not {names}")
     return names
@@ -184,6 +194,8 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
     try:
         if source := PIXELS.get(cfg.source):
             found = Labelled.of_pixels(*source.pixels(cfg, split, name))
+        elif source := MASKS.get(cfg.source):
+            found = Labelled.of_masks(source.files(cfg, split, name), source.MEANING, split.path)
         else:
             listed = FILES[cfg.source].files(cfg, split, name, classes)
             found = Labelled.of_files(listed, classes, split.path)
@@ -222,13 +234,17 @@ def _require_classes(before: Labelled, after: Labelled, classes: list[str], mess
         raise UserError(message.format(", ".join(classes[i] for i in lost)))
 
 
-def _generated(cfg: DatasetConfig, split: SplitConfig, name: str) -> Labelled:
+def _generated(cfg: DatasetConfig, split: SplitConfig, name: str, with_masks: bool) -> Labelled:
     if split.path not in shapes.STYLES:
         raise UserError(
             f"dataset.{name}.path: no style {split.path!r}; choose from {', '.join(shapes.STYLES)}"
         )
     if split.images is None:
         raise UserError(f"dataset.{name}.images: shapes are generated; say how many")
-    pixels, labels = _generate(split.path, split.images, split.seed, cfg.image_size)
-    identity = f"{split.path}/{split.images}/{split.seed}/{cfg.image_size}/{SHAPES_VERSION}"
-    return Labelled(torch.from_numpy(pixels), torch.from_numpy(labels), identity)
+    drawing = (split.path, split.images, split.seed, cfg.image_size)
+    pixels, labels = map(torch.from_numpy, _generate(*drawing))
+    identity = "/".join(map(str, [*drawing, SHAPES_VERSION]))
+    if with_masks:
+        masks = torch.from_numpy(_masks(*drawing))
+        return Labelled(torch.cat([pixels, masks[:, None]], 1), torch.zeros_like(labels), f"{identity}/masks")
+    return Labelled(pixels, labels, identity)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import scipy.io
 import torch
 from PIL import Image
 from torch import Tensor
@@ -32,22 +33,64 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+IGNORED = 255
+"""In a mask: a pixel of no class, left out of loss and measure."""
+
+FORBIDDEN = -1
+"""In `Masks.meaning`: a value that must not occur."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Files with a class for every pixel of an image, one per image."""
+
+    files: list[Path]
+    meaning: Tensor
+    """int16 [256]: the class of each value in a file, IGNORED or FORBIDDEN"""
+
+    def read(self, index: int) -> Tensor:
+        """One mask as uint8 [H, W]; raises UserError for a file that is no mask or has forbidden values."""
+        file = self.files[index]
+        values = _read_mask(file)
+        classes = self.meaning[values.long()]
+        if (classes == FORBIDDEN).any():
+            found = some(sorted(set(values[classes == FORBIDDEN].tolist())))
+            raise UserError(f"{file}: has pixels of value {found}, which is no class")
+        return classes.to(torch.uint8)
+
+    def subset(self, indices: Sequence[int]) -> "Masks":
+        """Of these images only."""
+        return Masks([self.files[i] for i in indices], self.meaning)
+
+
+def _read_mask(file: Path) -> Tensor:
+    """uint8 [H, W] from the indices of a palette, from greys, or from an SBD file."""
+    if file.suffix == ".mat":
+        return torch.from_numpy(scipy.io.loadmat(file)["GTcls"]["Segmentation"][0, 0].copy())
+    with Image.open(file) as image:
+        if image.mode not in ("P", "L"):
+            raise UserError(f"{file}: a mask has one byte a pixel, not the mode {image.mode}")
+        return torch.from_numpy(np.array(image))
+
+
 @dataclass(frozen=True)
 class Labelled:
-    """Images and their classes before decoding, ordered by class and path."""
+    """Images and their classes, or masks, before decoding, ordered by class and path."""
 
     images: list[Path] | Tensor
-    """files, or uint8 [N, 3, H, W]"""
+    """files, or uint8 [N, 3, H, W]; [N, 4, H, W] with masks"""
     labels: Tensor
-    """int64 [N]"""
+    """int64 [N]; 0 for images with masks"""
     fingerprint: str
     """of names, sizes and labels: two sets with the same one are taken for the same"""
+    masks: Masks | None = None
+    """of files"""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @classmethod
-    def of_files(cls, listed: pd.DataFrame, classes: list[str], what: str) -> "Labelled":
+    def of_files(cls, listed: pd.DataFrame, classes: Sequence[Any], what: str) -> "Labelled":
         """The files of `what`, a table of path (its name, for order and identity), file (to open), label
         (class name); raises UserError naming the first of those that do not exist.
         """
@@ -70,6 +113,17 @@ class Labelled:
         return cls(files, torch.tensor(listed["label"].to_numpy(np.int64)), digest.hexdigest())
 
     @classmethod
+    def of_masks(cls, listed: pd.DataFrame, meaning: Tensor, what: str) -> "Labelled":
+        """As `of_files`, a table of path, file and mask (to open), and what the values of masks mean."""
+        image = cls.of_files(listed.assign(label=0), [0], what)
+        mask = cls.of_files(listed.assign(file=listed["mask"], label=0), [0], f"the masks of {what}")
+        assert isinstance(image.images, list)
+        assert isinstance(mask.images, list)
+        digest = hashlib.sha256(f"{image.fingerprint}\t{mask.fingerprint}".encode())
+        digest.update(meaning.numpy().data)
+        return cls(image.images, image.labels, digest.hexdigest(), Masks(mask.images, meaning))
+
+    @classmethod
     def of_pixels(cls, pixels: np.ndarray, labels: np.ndarray) -> "Labelled":
         """Images uint8 [N, 3, H, W] and labels [N], in the order of their labels."""
         order = np.argsort(labels, kind="stable")
@@ -83,7 +137,8 @@ class Labelled:
         images = self.images
         images = images[indices] if isinstance(images, Tensor) else [images[i] for i in indices]
         digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
-        return Labelled(images, self.labels[indices], digest)
+        masks = self.masks.subset(indices.tolist()) if self.masks else None
+        return Labelled(images, self.labels[indices], digest, masks)
 
     def every(self, n: int) -> tuple["Labelled", "Labelled"]:
         """(the others, every n-th image of each class in path order): a stratified division by rule."""
@@ -110,7 +165,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Resident:
-    """Images in memory: uint8 [N, 3, H, W], with the first `done` operations already applied."""
+    """Images in memory, uint8 [N, 3, H, W] or with masks [N, 4, H, W], after the first `done` operations."""
 
     pixels: Tensor
     done: int = 0
@@ -125,10 +180,18 @@ class Streamed:
     """Files that are decoded each time, because they differ in size or do not fit."""
 
     paths: list[Path]
+    masks: Masks | None = None
 
     def read(self, index: int) -> Tensor:
-        """One image as uint8 [3, H, W]; raises whatever Pillow raises if it does not decode."""
-        return read_image(self.paths[index])
+        """One image as uint8 [3, H, W], [4, H, W] with its mask; raises as Pillow if it does not decode."""
+        image = read_image(self.paths[index])
+        if self.masks is None:
+            return image
+        mask = self.masks.read(index)
+        if mask.shape != image.shape[1:]:
+            sizes = [f"{height} x {width}" for height, width in (mask.shape, image.shape[1:])]
+            raise UserError(f"{self.masks.files[index]}: {sizes[0]} pixels, but its image has {sizes[1]}")
+        return torch.cat([image, mask[None]])
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, by the header."""
@@ -137,7 +200,9 @@ class Streamed:
 
     def subset(self, kept: Tensor) -> "Streamed":
         """The images that a mask, bool [N], keeps."""
-        return Streamed([self.paths[i] for i in kept.nonzero()[:, 0]])
+        indices = kept.nonzero()[:, 0].tolist()
+        masks = self.masks.subset(indices) if self.masks else None
+        return Streamed([self.paths[i] for i in indices], masks)
 
 
 def read_image(path: Path) -> Tensor:
@@ -170,10 +235,11 @@ class ImageStore:
     )
 
     def load(
-        self, split: Labelled, operations: Sequence[Operation], name: str
+        self, split: Labelled, operations: Sequence[Operation], name: str, batched: bool = True
     ) -> tuple[Resident | Streamed | Cached, Labelled]:
         """The split's images, in memory if they share a size and fit, and the split as it was read.
 
+        batched: whether several must have one shape.
         operations: all that the split goes through. Those before the first random one are applied once,
         unless images are smaller without them: CIFAR-10 stays at 32 pixels until it is on the device.
         Raises UserError for an image that is too small for a crop.
@@ -192,7 +258,8 @@ class ImageStore:
                 _require_side(pixels, least, "images")
                 return Resident(pixels.to(self.device)), split
             paths = split.images
-            files, key = self._open(paths, name), state(paths)
+            files = self._open(split, paths, name)
+            key = state(paths if split.masks is None else [*paths, *split.masks.files])
             loaded = self._decode(files, key, least, tuple(fixed_prefix(operations)), name)
             images, bad = loaded or (files, self._verify(files, key, least, name))
             if bad:
@@ -200,15 +267,15 @@ class ImageStore:
                 good = torch.ones(len(paths), dtype=torch.bool)
                 good[bad] = False
                 split, images = split.subset(good.nonzero()[:, 0]), images.subset(good)
-            if not isinstance(images, Resident) and not one_shape(operations):
+            if batched and not isinstance(images, Resident) and not one_shape(operations):
                 _require_equal_sizes(images)
         except ValueError as error:
             raise UserError(f"dataset.{name}: {error}") from error
         return images, split
 
-    def _open(self, paths: list[Path], name: str) -> Streamed | Cached:
+    def _open(self, split: Labelled, paths: list[Path], name: str) -> Streamed | Cached:
         if self.cache_side is None:
-            return Streamed(paths)
+            return Streamed(paths, split.masks)
         return build(paths, self.cache_side, self.cache / "pixels", read_image, self.threads, name)
 
     def _decode(
@@ -229,11 +296,11 @@ class ImageStore:
             key = (state, operations[:done])
             if key in self._resident:
                 return self._resident[key]
-            size = count * 3 * height * width
+            size = count * len(first) * height * width
             used = sum(resident.pixels.numel() for resident, _ in self._resident.values())
             if used + size > self.limit_gib * GIB:
                 continue
-            pixels = torch.empty(count, 3, height, width, dtype=torch.uint8)
+            pixels = torch.empty(count, len(first), height, width, dtype=torch.uint8)
             bad = _fill(pixels, files, least, operations[:done], self.threads, f"reading {name}")
             if bad is not None:
                 self._resident[key] = Resident(pixels.to(self.device), done), bad

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset as TorchDataset
 from daft.config import Operation
 from daft.data.cache import Cached
 from daft.data.images import Resident, Streamed
-from daft.data.transforms import draws, transform
+from daft.data.transforms import RGB, draws, transform
 
 Batch = tuple[Tensor, Tensor]
-"""uint8 images [B, 3, H, W] and int64 labels [B]"""
+"""uint8 images [B, 3, H, W] and int64 labels [B], or uint8 masks [B, H, W]"""
 
 
 @dataclass
@@ -61,24 +61,32 @@ class Loader:
         """(channels, height, width) of an image after the operations."""
         held = self.images
         first = held.pixels[:1] if isinstance(held, Resident) else held.read(0)[None]
-        _, *shape = transform(first, self._operations, torch.full((1, draws(self._operations)), 0.5)).shape
-        return shape[0], shape[1], shape[2]
+        shape = transform(first, self._operations, torch.full((1, draws(self._operations)), 0.5)).shape
+        return RGB, shape[-2], shape[-1]
 
-    def epoch(self, number: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, on the device; number 0 is the pass before training."""
+    def steps(self, steps: range) -> Iterator[Batch]:
+        """The batches of these steps of training, counted from 0 through epoch 1, epoch 2, …"""
+        for number in range(steps.start // self.batches, -(-steps.stop // self.batches)):
+            before = number * self.batches
+            yield from self.epoch(number + 1, slice(max(steps.start - before, 0), steps.stop - before))
+
+    def epoch(self, number: int = 0, part: slice = slice(None)) -> Iterator[Batch]:
+        """The batches of one epoch, or part of them, on the device; number 0 is the pass before training."""
         generator = torch.Generator().manual_seed(entropy(self.seed, number))
         n = len(self)
         order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
         # Row i is image i's luck in this epoch, whatever batch it comes in.
         uniforms = torch.rand(n, draws(self._operations), generator=generator)
         ends = batch_ends(n, self.batch_size)
-        chunks = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        chunks = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)][part]
         batches = (
             self._resident_batches(chunks, uniforms)
             if isinstance(self.images, Resident)
             else self._streamed_batches(chunks, uniforms)
         )
         for images, labels in batches:
+            if images.shape[1] > RGB:
+                images, labels = images[:, :RGB], images[:, RGB]
             yield images.contiguous(memory_format=torch.channels_last), labels
 
     def _resident_batches(self, chunks: list[Tensor], uniforms: Tensor) -> Iterator[Batch]:
@@ -116,10 +124,11 @@ def entropy(*parts: int) -> int:
 def batch_ends(images: int, batch_size: int) -> list[int]:
     """End index of each batch; a last batch of one image is joined to the batch before.
 
-    One value per channel has no variance, in training and in conversion alike.
+    One value per channel has no variance, in training and in conversion alike. Batches of one, for
+    evaluation, stay as they are.
     """
     ends = [*range(batch_size, images, batch_size), images]
-    if len(ends) > 1 and images - ends[-2] == 1:
+    if len(ends) > 1 and images - ends[-2] == 1 < batch_size:
         del ends[-2]
     return ends
 

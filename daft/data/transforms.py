@@ -1,11 +1,16 @@
 """Batched image operations on uint8 tensors; randomness comes in as a table, one row per image.
 
+A mask goes through them as its image's fourth channel: it moves along, its values are never mixed, and what
+changes colours leaves it alone.
+
 Because row i belongs to image i of an epoch, the pixels of an epoch depend neither on the batch size nor
 on whether images are resident, streamed, or read by one worker or eight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import singledispatch
+from itertools import permutations
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,18 +19,23 @@ from torchvision.transforms.v2 import functional as F
 
 from daft.config import (
     CenterCrop,
+    ColorJitter,
     Flip,
     Grayscale,
     Operation,
     RandomCrop,
     RandomResizedCrop,
+    RandomScaleCrop,
     Resize,
 )
+
+RGB = 3
+"""Channels of an image; a further one is its mask."""
 
 CROP_ATTEMPTS = 10
 """Draws of a random box before falling back to the centre, as in torchvision's RandomResizedCrop."""
 
-DRAWS = {Flip: 1, RandomCrop: 2, RandomResizedCrop: 2 * CROP_ATTEMPTS + 2}
+DRAWS = {Flip: 1, RandomCrop: 2, RandomResizedCrop: 2 * CROP_ATTEMPTS + 2, RandomScaleCrop: 3, ColorJitter: 4}
 """Uniform numbers that an operation consumes per image."""
 
 
@@ -35,7 +45,7 @@ def draws(operations: Sequence[Operation]) -> int:
 
 
 def transform(images: Tensor, operations: Sequence[Operation], uniforms: Tensor) -> Tensor:
-    """Apply operations in order to uint8 images [B, C, H, W].
+    """Apply operations in order to uint8 images [B, 3, H, W], or [B, 4, H, W] with masks.
 
     uniforms: [B, draws(operations)] in [0, 1), on the CPU. Raises ValueError for a crop larger than the
     image.
@@ -70,7 +80,7 @@ def least_side(operations: Sequence[Operation]) -> int:
                 least = op.size
             elif op.size > side:
                 raise ValueError(f"a crop of {op.size} pixels does not fit the {side} pixels left before it")
-        if not isinstance(op, Flip | Grayscale):
+        if isinstance(op, Resize | CenterCrop | RandomCrop | RandomResizedCrop | RandomScaleCrop):
             side = op.size if isinstance(op.size, int) else min(op.size)
     return least
 
@@ -78,7 +88,7 @@ def least_side(operations: Sequence[Operation]) -> int:
 def one_shape(operations: Sequence[Operation]) -> bool:
     """Whether images of any size come out in the same shape."""
     return any(
-        isinstance(op, CenterCrop | RandomCrop | RandomResizedCrop)
+        isinstance(op, CenterCrop | RandomCrop | RandomResizedCrop | RandomScaleCrop)
         or (isinstance(op, Resize) and not isinstance(op.size, int))
         for op in operations
     )
@@ -93,7 +103,7 @@ def apply(op: object, images: Tensor, uniforms: Tensor) -> Tensor:
 @apply.register
 def _(op: Resize, images: Tensor, uniforms: Tensor) -> Tensor:
     size = [op.size] if isinstance(op.size, int) else list(op.size)
-    return F.resize(images, size, InterpolationMode(op.interpolation), antialias=True)
+    return _resize(images, size, op.interpolation)
 
 
 @apply.register
@@ -104,7 +114,7 @@ def _(op: CenterCrop, images: Tensor, uniforms: Tensor) -> Tensor:
 
 @apply.register
 def _(op: Grayscale, images: Tensor, uniforms: Tensor) -> Tensor:
-    return F.rgb_to_grayscale(images, num_output_channels=3)
+    return _recolour(images, lambda rgb: F.rgb_to_grayscale(rgb, num_output_channels=RGB))
 
 
 @apply.register
@@ -131,10 +141,64 @@ def _(op: RandomResizedCrop, images: Tensor, uniforms: Tensor) -> Tensor:
     size = [op.size, op.size]
     boxes = _random_boxes(op, images.shape[-2], images.shape[-1], uniforms)
     crops = [
-        F.resized_crop(image, top, left, height, width, size, antialias=True)
+        _resize(F.crop(image, top, left, height, width), size)
         for image, (top, left, height, width) in zip(images, boxes, strict=True)
     ]
     return torch.stack(crops)
+
+
+@apply.register
+def _(op: RandomScaleCrop, images: Tensor, uniforms: Tensor) -> Tensor:
+    low, high = op.scale
+    crops = []
+    for image, (u, v, w) in zip(images, uniforms.tolist(), strict=True):
+        factor = low + u * (high - low)
+        size = [max(1, int(side * factor)) for side in image.shape[-2:]]
+        scaled = _resize(image, size)
+        sides = [max(op.size, side) for side in size]
+        top, left = ((large - side) // 2 for large, side in zip(sides, size, strict=True))
+        canvas = scaled.new_zeros(len(scaled), *sides)
+        canvas[RGB:] = op.label
+        canvas[:, top : top + size[0], left : left + size[1]] = scaled
+        top, left = (int(x * (side - op.size + 1)) for x, side in zip((v, w), sides, strict=True))
+        crops.append(canvas[:, top : top + op.size, left : left + op.size])
+    return torch.stack(crops)
+
+
+@apply.register
+def _(op: ColorJitter, images: Tensor, uniforms: Tensor) -> Tensor:
+    kinds = (
+        (op.brightness, F.adjust_brightness),
+        (op.contrast, F.adjust_contrast),
+        (op.saturation, F.adjust_saturation),
+    )
+    orders = list(permutations(range(len(kinds))))
+
+    def jitter(rgb: Tensor, luck: list[float]) -> Tensor:
+        for i in orders[int(luck[-1] * len(orders))]:
+            strength, adjust = kinds[i]
+            rgb = adjust(rgb, 1 + strength * (2 * luck[i] - 1))
+        return rgb
+
+    rows = zip(images, uniforms.tolist(), strict=True)
+    return torch.stack([_recolour(image, lambda rgb, luck=luck: jitter(rgb, luck)) for image, luck in rows])
+
+
+def _resize(
+    images: Tensor, size: list[int], interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+) -> Tensor:
+    """uint8 [..., C, H, W] in another size, antialiased; masks take the nearest value."""
+    rgb = F.resize(images[..., :RGB, :, :], size, InterpolationMode(interpolation), antialias=True)
+    if images.shape[-3] == RGB:
+        return rgb
+    masks = F.resize(images[..., RGB:, :, :], size, InterpolationMode.NEAREST_EXACT)
+    return torch.cat([rgb, masks], dim=-3)
+
+
+def _recolour(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """uint8 [..., C, H, W] with other colours and the same masks."""
+    rgb = change(images[..., :RGB, :, :])
+    return rgb if images.shape[-3] == RGB else torch.cat([rgb, images[..., RGB:, :, :]], dim=-3)
 
 
 def _random_boxes(
