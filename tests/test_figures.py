@@ -63,6 +63,11 @@ def call(monkeypatch):
     return called
 
 
+def images(figure: Any) -> list[np.ndarray]:
+    """Those of its first panel."""
+    return [image.get_array() for image in figure.axes[0].images]
+
+
 def texts(figure: Any) -> str:
     """All that a figure says."""
     return "\n".join(t.get_text() for t in figure.findobj(lambda artist: hasattr(artist, "get_text")))
@@ -132,10 +137,10 @@ def test_similarities_are_the_records_image_by_image_and_are_measured_once(made,
         counts, _ = torch.histogram(of_split.cosine.double(), 50, range=(-1.0, 1.0))
         assert counts.tolist() == done.record["distortion"][split]["cosine"]["counts"]
     # One image through both networks alone, on the pixels that are kept.
-    images = data.load(configurations["daft"], data.listing(configurations["daft"]), CPU)
+    loaders = data.load(configurations["daft"], data.listing(configurations["daft"]), CPU)
     photo, place = found["photo"], int(found["photo"].ranked[3, 1, 0])
     pixels = photo.images[3, 1, 0]
-    held = images.evaluation["photo"].images
+    held = loaders.evaluation["photo"].images
     assert isinstance(held, Resident)
     torch.testing.assert_close(pixels, held.pixels[place])
     with torch.no_grad():
@@ -152,20 +157,28 @@ def test_similarities_are_the_records_image_by_image_and_are_measured_once(made,
     assert extremes.read(done.directory, "another run") is None
 
 
-def test_every_picture_of_a_folder_is_written_twice_and_the_same_again(made, tmp_path, call):
-    runs = next(iter(made[1].values())).directory.parent
-    call(figures, runs, "--out", tmp_path)
-    names = ["overview", "id_ood", "features", "cosine", "l2", "change"]
-    names += [f"extremes_{split}" for split in ("id", "photo", "neon")]
+def test_a_folder_has_the_papers_pictures(made):
+    folder = next(iter(made[1].values())).directory.parent
+    loaded = records.load(records.below(folder))
+    names = [picture.name for picture in gallery.of_runs(loaded)]
+    assert names == ["overview", "id_ood", "features", "cosine", "l2", "change"]
+    assert [p.name for p in gallery.of_run(loaded[0])] == names[2:]
+    assert gallery.of_run(loaded[0])[0].image().width > 1000
+
+
+def test_pictures_are_written_as_png_and_pdf_and_are_the_same_again(made, tmp_path, call):
+    folder = next(iter(made[1].values())).directory.parent
+    call(figures, folder, "--kind", "change,extremes", "--out", tmp_path)
+    names = ["change", *(f"extremes_{split}" for split in ("id", "photo", "neon"))]
     expected = {f"shapes-shapes_resnet10-{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert {file.name for file in tmp_path.iterdir()} == expected
     assert all(file.stat().st_size < style.LARGEST for file in tmp_path.glob("*.png"))
-    loaded = records.load(records.below(runs))
-    for picture in (gallery.of_runs(loaded)[-1], gallery.of_extremes(loaded, runs)[0]):
-        file = tmp_path / f"shapes-shapes_resnet10-{picture.name}.png"
-        assert style.rendered(picture.draw(), "png") == file.read_bytes(), picture.name
-    assert [p.name for p in gallery.of_run(loaded[0])] == ["features", "cosine", "l2", "change"]
-    assert gallery.of_run(loaded[0])[0].image().width > 1000
+    assert all(drawn(file) for file in tmp_path.glob("*.png"))
+    loaded = records.load(records.below(folder))
+    for picture in (gallery.of_runs(loaded)[-1], gallery.of_extremes(loaded, folder)[0]):
+        for kind in ("png", "pdf"):
+            file = tmp_path / f"shapes-shapes_resnet10-{picture.name}.{kind}"
+            assert style.rendered(picture.draw(), kind) == file.read_bytes(), file.name
 
 
 def test_a_wrong_request_is_named(made, tmp_path, call):
@@ -196,7 +209,7 @@ def test_a_sheet_shows_evenly_spaced_images_with_their_shift(tiny):
     config = tiny("dataset.ood.photo.shift=[grayscale]")
     listed = data.listing(config)
     figure = sheets.classification(config, listed, classes=["ring", "star"])
-    shown = [image.get_array() for image in figure.axes[0].images]
+    shown = images(figure)
     assert len(shown) == 2 * 3  # classes by splits
     grey = [bool(np.all(image[..., 0] == image[..., 1])) for image in shown]
     assert [grey[1], grey[4]] == [True, True]
@@ -213,7 +226,7 @@ def test_masks_are_painted_in_vocs_colours():
     mask = torch.full((40, 60), 1)
     mask[:, :30] = 255
     figure = sheets.segmentation([torch.zeros(3, 40, 60, dtype=torch.uint8)], [mask], ["sky", "cat"], "t")
-    painted = figure.axes[0].images[1].get_array()
+    painted = images(figure)[1]
     assert {tuple(pixel) for pixel in painted.reshape(-1, 3).tolist()} == {(255, 255, 255), (128, 0, 0)}
     assert "cat" in texts(figure)
     assert "sky" not in texts(figure)
@@ -257,7 +270,7 @@ def test_a_training_size_has_the_rates_that_it_selects_itself():
         for m in ("ft", "daft")
         for r, a in accuracies.items()
     ]
-    figure = sensitivity.training_size(sensitivity.frame(runs))
+    figure: Any = sensitivity.training_size(sensitivity.frame(runs))
     lines = [line.get_ydata().tolist() for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
     assert [50.0, 90.0] in lines
     assert "1 %\n10" in texts(figure)
@@ -290,7 +303,7 @@ def test_a_grid_shows_each_mean_and_marks_divergence():
         (0.01, 0.1, 62.0, 1),
     ]
     runs = [run(f"{a}{b}{s}", seed=s, accuracy=acc, lr_backbone=a, lr_head=b) for a, b, acc, s in rates]
-    figure = sensitivity.rate_grid(sensitivity.frame(runs))
+    figure: Any = sensitivity.rate_grid(sensitivity.frame(runs))
     shown = [t.get_text() for t in figure.axes[0].texts]
     assert sorted(shown) == ["61.0", "70.0", "84.0"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in figure.axes[0].lines] == [(1, 1)]

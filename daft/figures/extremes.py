@@ -101,7 +101,7 @@ def picture(split: str, found: Mapping[str, Similarity], classes: Sequence[str],
     part = "" if len(shown) == len(classes) else f"; {len(shown)} of {len(classes)} classes, evenly spaced"
     return mosaic.draw(
         blocks,
-        [classes[i] for i in shown],
+        [classes[int(i)] for i in shown],
         title=f"{title}: {tables.split_name(f'{split}/')} images by how far their features moved{part}",
         note="below each image: cosine similarity of its features before and after fine-tuning",
     )

@@ -118,7 +118,7 @@ def estimate_errors(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     measures = ["mean_shift", "log2_std_ratio"]
     for _, same in runs.groupby([tables.METHOD, tables.SEED]):
-        best = same.loc[same[BATCHES].idxmax()]
+        best = same.sort_values(BATCHES).iloc[-1]
         reference = pd.DataFrame(best["bn_shift"]).set_index("name")[measures].astype(float)
         for _, run in same[same[BATCHES] < runs[BATCHES].max()].iterrows():
             layers = pd.DataFrame(run["bn_shift"]).set_index("name")[measures].astype(float)
@@ -136,13 +136,19 @@ def rate_grid(runs: pd.DataFrame) -> Figure:
     for rate, name in zip(tables.RATES, ("method.lr_backbone", "method.lr_head"), strict=True):
         if runs[rate].nunique() < 2:
             raise UserError(f"runs have {runs[rate].nunique()} value(s) of {name}; a grid needs two or more")
+    finished = runs.dropna(subset="id/accuracy") if "id/accuracy" in runs else runs.iloc[:0]
+    if finished.empty:
+        raise UserError(f"all {len(runs)} runs of the grid diverged")
     maps = [(metric, ACCURACIES[metric], "cividis", ".1f") for metric in _metrics(runs)]
     maps.append((EPOCHS, "epochs to 95 % of\nfinal ID accuracy", "cividis_r", ".2g"))
     columns, rows = (np.sort(runs[rate].dropna().unique()) for rate in tables.RATES)
-    side = 0.42
-    figure, (panels,) = style.canvas(
-        1, len(maps), 1.6 + side * len(rows), width=max(style.WIDTH, 3 * side * len(columns))
-    )
+
+    def place(run: "pd.Series[Any]") -> tuple[int, int]:
+        x, y = (run[rate] for rate in tables.RATES)
+        return int(np.searchsorted(columns, x)), int(np.searchsorted(rows, y))
+
+    width, height = (0.42 * len(rates) for rates in (columns, rows))
+    figure, (panels,) = style.canvas(1, len(maps), 1.6 + height, width=max(style.WIDTH, 3 * width))
     for axes, (metric, title, colours, form) in zip(panels, maps, strict=True):
         table = runs.pivot_table(
             index=tables.RATES[1], columns=tables.RATES[0], values=metric, aggfunc="mean"
@@ -151,22 +157,18 @@ def rate_grid(runs: pd.DataFrame) -> Figure:
         image = axes.imshow(values, cmap=colours, origin="lower", aspect="auto")
         _annotate(axes, values, image, form)
         for _, run in runs[runs["status"] == "diverged"].iterrows():
-            at = [
-                int(np.searchsorted(v, run[rate]))
-                for v, rate in zip((columns, rows), tables.RATES, strict=True)
-            ]
-            axes.plot(*at, "x", color=style.INK, markersize=7)
-        axes.set_xticks(
-            range(len(columns)), [f"{rate:g}" for rate in columns], rotation=45 if len(columns) > 5 else 0
-        )
+            axes.plot(*place(run), "x", color=style.INK, markersize=7)
+        tilt = 45 if len(columns) > 5 else 0
+        axes.set_xticks(range(len(columns)), [f"{rate:g}" for rate in columns], rotation=tilt)
         axes.set_yticks(range(len(rows)), [f"{rate:g}" for rate in rows])
         axes.set_xlabel(r"backbone's rate $\eta_\theta$")
         axes.set_title(title)
         axes.spines[:].set_visible(False)
-    best = runs.groupby(tables.RATES)["id/accuracy"].mean().idxmax()
-    corner = [int(np.searchsorted(v, rate)) - 0.5 for v, rate in zip((columns, rows), best, strict=True)]
+    means = finished.groupby(tables.RATES, as_index=False)["id/accuracy"].mean()
+    column, row = place(means.sort_values("id/accuracy").iloc[-1])
     for axes in panels:
-        axes.add_patch(Rectangle(tuple(corner), 1, 1, fill=False, edgecolor="#d55e00", linewidth=2))
+        corner = (column - 0.5, row - 0.5)
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#d55e00", linewidth=2))
     panels[0].set_ylabel(r"head's rate $\eta_w$")
     seeds = runs.groupby(tables.RATES)[tables.SEED].nunique()
     low, high = seeds.min(), seeds.max()

@@ -131,16 +131,14 @@ def rendered(figure: Figure, kind: str) -> bytes:
 def _small(png: bytes) -> bytes:
     """The picture in fewer bytes: lines in 256 colours, photographs in as many as fit into LARGEST."""
     image = Image.open(BytesIO(png)).convert("RGB")
-    lines = _png(image.quantize(256))
-    if image.getcolors(PHOTOGRAPHIC) is not None:
-        return lines
-    pixels = np.asarray(image)
-    for bits in (8, 6, 5):
-        levels = 2**bits - 1
-        fewer = (np.round(pixels / 255 * levels) * 255 / levels).round().astype(np.uint8)
-        if len(content := _png(Image.fromarray(fewer))) <= LARGEST:
-            return content
-    return lines
+    if image.getcolors(PHOTOGRAPHIC) is None:
+        pixels = np.asarray(image)
+        for bits in (8, 6, 5):
+            levels = 2**bits - 1
+            fewer = (np.round(pixels / 255 * levels) * 255 / levels).round().astype(np.uint8)
+            if len(content := _png(Image.fromarray(fewer))) <= LARGEST:
+                return content
+    return _png(image.quantize(256))
 
 
 def _png(image: Image.Image) -> bytes:
