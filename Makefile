@@ -8,7 +8,7 @@ OUT = $(if $(filter small,$@),results/small,results)
 narrow = $(if $(DATASETS),--datasets $(DATASETS)) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(METHODS),--methods $(METHODS))
 train = $(BIN)/python scripts/train.py -m $(if $(SEEDS),sweep.seeds=[$(SEEDS)]) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
-.PHONY: setup demo test kill-test benchmark report wandb-sync dashboard clean $(TABLES) $(TABLES:=-plan)
+.PHONY: setup demo test kill-test benchmark figures report wandb-sync dashboard clean $(TABLES) $(TABLES:=-plan)
 
 setup: .venv/.ready
 
@@ -37,6 +37,10 @@ $(TABLES): setup
 $(TABLES:=-plan): setup
 	@sweeps=$$($(BIN)/python scripts/tables.py $(@:-plan=) --overrides $(narrow)) || exit 1; \
 	echo "$$sweeps" | xargs -L1 $(train) sweep.plan=true
+
+# The paper's figures of the small runs, as PNG and PDF; other runs: scripts/figures.py --help.
+figures: setup
+	$(BIN)/python scripts/figures.py small --out results/small/figures
 
 # All tables, figures and runs in one file that opens without a server.
 report: setup

@@ -10,9 +10,10 @@ import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from daft import data, records, tasks
+from daft import backbones, data, evaluation, records, tasks
 from daft.config import Config, PathsConfig
 from daft.errors import UserError
+from daft.evaluation import PretrainedFeatures
 from daft.methods import Classifier
 
 
@@ -50,6 +51,30 @@ class Finished:
         except (RuntimeError, safetensors.SafetensorError) as error:
             raise UserError(f"{file}: not the weights of this run ({error})") from error
         return model.to(device).to(memory_format=torch.channels_last).eval()
+
+    def pretrained_features(self, device: torch.device) -> PretrainedFeatures:
+        """The features before training, by split: those that the run itself has kept, else extracted anew.
+
+        Raises UserError if the pretrained weights are not there, or are others.
+        """
+        known, now = self.record["identity"]["backbone"], backbones.fingerprint(self.config.backbone)
+        if known["weights"] != now:
+            raise UserError(f"{self}: {self.config.backbone.checkpoint} is not what it was made with")
+        backbone = backbones.load(self.config.backbone).to(device).to(memory_format=torch.channels_last)
+        # As the run names them in the cache: with the same code on the same kind of device they are its own.
+        arithmetic = [records.PROTOCOL, self.precision, device.type]
+        threads = device.type == "cpu" and torch.get_num_threads()
+        folder = Path(self.config.paths.cache) / "features"
+        return PretrainedFeatures(backbone, [known, *arithmetic, threads], self.autocast(device), folder)
+
+    @property
+    def precision(self) -> str:
+        """What it was made in, `fp32` or `bf16`."""
+        return self.record["identity"]["training"]["precision"]
+
+    def autocast(self, device: torch.device) -> evaluation.Autocast:
+        """Context of its forward passes."""
+        return evaluation.autocast(device, self.precision)
 
     def images(self, device: torch.device) -> data.Data:
         """Loaders of all its splits; raises UserError if images are not those it was made with."""

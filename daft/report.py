@@ -2,21 +2,22 @@
 
 import base64
 import html
-from collections.abc import Callable, Sequence
-from functools import partial
-from io import BytesIO
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from daft import figures, paper, records, rendering, tables
+from daft import paper, records, rendering, tables
 from daft.errors import UserError
+from daft.figures import gallery, style
+from daft.figures.gallery import Picture
 
 STYLE = """
 nav { display: flex; flex-wrap: wrap; gap: 0 1rem; }
 .figures { display: grid; gap: 1rem; }
-.figures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
-figure { margin: 0; } figure img { width: 100%; height: auto; max-width: 34rem; }
+.figures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 32rem), 1fr)); align-items: start; }
+figure { margin: 0; } figure img { width: 100%; height: auto; max-width: 53rem; background: #fff; }
 figcaption { font-size: 0.85rem; color: #666; }
 details { border-bottom: 1px solid #ddd; padding: 0.3rem 0; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
@@ -25,8 +26,11 @@ summary { cursor: pointer; overflow-wrap: anywhere; }
 """
 
 
-def report(loaded: Sequence[dict[str, Any]], title: str) -> str:
-    """The page: tables of the paper that have runs, then each dataset and backbone, then every run."""
+def report(loaded: Sequence[dict[str, Any]], title: str, folder: Path | None = None) -> str:
+    """The page: tables of the paper that have runs, then each dataset and backbone, then every run.
+
+    folder: of the runs, for pictures of what `figures.py` has measured and kept beside them.
+    """
     runs = records.rows(loaded)
     sections, links = [], []
     for table in map(paper.load, paper.names()):
@@ -39,7 +43,8 @@ def report(loaded: Sequence[dict[str, Any]], title: str) -> str:
         anchor = "-".join(map(str, names))
         links.append((anchor, heading))
         try:
-            body = _cells(group)
+            of_group = [record for record in loaded if record["run"] in set(group["run"])]
+            body = _cells(group, of_group, folder)
         except UserError as error:  # one cell of mixed settings does not take the other sections away
             body = f'<p class="problem">{_escape(error)}</p>'
         sections.append(f'<section id="{_escape(anchor)}"><h2>{_escape(heading)}</h2>{body}</section>\n')
@@ -59,23 +64,13 @@ def _escape(value: object) -> str:
     return value if isinstance(value, _Html) else html.escape(str(value))
 
 
-def _cells(runs: pd.DataFrame) -> str:
+def _cells(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], folder: Path | None) -> str:
     """The table and figures of one dataset and backbone."""
-    chosen = tables.select(runs)
-    table = _accuracies(tables.aggregate(chosen, runs), tables.accuracies(runs))
-    pictures = []
-    if "ood/accuracy" in chosen and chosen["ood/accuracy"].notna().any():
-        pictures.append(_picture("OOD over ID accuracy", partial(figures.id_against_ood, chosen)))
-    if not chosen.empty:
-        pictures.append(_picture("Feature distortion", partial(figures.distortion, chosen)))
-    for method in sorted(chosen[tables.METHOD].unique(), key=tables.method_order):
-        cell = runs[runs[tables.METHOD] == method]
-        rate = chosen[chosen[tables.METHOD] == method][tables.RATES[0]].iloc[0]
-        if cell[tables.RATES[0]].nunique() > 1:
-            caption = f"Learning rates, {figures.LABELS.get(method, method)}"
-            draw = partial(figures.learning_rates, cell, rate)
-            pictures.append(_picture(caption, draw))
-    return f'{table}<div class="figures">{"".join(pictures)}</div>\n'
+    table = _accuracies(tables.aggregate(tables.select(runs), runs), tables.accuracies(runs))
+    pictures = gallery.of_runs(loaded)
+    if folder:
+        pictures += gallery.of_extremes(gallery.selected(loaded), folder)
+    return f'{table}<div class="figures">{"".join(map(_picture, pictures))}</div>\n'
 
 
 def _accuracies(table: pd.DataFrame, metrics: list[str]) -> str:
@@ -90,7 +85,7 @@ def _accuracies(table: pd.DataFrame, metrics: list[str]) -> str:
         absent = "missing" if first["n"] else "diverged"
         rows.append(
             [
-                figures.LABELS.get(method, method),
+                style.label(method),
                 *tables.rates(first),
                 first["n"],
                 *(tables.mean_std(cell.loc[m]) if m in cell.index else absent for m in (*metrics, "id/l2")),
@@ -100,12 +95,11 @@ def _accuracies(table: pd.DataFrame, metrics: list[str]) -> str:
     return f'{_html_table(heads, rows)}<p class="notes">{note}</p>\n'
 
 
-def _picture(caption: str, draw: Callable[[BytesIO], None]) -> str:
-    file = BytesIO()
-    draw(file)
-    source = f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
-    caption = _escape(caption)
-    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>\n'
+def _picture(picture: Picture) -> str:
+    kind, content = style.embedded(picture.draw())
+    caption = _escape(picture.caption)
+    image = f'<img src="data:{kind};base64,{base64.b64encode(content).decode()}" alt="{caption}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n"
 
 
 def _runs(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> str:

@@ -1,46 +1,50 @@
-"""Draw a contact sheet of the shapes dataset: one row per style, one block of columns per class.
+"""Draw samples of a dataset: a row per evaluation split, a few images per class (as Figure 3 of the paper).
 
-python scripts/contact_sheet.py --out sheet.png --seed 0 --size 64 --per-class 2
+python scripts/contact_sheet.py dataset=domainnet --out domainnet.png
+python scripts/contact_sheet.py dataset=pacs --per-class 2 --classes dog,horse --out sheet.pdf
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-import matplotlib
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import numpy as np
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
-from daft.data.shapes import CLASSES, STYLES, generate
+from daft.cli import complaint
+from daft.config import for_schema, validate
+from daft.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    """Generate just enough of each style and write the sheet."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, default=64, help="side of an image, in pixels")
-    parser.add_argument("--per-class", type=int, default=2)
-    args = parser.parse_args()
+    """List the images of every split, and write the sheet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="dataset=NAME and its keys, as for train.py")
+    parser.add_argument("--out", type=Path, required=True, help="a .png, .pdf or .svg file")
+    parser.add_argument("--per-class", type=int, default=1, help="images of a class and split")
+    parser.add_argument("--classes", default="", help="separated by commas; default: ten, evenly spaced")
+    args = parser.parse_intermixed_args()
+    if args.per_class < 1:
+        parser.error(f"--per-class {args.per_class}: one or more")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = validate(compose("train", for_schema(args.overrides)))
 
-    figure, rows = plt.subplots(
-        len(STYLES), 1, figsize=(args.per_class * len(CLASSES) + 1, 1.1 * len(STYLES))
-    )
-    for style, axes in zip(STYLES, rows, strict=True):
-        images, labels = generate(style, args.per_class * len(CLASSES), args.seed, args.size)
-        strip = np.concatenate(images[np.argsort(labels, kind="stable")], axis=-1)
-        axes.imshow(strip.transpose(1, 2, 0), interpolation="nearest")
-        axes.set_ylabel(style)
-        axes.set_yticks([])
-        axes.set_xticks([])
-    rows[0].xaxis.tick_top()
-    middles = (np.arange(len(CLASSES)) + 0.5) * args.per_class * args.size - 0.5
-    rows[0].set_xticks(middles, CLASSES)
-    rows[0].tick_params(length=0)
-    figure.tight_layout(pad=0.3)
-    figure.savefig(args.out, dpi=100)
+    # Seconds of imports: only now that the configuration makes sense.
+    from daft import data
+    from daft.figures import sheets, style
+
+    classes = [name for name in args.classes.split(",") if name]
+    style.save(sheets.classification(config, data.listing(config), args.per_class, classes), args.out)
+    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        sys.exit(complaint("contact_sheet.py", error))

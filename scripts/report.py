@@ -29,7 +29,7 @@ def main() -> None:
     loaded = records.load(records.below(args.runs))
     if not loaded:
         raise UserError(f"{args.runs}: no records below this folder")
-    write_atomically(args.out, report.report(loaded, f"Runs of {args.runs}"))
+    write_atomically(args.out, report.report(loaded, f"Runs of {args.runs}", args.runs))
     print(f"wrote {args.out}")
 
 

@@ -83,12 +83,6 @@ def test_a_folder_without_records_is_named_without_a_traceback(name: str, tmp_pa
     assert str(tmp_path) in done.stderr
 
 
-def test_the_contact_sheet_is_drawn(tmp_path: Path):
-    done = script("contact_sheet.py", "--out", tmp_path / "sheet.png", "--size", 16, "--per-class", 1)
-    assert done.returncode == 0, done.stderr
-    assert drawn(tmp_path / "sheet.png")
-
-
 def test_the_benchmark_runs_through_at_toy_size():
     done = script("benchmark.py", "--quick", "--repeats", 1, "--threads", 1, "--only", "conversion")
     assert done.returncode == 0, done.stderr

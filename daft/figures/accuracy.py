@@ -1,0 +1,128 @@
+"""Accuracies: per split and method, ID against OOD, over the learning rates."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from daft import tables
+from daft.figures import features, style
+
+ROOMY = 40
+"""Bars whose numbers can stand upright."""
+
+
+def overview(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> Figure:
+    """One dataset at a glance: accuracy per split, and how far the features moved, per method.
+
+    runs: selected runs of one dataset and backbone. loaded: their records.
+    """
+    methods = style.methods(runs[tables.METHOD])
+    columns = tables.accuracies(runs)
+    figure, ((upper,), (lower,)) = style.canvas(2, 1, 5.4, height_ratios=(1.2, 1))
+    width = 0.8 / len(methods)
+    upright = len(methods) * len(columns) > ROOMY
+    for i, method in enumerate(methods):
+        cell = runs[runs[tables.METHOD] == method]
+        x = np.arange(len(columns)) + (i - (len(methods) - 1) / 2) * width
+        means, stds = cell[columns].mean(), cell[columns].std(ddof=1)
+        bars = {"yerr": stds, "error_kw": {"elinewidth": 0.8}} if len(cell) > 1 else {}
+        upper.bar(x, means, width, color=style.COLOURS.get(method), **bars)
+        for position, mean, std in zip(x, means, stds.fillna(0), strict=True):
+            upper.text(
+                position,
+                mean + std + 1,
+                f"{mean:.0f}",
+                ha="center",
+                va="bottom",
+                fontsize=7,
+                rotation=90 if upright else 0,
+            )
+    upper.set_xticks(range(len(columns)), [tables.split_name(c) for c in columns])
+    upper.set_ylabel("accuracy (%)")
+    upper.set_ylim(0, 112 if upright else 105)
+    upper.set_title("Accuracy")
+    moved = [m for m in methods if m != "lp"]  # its features do not move
+    features.overlay(lower, loaded, moved, "id", "cosine")
+    lower.set_title("Feature distortion (as Figure 1 of the paper)")
+    figure.legend(
+        [Patch(color=style.COLOURS.get(m)) for m in methods],
+        [style.label(m) for m in methods],
+        ncols=len(methods),
+        loc="outside lower center",
+    )
+    names = runs.iloc[0]
+    spread = style.seeds(runs.groupby(tables.METHOD)[tables.SEED].nunique())
+    figure.suptitle(f"{names[tables.DATASET]}, {names[tables.BACKBONE]}: {spread}")
+    return figure
+
+
+def id_against_ood(runs: pd.DataFrame) -> Figure:
+    """Mean OOD accuracy over ID accuracy per method, a panel per dataset and backbone.
+
+    runs: selected ones; the small marks are single runs.
+    """
+    groups = list(runs.groupby([tables.DATASET, tables.BACKBONE], sort=False))
+    figure, (panels,) = style.canvas(1, len(groups), 4.2, width=max(5.6, 4.6 * len(groups)))
+    for axes, (names, group) in zip(panels, groups, strict=True):
+        for method in style.methods(group[tables.METHOD]):
+            cell = group[group[tables.METHOD] == method]
+            x, y = cell["id/accuracy"], cell["ood/accuracy"]
+            several = len(cell) > 1
+            if several:
+                axes.scatter(x, y, s=14, alpha=0.5, linewidths=0, **style.mark(method))
+            axes.errorbar(
+                x.mean(),
+                y.mean(),
+                xerr=x.std(ddof=1) if several else None,
+                yerr=y.std(ddof=1) if several else None,
+                markersize=8,
+                capsize=3,
+                linestyle="none",
+                label=f"{style.label(method)} (n = {len(cell)})",
+                **style.mark(method),
+            )
+        axes.set_title(", ".join(map(str, names)))
+        axes.set_xlabel("ID accuracy (%)")
+        axes.set_ylabel("mean OOD accuracy (%)")
+        axes.grid()
+        # Beside a single panel, below where there are several: nowhere over the marks.
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.02, 1)}
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+        axes.legend(**(beside if len(groups) == 1 else below))
+    style.note(figure, "large marks: means over n seeds, bars ± sample standard deviation (ddof = 1)")
+    return figure
+
+
+def learning_rates(runs: pd.DataFrame, chosen: float) -> Figure:
+    """ID and mean OOD accuracy over η_θ of one cell at its lowest seed, a line per η_w; × marks divergence.
+
+    runs: of one dataset, backbone and method. chosen: the selected η_θ.
+    """
+    grid = runs[runs[tables.SEED] == runs[tables.SEED].min()].sort_values(tables.RATES[0])
+    figure, ((axes,),) = style.canvas(1, 1, 3, width=5.6)
+    name, measure = str(grid[tables.METHOD].iloc[0]), tables.measure(grid)
+    of_head = list(grid.groupby(tables.RATES[1], dropna=False))
+    for i, (rate, line) in enumerate(sorted(of_head, key=lambda group: -len(group[1]))):
+        shade = {"color": style.COLOURS.get(name, style.INK), "alpha": max(1 - 0.25 * i, 0.25)}
+        suffix = "" if len(of_head) == 1 else f", $\\eta_w$ = {rate:g}"
+        for metric, mark in ((f"id/{measure}", "o-"), (f"ood/{measure}", "s--")):
+            if metric in line:
+                split = f"{tables.split_name(metric)}{suffix}"
+                axes.plot(line[tables.RATES[0]], line[metric], mark, markersize=5, label=split, **shade)
+    diverged = grid[grid["status"] == "diverged"][tables.RATES[0]]
+    axes.plot(diverged, [0.04] * len(diverged), "kx", transform=axes.get_xaxis_transform(), label="diverged")
+    axes.axvline(chosen, color=style.INK, linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    rates = sorted(grid[tables.RATES[0]].dropna().unique())
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.minorticks_off()
+    axes.set_xlabel(r"backbone learning rate $\eta_\theta$ (dotted: chosen by ID accuracy)")
+    axes.set_ylabel(f"{measure} (%)")
+    axes.set_title(f"{style.label(name)}, seed {grid[tables.SEED].iloc[0]}")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
+    axes.grid()
+    return figure

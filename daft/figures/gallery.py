@@ -1,0 +1,172 @@
+"""Which pictures there are of some runs: for files, for the report, for W&B."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from daft import records, tables
+from daft.figures import accuracy, change, extremes, features, sensitivity, style
+
+Measure = Callable[[Path], extremes.Similarities]
+"""Of a run's directory: `daft.similarity.similarities`, which takes the run's network and images."""
+
+
+class Picture(NamedTuple):
+    """One picture, not drawn yet."""
+
+    name: str
+    """of a file, without suffix"""
+    caption: str
+    draw: Callable[[], Figure]
+
+    def image(self) -> Image.Image:
+        """As pixels."""
+        return Image.open(BytesIO(style.rendered(self.draw(), "png")))
+
+
+SENSITIVITY = {
+    "training_size": ("Accuracy over the size of the training set", sensitivity.training_size),
+    "conversion_batches": (
+        "Estimate and accuracy over the batches of BN conversion",
+        sensitivity.conversion_batches,
+    ),
+    "shift_family": ("What BN conversion gains over the strength of the shift", sensitivity.shift_family),
+}
+"""Of one dataset and backbone, from `sensitivity.frame`; and `rate_grid`, per method."""
+
+KINDS = (
+    "overview",
+    "id_ood",
+    "features",
+    "cosine",
+    "l2",
+    "change",
+    "rates",
+    "extremes",
+    *SENSITIVITY,
+    "rate_grid",
+)
+"""What pictures are called, or begin with."""
+
+
+def of_runs(loaded: Sequence[dict[str, Any]], methods: Sequence[str] = ()) -> list[Picture]:
+    """The pictures of one dataset and backbone, at the selected rates, as far as its records have them.
+
+    methods: of Figures 1 and 2, instead of the paper's. Raises UserError if runs of a method are no sample.
+    """
+    runs = records.rows(loaded)
+    chosen = tables.select(runs)
+    if chosen.empty:
+        return []
+    kept = [record for record in loaded if record["run"] in set(chosen["run"])]
+    found = [Picture("overview", "Accuracy and feature distortion", partial(accuracy.overview, chosen, kept))]
+    if "ood/accuracy" in chosen and chosen["ood/accuracy"].notna().any():
+        found.append(Picture("id_ood", "OOD over ID accuracy", partial(accuracy.id_against_ood, chosen)))
+    found += _distortion(kept, methods)
+    for method in style.methods(chosen[tables.METHOD]):
+        cell = runs[runs[tables.METHOD] == method]
+        if cell[tables.RATES[0]].nunique() > 1:
+            rate = chosen[chosen[tables.METHOD] == method][tables.RATES[0]].iloc[0]
+            draw = partial(accuracy.learning_rates, cell, rate)
+            found.append(Picture(f"rates_{method}", f"Learning rates, {style.label(method)}", draw))
+    return found
+
+
+def of_run(record: dict[str, Any]) -> list[Picture]:
+    """The pictures of a single run."""
+    return _distortion([record], [record["config"]["method"]["name"]])
+
+
+def of_extremes(
+    loaded: Sequence[dict[str, Any]],
+    folder: Path,
+    methods: Sequence[str] = (),
+    measure: Measure | None = None,
+) -> list[Picture]:
+    """Figures 6 to 9, a picture per evaluation split, of the lowest seed of each method.
+
+    loaded: records of one dataset and backbone at the selected rates, of runs in this folder. methods:
+    instead of the paper's. measure: for what is not kept beside the runs; None: that is left out.
+    """
+    found: dict[str, extremes.Similarities] = {}
+    known: dict[str, Any] = {}
+    for method in methods or extremes.PAPER:
+        of_method = [record for record in loaded if record["config"]["method"]["name"] == method]
+        for record in sorted(of_method, key=lambda record: record["config"]["seed"])[:1]:
+            directory = next(folder.glob(f"*{record['run']}"), folder / record["run"])
+            kept = extremes.read(directory, record["run"]) or (measure(directory) if measure else None)
+            if kept is not None:
+                found[method], known = kept, record
+    if not found:
+        return []
+    config, classes = known["config"], known["data"]["classes"]
+    title = f"{config['dataset']['name']}, {config['backbone']['name']}, seed {config['seed']}"
+    return [
+        Picture(
+            f"extremes_{split}",
+            f"Least and most moved features, {tables.split_name(f'{split}/')} (Figures 6 to 9)",
+            partial(extremes.picture, split, {m: of[split] for m, of in found.items()}, classes, title),
+        )
+        for split in known["distortion"]  # in the order of evaluation
+        if split != "holdout"
+    ]
+
+
+def of_settings(loaded: Sequence[dict[str, Any]]) -> list[Picture]:
+    """Pictures of one dataset and backbone over a setting; each says what it needs when it is drawn."""
+    runs = sensitivity.frame(loaded)
+    found = [Picture(name, caption, partial(draw, runs)) for name, (caption, draw) in SENSITIVITY.items()]
+    for method in style.methods(runs[tables.METHOD]):
+        cell = runs[runs[tables.METHOD] == method]
+        if all(cell[rate].nunique() > 1 for rate in tables.RATES):
+            draw = partial(sensitivity.rate_grid, cell)
+            found.append(
+                Picture(f"rate_grid_{method}", f"Grid of learning rates, {style.label(method)}", draw)
+            )
+    return found
+
+
+def _distortion(loaded: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[Picture]:
+    """Figures 1 and 2 of records of one dataset and backbone."""
+    found = []
+    if moved := [m for m in features.methods_of(loaded) if m != "lp"]:
+        compared = [m for m in methods or features.PAPER if m in moved] or moved
+        draw = partial(features.distributions, loaded, compared)
+        found.append(Picture("features", "Feature distortion, ID (Figure 1)", draw))
+        for measure, name in features.MEASURES.items():
+            draw = partial(features.ridges, loaded, measure)
+            found.append(Picture(measure, f"{name.capitalize()} of features, per split and method", draw))
+    if changed := change.methods_of(loaded):
+        compared = [m for m in methods or change.PAPER if m in changed] or changed
+        draw = partial(change.relative_change, loaded, compared)
+        found.append(Picture("change", "Relative change of weights and BN layers (Figure 2)", draw))
+    return found
+
+
+def named(kind: str, pictures: Sequence[Picture]) -> list[Picture]:
+    """Those of a kind."""
+    return [p for p in pictures if p.name == kind or p.name.startswith(f"{kind}_")]
+
+
+def groups(loaded: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The records by dataset and backbone, by a name for files."""
+    runs = records.rows(loaded)
+    if runs.empty:
+        return {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for names, record in zip(
+        runs[[tables.DATASET, tables.BACKBONE]].itertuples(index=False), loaded, strict=True
+    ):
+        found.setdefault("-".join(map(str, names)), []).append(record)
+    return found
+
+
+def selected(loaded: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records at the selected rates."""
+    chosen = set(tables.select(records.rows(loaded))["run"])
+    return [record for record in loaded if record["run"] in chosen]

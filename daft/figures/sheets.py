@@ -1,0 +1,115 @@
+"""Samples of a dataset: a row per split, a few images per class (Figures 3 to 5)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from daft.config import CenterCrop, Config, Operation, Resize
+from daft.data import Listing
+from daft.data.images import Labelled, read_image
+from daft.data.transforms import transform
+from daft.errors import UserError
+from daft.figures import mosaic
+
+SIDE = 96
+"""Pixels of an image in a sheet."""
+
+CLASSES = 10
+"""Columns, unless classes are named."""
+
+SQUARE = [Resize(size=SIDE), CenterCrop(size=SIDE)]
+"""The middle of an image, whatever its shape."""
+
+NOTHING = torch.empty(1, 0)
+"""Luck of operations that need none."""
+
+IGNORED = 255
+"""Label of pixels that do not count."""
+
+
+def classification(
+    config: Config, listed: Listing, per_class: int = 1, classes: Sequence[str] = ()
+) -> Figure:
+    """Evenly spaced images of each class, by class and path, as the evaluation splits have them.
+
+    classes: which, in this order; none: all, or ten of them, evenly spaced. Raises UserError if one is
+    unknown.
+    """
+    chosen = _chosen(listed.classes, classes)
+    shifts = {name: split.shift for name, split in config.dataset.ood.items()}
+    names = {"id": f"ID ({config.dataset.id.path})"} | {name: name for name in config.dataset.ood}
+    rows = {
+        title: [_samples(listed.evaluation[name], label, per_class, shifts.get(name, [])) for label in chosen]
+        for name, title in names.items()
+    }
+    blocks = [
+        mosaic.Block(
+            mosaic.wrapped(listed.classes[label], most=10 * per_class),
+            torch.stack([samples[i] for samples in rows.values()]),
+        )
+        for i, label in enumerate(chosen)
+    ]
+    part = (
+        "" if len(chosen) == len(listed.classes) else f", {len(chosen)} of its {len(listed.classes)} classes"
+    )
+    counts = ", ".join(f"{names[name]} {len(listed.evaluation[name]):,}" for name in names)
+    return mosaic.draw(blocks, list(rows), f"{config.dataset.name}{part}", f"evaluation images: {counts}")
+
+
+def segmentation(
+    images: Sequence[Tensor], masks: Sequence[Tensor], classes: Sequence[str], title: str
+) -> Figure:
+    """Images uint8 [3, H, W] above their masks int [H, W], where 255, in white, does not count."""
+    labels = sorted({int(label) for mask in masks for label in mask.unique()} - {IGNORED})
+    if labels and (labels[0] < 0 or labels[-1] >= len(classes)):
+        raise UserError(f"{title}: a mask has the label {labels[-1]}, but there are {len(classes)} classes")
+    colours = np.full((IGNORED + 1, 3), 255, np.uint8)
+    colours[: len(classes)] = palette(len(classes))
+    lines = [
+        torch.stack([transform(image[None], SQUARE, NOTHING)[0] for image in images]),
+        torch.stack([_painted(mask, colours) for mask in masks]),
+    ]
+    block = mosaic.Block("", torch.stack(lines))
+    return mosaic.draw(
+        [block], ["image", "classes"], title, legend={classes[i]: colours[i] / 255 for i in labels}
+    )
+
+
+def palette(classes: int) -> np.ndarray:
+    """Pascal VOC's colours, uint8 [classes, 3]: the bits of a label, spread over the channels' high bits."""
+    colours = np.zeros((classes, 3), np.uint8)
+    for label in range(classes):
+        for bit in range(8):
+            for channel in range(3):
+                colours[label, channel] |= ((label >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colours
+
+
+def _painted(mask: Tensor, colours: np.ndarray) -> Tensor:
+    """A mask as an image, uint8 [3, SIDE, SIDE]."""
+    nearest: Sequence[Operation] = [Resize(size=SIDE, interpolation="nearest"), CenterCrop(size=SIDE)]
+    small = transform(mask[None, None].to(torch.uint8), nearest, NOTHING)[0, 0]
+    return torch.from_numpy(colours[small.numpy()]).permute(2, 0, 1)
+
+
+def _chosen(known: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    if unknown := [name for name in wanted if name not in known]:
+        raise UserError(f"{', '.join(unknown)}: no such class; choose from {', '.join(known)}")
+    if wanted:
+        return [known.index(name) for name in wanted]
+    return np.linspace(0, len(known) - 1, min(len(known), CLASSES)).round().astype(int).tolist()
+
+
+def _samples(split: Labelled, label: int, count: int, shift: Sequence[Operation]) -> Tensor:
+    """uint8 [count, 3, SIDE, SIDE], white where the class has no more."""
+    of_class = (split.labels == label).nonzero()[:, 0]
+    places = of_class[torch.arange(min(count, len(of_class))) * len(of_class) // max(count, 1)]
+    images = torch.full((count, 3, SIDE, SIDE), 255, dtype=torch.uint8)
+    for n, i in enumerate(places.tolist()):
+        held = split.images
+        image = held[i] if isinstance(held, Tensor) else read_image(held[i])
+        images[n] = transform(image[None], [*shift, *SQUARE], NOTHING)[0]
+    return images

@@ -1,0 +1,61 @@
+"""Cosine similarity of each image's features before and after, measured once for a finished run."""
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from daft import evaluation
+from daft.config import Resize
+from daft.data.images import Resident
+from daft.data.loader import Loader
+from daft.data.transforms import apply, transform
+from daft.figures.extremes import FILE, Similarity, extremes, read
+from daft.files import write_atomically
+from daft.finished import Finished
+
+SIDE = 96
+"""Pixels that a kept image has at most."""
+
+NO_DRAWS = torch.empty(1, 0)
+
+
+def similarities(run: Finished, device: torch.device) -> dict[str, Similarity]:
+    """By evaluation split, as kept beside the run's record, else measured and then kept there.
+
+    Raises UserError if the run's weights or images, or the pretrained weights, are not there.
+    """
+    if (kept := read(run.directory, run.record["run"])) is not None:
+        return kept
+    after, before, images = run.network(device).backbone, run.pretrained_features(device), run.images(device)
+    found = {}
+    for name, loader in images.evaluation.items():
+        old, labels = before(loader)
+        new, _ = evaluation.features(after, loader, run.autocast(device))
+        cosine, labels = F.cosine_similarity(old, new).clamp(-1, 1).cpu(), labels.cpu()
+        ranked = extremes(cosine, labels, len(images.classes))
+        found[name] = Similarity(cosine, labels, ranked, _pictured(loader, ranked))
+    tensors = {f"{name}/{key}": value for name, split in found.items() for key, value in vars(split).items()}
+    metadata = {"run": run.record["run"]}
+    write_atomically(run.directory / FILE, lambda path: safetensors.torch.save_file(tensors, path, metadata))
+    return found
+
+
+def _pictured(loader: Loader, ranked: Tensor) -> Tensor:
+    """The images of these places as the network sees them, black where there is none."""
+    pixels = {place: _pixels(loader, place) for place in ranked.unique().tolist() if place >= 0}
+    blank = torch.zeros_like(next(iter(pixels.values())))
+    images = torch.stack([pixels.get(place, blank) for place in ranked.flatten().tolist()])
+    return images.view(*ranked.shape, *blank.shape)
+
+
+def _pixels(loader: Loader, place: int) -> Tensor:
+    """One image after the split's operations, no larger than SIDE."""
+    held = loader.images
+    if isinstance(held, Resident):
+        image = transform(held.pixels[place : place + 1], loader.operations[held.done :], NO_DRAWS)
+    else:
+        image = transform(held.read(place)[None], loader.operations, NO_DRAWS)
+    shrink = min(SIDE / max(image.shape[-2:]), 1)
+    height, width = (max(round(side * shrink), 1) for side in image.shape[-2:])
+    return apply(Resize(size=(height, width)), image, NO_DRAWS)[0].cpu()
