@@ -30,7 +30,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     by_metric: dict[str, Kind] = {f"{kind}_error": kind for kind in KINDS}
     shown = {table.name: table.metric for table in map(paper.load, paper.names())}
-    kinds = {name: by_metric[metric] for name, metric in shown.items() if metric in by_metric}
+    kinds: dict[str, Kind] = {
+        name: by_metric[metric] for name, metric in shown.items() if metric in by_metric
+    }
     parser.add_argument("what", help=f"{', '.join(kinds)}, or a folder of run directories")
     parser.add_argument(
         "--runs",
@@ -38,7 +40,7 @@ def main() -> int:
         default=os.environ.get("DAFT_RUNS", "runs"),
         help="folder of a table's run directories; default: DAFT_RUNS, or runs",
     )
-    parser.add_argument("--on", choices=KINDS, help="for a folder; default: generated")
+    parser.add_argument("--on", choices=KINDS, default="generated", help="for a folder; default: generated")
     parser.add_argument("--images", type=_count, help="in each of the 75 blocks, stratified; default: all")
     parser.add_argument("--batch-size", type=_count, default=256)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
@@ -46,9 +48,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for robustness.md and .csv of a folder of runs")
     args = parser.parse_args()
     is_table = args.what in kinds
-    if is_table and (args.on or args.out):
-        parser.error(f"--on and --out are for folders; tables.py {args.what} --out FOLDER writes the table")
-    kind: Kind = kinds[args.what] if is_table else args.on or "generated"
+    if is_table and (args.images or args.out):
+        parser.error("--images and --out are for folders; scripts/tables.py writes the table")
+    kind: Kind = kinds[args.what] if is_table else args.on
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if args.threads:
         torch.set_num_threads(args.threads)
