@@ -1,8 +1,8 @@
-# `make demo` and `make test` need nothing; `make table2`, `table3`, `table5`, `table6` make the paper's tables. All set up .venv first.
+# `make demo` and `make test` need nothing; `make table2` to `table6` make the paper's tables. All set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-TABLES := table2 table3 table5 table5_onefactor table6 small
+TABLES := table2 table3 table4 table5 table5_onefactor table6 small
 OUT = $(if $(filter small,$@),results/small,results)
 # Variables that narrow a table's runs, as lists with commas: make table5 BACKBONES=swav SEEDS=0 LAUNCHER=workers
 narrow = $(if $(DATASETS),--datasets $(DATASETS)) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(METHODS),--methods $(METHODS))
@@ -28,10 +28,13 @@ demo: setup
 	$(BIN)/python scripts/train.py -m method=lp,ft,lp_ft,daft wandb.mode=disabled paths.runs=runs/demo
 	$(BIN)/python scripts/figures.py runs/demo --out runs/demo/demo.png
 
+# What Table 4 measures once the runs are there.
+table4: measure = $(BIN)/python scripts/robustness.py table4 || status=1;
+
 # What a table lacks is run, then the table is written, with gaps where runs failed; the exit code is the runs'.
 $(TABLES): setup
 	@sweeps=$$($(BIN)/python scripts/tables.py $@ --overrides $(narrow)) || exit 1; \
-	echo "$$sweeps" | xargs -L1 $(train); status=$$?; \
+	echo "$$sweeps" | xargs -L1 $(train); status=$$?; $(measure) \
 	$(BIN)/python scripts/tables.py $@ --out $(OUT) && exit $$status
 
 $(TABLES:=-plan): setup

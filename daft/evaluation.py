@@ -4,18 +4,27 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from daft import progress
-from daft.data.loader import Loader
+from daft.data.loader import Batch, Loader
 from daft.files import digest, made_once, write_atomically
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Context of the run's precision, one per forward pass."""
+
+
+class Batches(Protocol):
+    """What accuracy is measured on: a Loader, or whatever else gives labelled images on a device."""
+
+    @property
+    def device(self) -> torch.device: ...
+    def epoch(self) -> Iterator[Batch]: ...
+    def __len__(self) -> int: ...
 
 
 def autocast(device: torch.device, precision: str) -> Autocast:
@@ -25,7 +34,7 @@ def autocast(device: torch.device, precision: str) -> Autocast:
 
 
 @torch.no_grad()
-def accuracy(backbone: nn.Module, head: nn.Module, loader: Loader, cast: Autocast) -> float:
+def accuracy(backbone: nn.Module, head: nn.Module, loader: Batches, cast: Autocast) -> float:
     """Percentage of images classified rightly in test mode; NaN if any logit is NaN or infinite.
 
     The head is always float32: of bf16 logits several are often equal, and the first would win.

@@ -18,6 +18,9 @@ from daft.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 DEFINITIONS, PRINTED = ROOT / "conf" / "table", ROOT / "results" / "paper"
 KEYS = ["backbone", "method", "dataset", "split"]
+MEASURED = ("accuracy", "miou", "error")
+"""Columns of numbers in results/paper."""
+
 NOTHING: dict[Any, Any] = {"n": 0, "runs": "", "diverged": 0} | dict.fromkeys(tables.EDGES, False)
 """What a cell without runs has."""
 
@@ -69,8 +72,11 @@ class Table:
     datasets: dict[str, Columns]
     paper: str | None = None
     """file of results/paper with the printed numbers; null: there are none"""
-    measure: Literal["accuracy", "miou"] = "accuracy"
-    """column of that file, and what the runs are judged by"""
+    metric: str = "accuracy"
+    """what a cell shows of each split, as the records call it"""
+    best: Literal["highest", "lowest"] = "highest"
+    digits: int = 2
+    """decimals that the paper prints"""
     mean_of: str | None = None
     """table that this one averages"""
     sweep: str = "paper"
@@ -155,10 +161,11 @@ def load(name: str) -> Table:
 def compare(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
     """A row per cell and split: ours (mean, std, n, rates, run ids), the paper's, and the difference.
 
-    Accuracies and `difference` in points; `std` of the sample (ddof = 1), none at n = 1, and
-    `difference_in_std` in units of it. `best` and `paper_best` are the highest of a column within a backbone,
-    at the two decimals that the paper prints, where there are several to compare. `diverged` counts runs;
-    `missing` is a split that no finished run has, or a cell whose runs are no sample, as `problem` says.
+    Accuracies (or errors) and `difference` in points; `std` of the sample (ddof = 1), none at n = 1, and
+    `difference_in_std` in units of it. `best` and `paper_best` are the highest (of errors the lowest) of a
+    column within a backbone, at the decimals that the paper prints, where there are several to compare.
+    `diverged` counts runs; `missing` is a split that no finished run has, or a cell whose runs are no sample,
+    as `problem` says.
     """
     source = table.source()
     ours = _ours(source, runs)
@@ -169,9 +176,10 @@ def compare(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
     ours["difference_in_std"] = (ours["difference"] / ours["std"]).where(ours["std"] > 0)
     columns = ours.groupby(["backbone", "dataset", "split"], sort=False)
     for best, numbers in (("best", ours["mean"]), ("paper_best", ours["paper"])):
-        rounded = numbers.round(2)
-        highest, several = (rounded.groupby(columns.ngroup()).transform(f) for f in ("max", "count"))
-        ours[best] = (rounded == highest) & (several > 1)
+        rounded = numbers.round(table.digits)
+        extreme = "max" if table.best == "highest" else "min"
+        most, several = (rounded.groupby(columns.ngroup()).transform(f) for f in (extreme, "count"))
+        ours[best] = (rounded == most) & (several > 1)
     ours["missing"] = ours["mean"].isna()
     return ours
 
@@ -212,7 +220,7 @@ def _ours(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
                 cell = found.get((dataset, network, method), {})
                 known: dict[Any, Any] = next(iter(cell.values()), NOTHING)
                 for split in columns.splits:
-                    number = cell.get(f"{split}/{table.measure}", NOTHING)
+                    number = cell.get(f"{split}/{table.metric}", NOTHING)
                     rows.append(
                         dict(zip(KEYS, (backbone, method, dataset, split), strict=True))
                         | {"network": network}
@@ -228,7 +236,7 @@ def _ours(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _aggregated(table: Table, runs: pd.DataFrame) -> dict[tuple[str, ...], dict[str, dict[Any, Any]]]:
-    """Metrics by cell, of the runs with the table's settings; of a cell of mixed settings the problem."""
+    """Metrics by cell, of the table's runs; of a cell of mixed settings the problem."""
     if runs.empty:
         return {}
     found = {}
@@ -246,8 +254,9 @@ def _printed(table: Table, keys: Iterable[tuple[str, ...]]) -> list[float | None
     if table.paper is None:
         return [None for _ in keys]
     printed = pd.read_csv(PRINTED / table.paper)
-    if table.measure not in printed:  # Table 6 has a column per split
-        printed = printed.melt(["backbone", "method"], var_name="split", value_name=table.measure)
+    printed = printed.rename(columns=dict.fromkeys(MEASURED, "number") | {"corruption": "split"})
+    if "number" not in printed:  # Table 6 has a column per split
+        printed = printed.melt(["backbone", "method"], var_name="split", value_name="number")
         printed["split"] = printed["split"].str.removesuffix("_accuracy")
     numbers = []
     for key in keys:
@@ -264,7 +273,7 @@ def _printed(table: Table, keys: Iterable[tuple[str, ...]]) -> list[float | None
             filed |= entry.paper
         else:
             same = [printed[column] == value for column, value in filed.items() if column in printed]
-            number = printed.loc[pd.concat(same, axis=1).all(axis=1), table.measure]
+            number = printed.loc[pd.concat(same, axis=1).all(axis=1), "number"]
             if len(number) != 1:
                 raise UserError(
                     f"{PRINTED / table.paper}: {len(number)} numbers for {' '.join(key)}, not one"

@@ -12,8 +12,8 @@ from daft.tables import EDGES
 
 LEGEND = (
     "Each cell: ours, mean ± sample standard deviation (ddof = 1) over seeds; then the paper's; then the "
-    "difference in points (and in our standard deviations, s). Bold: best of its column within a network, at "
-    "two decimals. Learning rates are chosen by ID accuracy on the lowest seed; * marks a rate at the edge "
+    "difference in points (and in our standard deviations, s). Bold: {best} of its column within a network, "
+    "as printed. Learning rates are chosen by ID accuracy on the lowest seed; * marks a rate at the edge "
     "of its grid."
 )
 
@@ -37,21 +37,21 @@ def lines(table: Table, compared: pd.DataFrame) -> Iterator[tuple[str, str, list
     for backbone, network in table.backbones.items():
         for method, row in table.methods.items():
             keys = [(backbone, method, d, split) for d, c in table.datasets.items() for split in c.splits]
-            yield network.title, row.title, [_number(rows[key]) for key in keys]
+            yield network.title, row.title, [_number(rows[key], table.digits) for key in keys]
 
 
-def _number(row: dict[Any, Any]) -> Number:
+def _number(row: dict[Any, Any], digits: int) -> Number:
     if row["missing"]:
         ours = "diverged" if row["diverged"] else "missing"
     else:
-        spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.2f}"
-        ours = f"{row['mean']:.2f}{spread}{'*' if any(row[edge] for edge in EDGES) else ''}"
+        spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.{digits}f}"
+        ours = f"{row['mean']:.{digits}f}{spread}{'*' if any(row[edge] for edge in EDGES) else ''}"
     difference = ""
     if pd.notna(row["difference"]):
-        difference = _signed(row["difference"], 2)
+        difference = _signed(row["difference"], digits)
         if pd.notna(row["difference_in_std"]):
             difference += f" ({_signed(row['difference_in_std'], 1)} s)"
-    paper = "" if pd.isna(row["paper"]) else f"{row['paper']:.2f}"
+    paper = "" if pd.isna(row["paper"]) else f"{row['paper']:.{digits}f}"
     return Number(ours, bool(row["best"]), paper, bool(row["paper_best"]), difference)
 
 
@@ -63,7 +63,7 @@ def _signed(value: float, digits: int) -> str:
 def notes(table: Table, compared: pd.DataFrame) -> list[str]:
     """What a reader has to know beside the numbers: how many runs, of how many cells, edges, divergence."""
     cells = compared.drop_duplicates(["backbone", "method", "dataset"])
-    found = [LEGEND, *table.notes]
+    found = [LEGEND.format(best=table.best), *table.notes]
     seeds = cells["n"][cells["n"] > 0]
     usual = int(seeds.mode().iloc[-1]) if len(seeds) else 0
     found.append(f"{len(seeds)} of {len(cells)} cells have runs" + (f"; n = {usual}" if usual else "") + ".")

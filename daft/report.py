@@ -34,8 +34,8 @@ def report(loaded: Sequence[dict[str, Any]], title: str, folder: Path | None = N
     runs = records.rows(loaded)
     sections, links = [], []
     for table in map(paper.load, paper.names()):
-        cells = set(table.cells())
-        if runs[tables.CELL].apply(tuple, axis=1).isin(cells).any():
+        measured = [c for c in runs.columns if c.endswith(f"/{table.metric}") and runs[c].notna().any()]
+        if measured and runs[tables.CELL].apply(tuple, axis=1).isin(table.cells()).any():
             links.append((table.name, table.name))
             sections.append(rendering.html(table, paper.compare(table, runs)))
     for names, group in runs.groupby([tables.DATASET, tables.BACKBONE], sort=True):

@@ -17,6 +17,10 @@ one warm-up, so that noise hits all alike; median and range are of the ratios of
 - g: images/s of the `Loader` alone (`random_resized_crop` 224, flip) over JPEGs of 500 x 400 px kept once
   with `cache_side=256`, against the same files decoded anew each epoch. As in d, workers have started and
   the page cache is warm: no disk is measured. Stated, without a target.
+- h: images/s of an evaluation of all 75 blocks of CIFAR-10-C's format, mapped from disk (in the page cache)
+  and resized, against as many test-mode passes over one resident batch of the network's size.
+- i: the same with the corruptions generated from resident images of the network's size as they are needed.
+  Stated, without a target: on a CPU, corrupting and classifying share the cores.
 """
 
 import argparse
@@ -51,12 +55,13 @@ from threadpoolctl import threadpool_limits  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.optim.swa_utils import update_bn  # noqa: E402
 
-from daft import backbones, data, methods, training  # noqa: E402
+from daft import backbones, data, methods, robustness, training  # noqa: E402
 from daft.batchnorm import convert_batchnorm  # noqa: E402
-from daft.config import Config, Flip, RandomResizedCrop, validate  # noqa: E402
+from daft.config import Config, Flip, Operation, RandomResizedCrop, Resize, validate  # noqa: E402
+from daft.corruptions import CORRUPTIONS, SEVERITIES  # noqa: E402
 from daft.data.images import Resident  # noqa: E402
 from daft.data.loader import Loader  # noqa: E402
-from daft.evaluation import autocast  # noqa: E402
+from daft.evaluation import accuracy, autocast  # noqa: E402
 from daft.probe import DEFAULT_PATH, fit_probe  # noqa: E402
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn")
@@ -348,6 +353,58 @@ def cached(bench: Bench) -> list[Row]:
     return [Row("g. loading from the cache / from JPEGs", ratios(mapped, decoding), "", detail)]
 
 
+@torch.no_grad()
+def corrupted(bench: Bench) -> list[Row]:
+    """Rows h and i."""
+    precision = "bf16" if bench.device.type == "cuda" else "fp32"
+    cast, model = autocast(bench.device, precision), bench.network(bench.configured(Path())).model
+    backbone, head, each = model.backbone, model.head, bench.steps * bench.batch // 10
+    images, generator = 75 * each, np.random.default_rng(0)
+    resident = torch.randint(256, (bench.batch, 3, bench.side, bench.side), dtype=torch.uint8)
+    resident = resident.to(bench.device).contiguous(memory_format=torch.channels_last)
+    clean = torch.randint(256, (each, 3, bench.side, bench.side), dtype=torch.uint8).to(bench.device)
+    labels = torch.arange(each) % 10
+    loader = Loader("id", Resident(clean), labels, "", [], bench.batch, 0, False, bench.device, 0)
+
+    def passes() -> None:
+        model.eval()
+        for _ in range(images // bench.batch):
+            with cast():
+                features = backbone(resident)
+            head(features.float())
+
+    def evaluate(blocks: robustness.Corrupted) -> None:
+        for name in CORRUPTIONS:
+            for severity in SEVERITIES:
+                accuracy(backbone, head, blocks.block(name, severity), cast)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "CIFAR-10-C"
+        folder.mkdir()
+        np.save(folder / "labels.npy", np.tile(labels.numpy(), 5))
+        for name in CORRUPTIONS:
+            pixels = generator.integers(256, size=(5 * each, 32, 32, 3), dtype=np.uint8)
+            np.save(folder / f"{name}.npy", pixels)
+        resize: list[Operation] = [Resize(size=bench.side)]
+        mapped = robustness.published(folder.parent, resize, bench.device, bench.batch)
+        made = robustness.generated(loader, bench.batch)
+        one, files, here = bench.interleaved(
+            {
+                "one batch, images/s": lambda: images // bench.batch * bench.batch / bench.seconds(passes),
+                "CIFAR-10-C, images/s": lambda: images / bench.seconds(evaluate, mapped),
+                "generated, images/s": lambda: images / bench.seconds(evaluate, made),
+            }
+        )
+    size = f"{bench.model}, {bench.side} px, batch {bench.batch}, {precision}, 75 blocks of {each}"
+    rates = [f"{median(other):.1f} / {median(one):.1f} images/s" for other in (files, here)]
+    return [
+        Row(
+            "h. evaluation on CIFAR-10-C / on one batch", ratios(files, one), ">= 0.95", f"{size}: {rates[0]}"
+        ),
+        Row("i. with corruptions generated / one batch", ratios(here, one), "", rates[1]),
+    ]
+
+
 def write_jpegs(folder: Path, classes: list[str], count: int, size: tuple[int, int]) -> None:
     """Smooth images with grain, which compress about as photos do, the classes in turn.
 
@@ -394,6 +451,7 @@ def report(rows: list[Row], machine: str) -> str:
 def main() -> int:
     """Measure, print, write; 1 if --check and a target is missed."""
     rows_of = {"conversion": conversion, "training": train, "probe": probe, "memory": memory, "cache": cached}
+    rows_of |= {"corrupted": corrupted}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")

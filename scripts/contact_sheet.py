@@ -1,7 +1,9 @@
 """Draw samples of a dataset: a row per evaluation split, a few images per class (as Figure 3 of the paper).
+Or one image under every corruption: a row per severity.
 
 python scripts/contact_sheet.py dataset=domainnet --out domainnet.png
 python scripts/contact_sheet.py dataset=pacs --per-class 2 --classes dog,horse --out sheet.pdf
+python scripts/contact_sheet.py --corruptions photo.jpg --out corruptions.png       # no photo: a drawn one
 """
 
 import argparse
@@ -28,9 +30,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a .png, .pdf or .svg file")
     parser.add_argument("--per-class", type=int, default=1, help="images of a class and split")
     parser.add_argument("--classes", default="", help="separated by commas; default: ten, evenly spaced")
+    parser.add_argument("--corruptions", type=Path, nargs="?", const=Path(), metavar="IMAGE")
     args = parser.parse_intermixed_args()
     if args.per_class < 1:
         parser.error(f"--per-class {args.per_class}: one or more")
+    if args.corruptions is not None:
+        from daft.figures import sheets, style
+
+        image = args.corruptions if args.corruptions.name else None
+        style.save(sheets.corruptions(image), args.out)
+        print(f"wrote {args.out}")
+        return
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = validate(compose("train", for_schema(args.overrides)))
 

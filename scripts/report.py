@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from daft import records, report
+from daft import records, report, robustness
 from daft.errors import UserError
 from daft.files import write_atomically
 
@@ -26,7 +26,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="an .html file")
     args = parser.parse_args()
-    loaded = records.load(records.below(args.runs))
+    loaded = robustness.load(records.below(args.runs))
     if not loaded:
         raise UserError(f"{args.runs}: no records below this folder")
     write_atomically(args.out, report.report(loaded, f"Runs of {args.runs}", args.runs))

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pandas as pd
 
-from daft import paper, records, rendering, tables
+from daft import paper, records, rendering, robustness, tables
 from daft.errors import UserError
 from daft.files import write_atomically
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _table(table: paper.Table, runs: Path, out: Path) -> None:
-    compared = paper.compare(table, records.frame(records.below(runs)))
+    compared = paper.compare(table, records.rows(robustness.load(records.below(runs))))
     _write(compared, out / f"{table.name}.csv")
     for suffix, render in rendering.RENDERERS.items():
         write_atomically(out / f"{table.name}.{suffix}", render(table, compared))
@@ -58,7 +58,7 @@ def _table(table: paper.Table, runs: Path, out: Path) -> None:
 
 
 def _folder(folder: Path, out: Path) -> None:
-    runs = records.frame(records.below(folder))
+    runs = records.rows(robustness.load(records.below(folder)))
     if runs.empty:
         raise UserError(f"{folder}: no records below this folder, and no table of that name")
     table = tables.aggregate(tables.select(runs), runs)

@@ -17,6 +17,12 @@ from PIL import Image
 
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
+CIFAR_CORRUPTIONS = [
+    *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur"),
+    *("zoom_blur", "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate"),
+    *("jpeg_compression", "speckle_noise", "gaussian_blur", "spatter", "saturate"),
+]
+
 STL_CLASSES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 
 FMOW_COLUMNS = (
@@ -90,6 +96,17 @@ def cifar10_1(root: Path, version: str = "v6", images: int = 20) -> tuple[np.nda
     np.save(root / f"cifar10.1_{version}_data.npy", pixels)
     np.save(root / f"cifar10.1_{version}_labels.npy", labels)
     return pixels, labels
+
+
+def cifar10_c(root: Path, images: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """All 19 corruptions; brightness uint8 [5 N, 32, 32, 3] and labels uint8 [5 N] as returned."""
+    folder = root / "CIFAR-10-C"
+    folder.mkdir(parents=True)
+    labels = np.tile(np.arange(images, dtype=np.uint8) * 3 % 10, 5)
+    np.save(folder / "labels.npy", labels)
+    for seed, name in enumerate(CIFAR_CORRUPTIONS):
+        np.save(folder / f"{name}.npy", noise(100 + seed, len(labels), 32, 32, 3))
+    return np.load(folder / "brightness.npy"), labels
 
 
 def stl10(root: Path, images: int = 20) -> None:

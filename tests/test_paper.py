@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from daft import paper, rendering, tables
+from daft import paper, rendering, robustness, tables
+from daft.corruptions import CORRUPTIONS
 from daft.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,11 +49,11 @@ FEW = runs(
 )
 
 
-@pytest.mark.parametrize("name", ["table2", "table3", "table5", "table6"])
+@pytest.mark.parametrize("name", ["table2", "table3", "table4", "table5", "table6"])
 def test_every_number_of_the_paper_has_one_place_in_its_table(name: str):
     table = paper.load(name)
     shown = paper.compare(table, NONE)["paper"]
-    facts = [r for line in printed(name) for key, r in line.items() if key.endswith(("accuracy", "miou"))]
+    facts = [r for line in printed(name) for key, r in line.items() if key.endswith(paper.MEASURED)]
     assert sorted(shown) == sorted(map(float, facts))
 
 
@@ -64,7 +65,8 @@ def test_every_cell_names_options_of_the_configuration_and_splits_that_the_datas
             assert (ROOT / "conf" / group / f"{option}.yaml").exists(), cell
     for dataset, columns in table.datasets.items():
         config = yaml.safe_load((ROOT / "conf" / "dataset" / f"{dataset}.yaml").read_text())
-        assert set(columns.splits) <= {"id", *config["ood"]}
+        splits = {"id", *config["ood"]} if table.metric == "accuracy" else {*CORRUPTIONS, robustness.MEAN}
+        assert set(columns.splits) <= splits
 
 
 def test_moco_tp_stands_in_for_moco_on_fmow_alone():
@@ -112,6 +114,28 @@ def test_table_6_is_the_average_of_table_2_in_the_paper_itself():
             ours = values[line["backbone"], line["method"], "average", split]
             assert ours == pytest.approx(float(line[f"{split}_accuracy"]), abs=0.0100001)
     assert len(values) == 24
+
+
+def test_the_mean_error_of_table_4_is_the_mean_of_its_columns_in_the_paper_itself():
+    table4 = paper.compare(paper.load("table4"), NONE)
+    rows = list(table4.groupby(["backbone", "method"]))
+    assert len(rows) == 12
+    for _, row in rows:
+        errors = row.set_index("split")["paper"]
+        assert list(errors.index) == [*CORRUPTIONS, "mce"]
+        # Each number is rounded by up to 0.05, and so is the mean.
+        assert errors["mce"] == pytest.approx(errors.drop("mce").mean(), abs=0.1)
+
+
+def test_best_is_the_lowest_of_a_column_of_errors():
+    table4 = paper.compare(paper.load("table4"), NONE)
+    best = table4[table4["paper_best"] & (table4["split"] == "mce")]
+    assert list(zip(best["backbone"], best["method"], best["paper"], strict=True)) == [
+        ("moco_v2", "daft", 19.4),
+        ("clip_rn50", "daft", 25.8),
+        ("swav", "daft", 19.0),
+    ]
+    assert "| MoCo | LP | missing · 47.5 |" in rendering.markdown(paper.load("table4"), table4)
 
 
 def test_the_spread_of_an_average_is_propagated_and_a_gap_leaves_no_mean():

@@ -76,8 +76,11 @@ def pack(folder: Path, archive: Path) -> None:
 def publish_cifar10(served: Path, scratch: Path, cfg: DatasetConfig) -> None:
     fabricate.cifar10(scratch / "cifar", per_class=1)
     fabricate.stl10(scratch / "stl")
+    fabricate.cifar10_c(scratch / "corrupted")
     for version in ("v4", "v6"):
         fabricate.cifar10_1(served, version)
+    with tarfile.open(served / "CIFAR-10-C.tar", "w") as packed:
+        packed.add(scratch / "corrupted" / "CIFAR-10-C", "CIFAR-10-C")
     pack(scratch / "cifar", served / "cifar-10-python.tar.gz")
     pack(scratch / "stl", served / "stl10_binary.tar.gz")
 
@@ -166,6 +169,7 @@ def dataset_of(configure: Configure, tmp_path: Path, name: str, *overrides: str)
     ("name", "publish"),
     [
         ("cifar10", publish_cifar10),
+        ("cifar10_c", publish_cifar10),
         ("domainnet", publish_domainnet),
         ("fmow", publish_fmow),
         ("tiny_imagenet", publish_tiny_imagenet),
@@ -190,8 +194,8 @@ def test_a_dataset_goes_from_its_publication_to_a_run(
 
     findings = list(prepare.check_dataset(config.dataset))
     assert [f for f in findings if f.state != "present"] == []
-    others = ("cifar10.1/v4", "sbd/")  # what other splits would read
-    needed = [file for file in files if file.only_for not in others]
+    others = {"cifar10.1/v4", "sbd/"} | ({"cifar10-c/"} if name == "cifar10" else set())
+    needed = [file for file in files if file.only_for not in others]  # but not what other splits would read
     assert len(findings) == len(needed) + 2 + len(config.dataset.ood)
     noted = json.loads((tmp_path / f"cache/prepared/{name}.json").read_text())
     assert {key: entry["checksum"] for key, entry in noted.items()} == {f.path: f.checksum for f in needed}

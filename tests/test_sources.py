@@ -328,6 +328,17 @@ def batch_of(file: Path, images: Any, labels: Any) -> None:
     file.write_bytes(fabricate.python2_pickle({"data": images, "labels": labels}))
 
 
+def test_cifar10_c_has_five_severities_of_a_corruption_one_after_the_other(miniature, tmp_path):
+    images, labels = fabricate.cifar10_c(tmp_path)
+    found = read(miniature("cifar10_c"), "brightness")
+    order = np.argsort(labels, kind="stable")
+    assert torch.equal(pixels(found), torch.from_numpy(images[order]).permute(0, 3, 1, 2))
+    assert found.labels.tolist() == sorted(labels.tolist())
+    blocks, once = cifar.corrupted(tmp_path, "brightness")
+    assert np.array_equal(blocks[3], images[60:80])
+    assert np.array_equal(once, labels[:20])
+
+
 BATCH = "cifar-10-batches-py/test_batch"
 ZEROS = np.zeros((2, 3072), np.uint8)
 
@@ -365,6 +376,26 @@ def test_a_file_that_is_not_as_published_is_named(miniature, tmp_path, name, fil
     read(config, name)
     harm(tmp_path / file)
     refused(config, name, f"dataset.{name}: ", file, *words)
+
+
+@pytest.mark.parametrize(
+    ("file", "harm", "words"),
+    [
+        ("fog.npy", Path.unlink, ["does not exist"]),
+        ("fog.npy", cut, ["damaged"]),
+        ("fog.npy", lambda f: np.save(f, np.array([{}])), ["damaged", "bject"]),
+        ("fog.npy", lambda f: np.save(f, np.zeros((100, 3, 32, 32), np.uint8)), ["(100, 3, 32, 32)", "5 N"]),
+        ("fog.npy", lambda f: np.save(f, np.zeros((99, 32, 32, 3), np.uint8)), ["(99, 32, 32, 3)", "5 N"]),
+        ("fog.npy", lambda f: np.save(f, np.zeros((0, 32, 32, 3), np.uint8)), ["(0, 32, 32, 3)"]),
+        ("labels.npy", lambda f: np.save(f, np.zeros(50, np.uint8)), ["100 whole numbers"]),
+        ("labels.npy", lambda f: np.save(f, np.arange(100, dtype=np.uint8)), ["label 10"]),
+        ("labels.npy", lambda f: np.save(f, np.arange(100, dtype=np.uint8) // 10), ["severities differ"]),
+    ],
+)
+def test_a_file_of_cifar10_c_that_is_not_as_published_is_named(miniature, tmp_path, file, harm, words):
+    fabricate.cifar10_c(tmp_path)
+    harm(tmp_path / "CIFAR-10-C" / file)
+    refused(miniature("cifar10_c"), "fog", "dataset.fog: ", f"CIFAR-10-C/{file}", *words)
 
 
 # BREEDS

@@ -1,5 +1,6 @@
-"""CIFAR-10, CIFAR-10.1 and STL-10 as published, with CIFAR-10's labels."""
+"""CIFAR-10, CIFAR-10-C, CIFAR-10.1 and STL-10 as published, with CIFAR-10's labels."""
 
+import hashlib
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -35,6 +36,12 @@ NEEDED = {
 }
 """All that the pickled batches of CIFAR-10 call."""
 
+CORRUPTED = "cifar10-c/"
+"""Before the name of a corruption: the path of a split of CIFAR-10-C, its five severities together."""
+
+FINGERPRINTED = 100
+"""Of the images of a corruption, every so many go into its fingerprint."""
+
 Pixels = tuple[np.ndarray, np.ndarray]
 
 
@@ -47,9 +54,13 @@ def classes(cfg: DatasetConfig) -> list[str]:
 
 def pixels(cfg: DatasetConfig, split: SplitConfig, name: str) -> Pixels:
     """uint8 [N, 3, H, W] and int64 labels [N]; raises UserError for files that are not as published."""
-    if split.path not in SPLITS:
-        raise UserError(f"dataset.{name}.path: no split {split.path!r}; choose from {', '.join(SPLITS)}")
-    images, labels = SPLITS[split.path](Path(cfg.root).expanduser())
+    read, root = SPLITS.get(split.path), Path(cfg.root).expanduser()
+    if split.path.startswith(CORRUPTED):
+        read = partial(_every_severity, corruption=split.path.removeprefix(CORRUPTED))
+    if read is None:
+        known = ", ".join([*SPLITS, f"{CORRUPTED}<corruption>"])
+        raise UserError(f"dataset.{name}.path: no split {split.path!r}; choose from {known}")
+    images, labels = read(root)
     if not len(images):
         raise UserError(f"{cfg.root} holds no image of {split.path}")
     return images, labels
@@ -93,12 +104,43 @@ def _cifar10_1(root: Path, version: str) -> Pixels:
     return images.transpose(0, 3, 1, 2), _labels(file, _array(file), len(images), range(10))
 
 
-def _array(file: Path) -> np.ndarray:
+def _array(file: Path, mapped: bool = False) -> np.ndarray:
     with _opened(file) as opened:
         try:
+            if mapped:
+                return np.lib.format.open_memmap(file, mode="r")
             return np.lib.format.read_array(opened, allow_pickle=False)
         except Exception as error:  # a cut file, pickled objects, or no array at all
             raise UserError(f"{file} is no NumPy array, or damaged ({error})") from error
+
+
+def corrupted(root: Path, corruption: str) -> Pixels:
+    """Images uint8 [5, N, 32, 32, 3] by severity, mapped from disk, and int64 labels [N] of CIFAR-10-C.
+
+    Raises UserError for files that are absent or not as published.
+    """
+    folder = root / "CIFAR-10-C"
+    file = folder / f"{corruption}.npy"
+    images = _array(file, mapped=True)
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or not len(images) or len(images) % 5:
+        raise UserError(f"{file} holds {_described(images)}, not uint8 of shape (5 N, 32, 32, 3)")
+    file = folder / "labels.npy"
+    labels = _labels(file, _array(file), len(images), range(10)).reshape(5, -1)
+    if (labels != labels[0]).any():
+        raise UserError(f"{file}: the labels of the five severities differ; fetch it again")
+    return images.reshape(5, -1, 32, 32, 3), labels[0]
+
+
+def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
+    """Of what `corrupted` gives: shape, labels, and the pixels of some images, evenly spaced."""
+    known = hashlib.sha256(str(images.shape).encode() + labels.tobytes())
+    known.update(np.ascontiguousarray(images[:, ::FINGERPRINTED]).data)
+    return known.hexdigest()
+
+
+def _every_severity(root: Path, corruption: str) -> Pixels:
+    images, labels = corrupted(root, corruption)
+    return images.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2), np.tile(labels, 5)
 
 
 def _stl10(root: Path, part: str) -> Pixels:

@@ -18,11 +18,10 @@ from torch import Tensor
 from daft import progress
 from daft.config import Operation
 from daft.data.cache import GIB, Cached, build, shrink, state
-from daft.data.transforms import fixed_prefix, least_side, one_shape, transform
+from daft.data.transforms import NO_DRAWS, fixed_prefix, least_side, one_shape, transform
 from daft.errors import UserError, some
 from daft.files import is_damage, write_atomically
 
-NO_DRAWS = torch.empty(1, 0)
 QUEUED = 4096
 """Images that wait for a thread at a time."""
 

@@ -38,6 +38,9 @@ CROP_ATTEMPTS = 10
 DRAWS = {Flip: 1, RandomCrop: 2, RandomResizedCrop: 2 * CROP_ATTEMPTS + 2, RandomScaleCrop: 3, ColorJitter: 4}
 """Uniform numbers that an operation consumes per image."""
 
+NO_DRAWS = torch.empty(1, 0)
+"""The table of uniform numbers of operations that consume none."""
+
 
 def draws(operations: Sequence[Operation]) -> int:
     """Width of the table of uniform numbers that these operations need."""

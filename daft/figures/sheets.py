@@ -1,6 +1,7 @@
 """Samples of a dataset: a row per split, a few images per class (Figures 3 to 5)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,7 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from daft.config import CenterCrop, Config, Operation, Resize
-from daft.data import Listing
+from daft.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from daft.data import Listing, shapes
 from daft.data.images import Labelled, read_image
 from daft.data.transforms import transform
 from daft.errors import UserError
@@ -76,6 +78,23 @@ def segmentation(
     return mosaic.draw(
         [block], ["image", "classes"], title, legend={classes[i]: colours[i] / 255 for i in labels}
     )
+
+
+def corruptions(file: Path | None = None) -> Figure:
+    """One image (None: a drawn one) as it is, then under every corruption at every severity."""
+    if file is None:
+        clean = torch.from_numpy(shapes.generate("photo", 1, 0, 64)[0])
+    else:
+        clean = transform(read_image(file)[None], [Resize(size=64), CenterCrop(size=64)], NOTHING)
+    blocks = [
+        mosaic.Block(
+            name.replace("_", "\n"),
+            torch.stack([clean, *(corrupt(clean, name, severity, [0]) for severity in SEVERITIES)]),
+        )
+        for name in CORRUPTIONS
+    ]
+    rows = ["clean", *(f"severity {severity}" for severity in SEVERITIES)]
+    return mosaic.draw(blocks, rows, "Corruptions", "64 x 64 pixels")
 
 
 def palette(classes: int) -> np.ndarray:

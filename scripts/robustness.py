@@ -1,0 +1,129 @@
+"""Corruption errors of finished runs at their chosen learning rates, all seeds; nothing is trained.
+
+python scripts/robustness.py table4            the table's runs on CIFAR-10-C
+python scripts/robustness.py runs/small        the runs of a folder on their own ID images, corrupted here
+python scripts/robustness.py runs/small --images 500 --out results/small/robustness
+
+A result is a file beside the run's record. What is there is not repeated; interrupted, the same command
+goes on.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pandas as pd
+import torch
+
+from daft import finished, paper, records, robustness, tables
+from daft.errors import UserError
+from daft.files import write_atomically
+from daft.progress import console
+from daft.robustness import KINDS, Kind
+
+
+def main() -> int:
+    """Evaluate what is missing, a line per run; print and write the table of a folder; 1 if a run failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    by_metric: dict[str, Kind] = {f"{kind}_error": kind for kind in KINDS}
+    shown = {table.name: table.metric for table in map(paper.load, paper.names())}
+    kinds: dict[str, Kind] = {
+        name: by_metric[metric] for name, metric in shown.items() if metric in by_metric
+    }
+    parser.add_argument("what", help=f"{', '.join(kinds)}, or a folder of run directories")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=os.environ.get("DAFT_RUNS", "runs"),
+        help="folder of a table's run directories; default: DAFT_RUNS, or runs",
+    )
+    parser.add_argument("--on", choices=KINDS, default="generated", help="for a folder; default: generated")
+    parser.add_argument("--images", type=_count, help="in each of the 75 blocks, stratified; default: all")
+    parser.add_argument("--batch-size", type=_count, default=256)
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
+    parser.add_argument("--threads", type=_count, help="of the CPU; default: torch's")
+    parser.add_argument("--out", type=Path, help="folder for robustness.md and .csv of a folder of runs")
+    args = parser.parse_args()
+    is_table = args.what in kinds
+    if is_table and (args.images or args.out):
+        parser.error("--images and --out are for folders; scripts/tables.py writes the table")
+    kind: Kind = kinds[args.what] if is_table else args.on
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True
+
+    folder = args.runs if is_table else Path(args.what)
+    chosen = _chosen(records.below(folder), paper.load(args.what) if is_table else None)
+    if not chosen:
+        raise UserError(f"{folder}: no finished runs {'of the table ' if is_table else ''}below this folder")
+    failed = _evaluate(chosen, kind, device, args.batch_size, args.images)
+    if not is_table:
+        _show(chosen, kind, args.images, args.out)
+    return int(failed)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def _chosen(directories: list[Path], table: paper.Table | None) -> list[Path]:
+    """The directories of the runs at the chosen rates, of a table's cells or of all."""
+    named = {record["run"]: path for path in directories for record in records.load([path])}
+    runs = records.frame(named.values())
+    if runs.empty:
+        return []
+    if table:
+        runs = runs[table.members(runs)]
+    return [named[run] for run in tables.select(runs)["run"]]
+
+
+def _evaluate(
+    directories: list[Path], kind: Kind, device: torch.device, batch_size: int, images: int | None
+) -> bool:
+    """Whether any run could not be evaluated; each such is named, and the others are."""
+    failed, known = False, {}
+    for directory in directories:
+        try:
+            run = finished.open_run(directory)
+            key = robustness.key(run, kind)
+            if key not in known:
+                known = {key: robustness.of_run(run, kind, device, batch_size, images)}  # one at a time
+            result = robustness.evaluate(run, known[key], device)
+        except UserError as error:
+            console.print(f"left out: {error}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+            failed = True
+            continue
+        mean = robustness.metrics(result).get(f"{robustness.MEAN}/{kind}_error")
+        error = "not finite" if mean is None else f"{mean:.2f} %"
+        size = f"{result['images']:,} images x 75, {result['seconds']:.0f} s"
+        print(f"{run}: mean error {error} ({size})", flush=True)
+    return failed
+
+
+def _show(directories: list[Path], kind: Kind, images: int | None, out: Path | None) -> None:
+    runs = records.rows(robustness.load(directories, images))
+    measured = [column for column in runs if str(column).endswith(f"/{kind}_error")]
+    if not measured:
+        return
+    text = robustness.markdown(runs, kind)
+    print(f"\n{text}")
+    if out:
+        long = tables.aggregate(runs, runs)
+        long = long[long["metric"].isin(measured)].drop(columns=["grid", *tables.EDGES, "diverged"])
+        write_atomically(out / "robustness.csv", pd.DataFrame(long).to_csv(index=False))
+        write_atomically(out / "robustness.md", text)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where it was")
+    except (UserError, OSError) as error:
+        sys.exit(f"robustness.py: {error}")
