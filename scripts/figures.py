@@ -71,8 +71,8 @@ def _loaded(what: str, runs: Path, dataset: str | None) -> tuple[Path, list[dict
     folder = runs if table else Path(what)
     loaded = records.load(records.below(folder))
     if table:
-        wanted = set(paper.runs_of(table, records.rows(loaded)).get("run", []))
-        loaded = [record for record in loaded if record["run"] in wanted]
+        members = table.members(records.rows(loaded)) if loaded else []
+        loaded = [record for record, wanted in zip(loaded, members, strict=True) if wanted]
     if dataset:
         loaded = [record for record in loaded if record["config"]["dataset"]["name"] == dataset]
     if not loaded:

@@ -80,21 +80,30 @@ def segmentation(
     )
 
 
-def corruptions(file: Path | None = None) -> Figure:
-    """One image (None: a drawn one) as it is, then under every corruption at every severity."""
+def corruptions(file: Path | None = None, side: int = 64) -> Figure:
+    """One image (None: a drawn one) as it is, then a row per severity, a column per corruption, pixel by pixel."""
     if file is None:
-        clean = torch.from_numpy(shapes.generate("photo", 1, 0, 64)[0])
+        clean = torch.from_numpy(shapes.generate("photo", 1, 0, side)[0])
     else:
-        clean = transform(read_image(file)[None], [Resize(size=64), CenterCrop(size=64)], NOTHING)
-    blocks = [
-        mosaic.Block(
-            name.replace("_", "\n"),
-            torch.stack([clean, *(corrupt(clean, name, severity, [0]) for severity in SEVERITIES)]),
-        )
+        clean = transform(read_image(file)[None], [Resize(size=side), CenterCrop(size=side)], NOTHING)
+    columns = [
+        torch.cat([clean, *(corrupt(clean, name, severity, [0]) for severity in SEVERITIES)])
         for name in CORRUPTIONS
     ]
-    rows = ["clean", *(f"severity {severity}" for severity in SEVERITIES)]
-    return mosaic.draw(blocks, rows, "Corruptions", "64 x 64 pixels")
+    sheet = torch.stack(columns).permute(1, 3, 0, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
+    left, top = 24, 24  # pixels of margin for the names
+    width, height = sheet.shape[1] + left, sheet.shape[0] + top
+    dpi = mosaic.PIXELS_PER_INCH
+    figure = Figure((width / dpi, height / dpi), dpi=dpi)
+    figure.pixels_per_inch = dpi  # pyright: ignore[reportAttributeAccessIssue]
+    figure.figimage(sheet, left, 0)
+    for i, name in enumerate(CORRUPTIONS):
+        x, text = left + (i + 0.5) * side, name.replace("_", "\n")
+        figure.text(x / width, 1 - top / height / 2, text, ha="center", va="center", fontsize=6.5)
+    for severity in range(len(SEVERITIES) + 1):
+        y = 1 - (top + (severity + 0.5) * side) / height
+        figure.text(left / width / 2, y, str(severity or "-"), ha="center", va="center", fontsize=8)
+    return figure
 
 
 def palette(classes: int) -> np.ndarray:
