@@ -32,6 +32,7 @@ NOTHING_OF_HERE = {
     "x_disable_machine_info": True,
     "x_disable_meta": True,
     "x_disable_stats": True,
+    "x_save_requirements": False,
 }
 
 

@@ -59,6 +59,7 @@ def test_records_arrive_whole_under_their_ids_and_are_sent_once(online: Service,
     outcome = {"status": "finished", "best_epoch": 1, "time/train_s": 1.5, "id/l2_histogram": histogram}
     assert run.results == HISTORY[-1] | ft["metrics"] | outcome
     assert online.run("a0").results["id/accuracy"] == lp["metrics"]["id/accuracy"]
+    assert online.files == {"config.yaml", "wandb-summary.json"}  # nothing of the machine that mirrors
     before = list(online.changes)
     assert synced(directories) == []
     assert online.changes == before
