@@ -14,7 +14,7 @@ from daft import paper, progress, records, robustness, tables, tracking
 from daft.errors import BusyError, UserError, some
 
 Need = Literal["send", "complete", "update"]
-"""It is not online; it is not whole there; its table or stage is another one by now, or results were added."""
+"""It is not online; it is not whole there; its table or stage is another by now, or results were added."""
 
 SELECTED = "selected"
 """Stage of the runs that tables show."""
