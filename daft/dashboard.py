@@ -7,6 +7,7 @@ from typing import Any
 import wandb_workspaces.reports.v2.interface as wr
 from wandb_workspaces import expr
 
+from daft import tables
 from daft.paper import Cell, Columns, Table
 from daft.sync import SELECTED, Service, clear_errors
 
@@ -29,29 +30,34 @@ def build(definitions: Iterable[Table], project: str, entity: str) -> wr.Report:
 
 
 def _dataset(table: Table, dataset: str, columns: Columns) -> list[Any]:
-    """The runs that the table shows of a dataset, then what their rates were chosen from, per network."""
+    """The runs that the table shows of a dataset, then what their rates were chosen from, per network.
+
+    A table of what was measured afterwards, as corruption errors, has its numbers alone.
+    """
     cells = [cell for cell in table.cells() if cell.dataset == dataset]
-    accuracies = {f"{split}/accuracy": f"{entry.title} %" for split, entry in columns.splits.items()}
-    shown = _runs("shown in the table", table, cells, accuracies, expr.Metric("JobType") == SELECTED)
+    numbers = {f"{split}/{table.metric}": f"{entry.title} %" for split, entry in columns.splits.items()}
+    shown = _runs("shown in the table", table, cells, numbers, expr.Metric("JobType") == SELECTED)
     shown.groupby = ["Group"]
-    panels = [
-        *(_bars(title, metric) for metric, title in accuracies.items()),
-        wr.ScatterPlot(title="OOD mean % over ID %", x="id/accuracy", y="ood/accuracy"),
-        _bars("ID feature L2", "id/l2"),
-        _bars("ID feature cosine", "id/cosine"),
-    ]
-    blocks: list[Any] = [wr.H2(columns.title), wr.PanelGrid(runsets=[shown], panels=_laid_out(panels))]
+    panels: list[wr.BarPlot | wr.ScatterPlot] = [_bars(title, metric) for metric, title in numbers.items()]
+    heading = wr.H2(columns.title)
+    if f"/{table.metric}" not in tables.MEASURES:
+        return [heading, wr.PanelGrid(runsets=[shown], panels=_laid_out(panels))]
+    judged = {f"id/{table.metric}": "ID %"}
+    if len(columns.splits) > 1:
+        judged[f"ood/{table.metric}"] = "OOD mean %"
+        x, y = judged
+        panels.append(wr.ScatterPlot(title="OOD mean % over ID %", x=x, y=y))
+    panels += [_bars("ID feature L2", "id/l2"), _bars("ID feature cosine", "id/cosine")]
+    blocks: list[Any] = [heading, wr.PanelGrid(runsets=[shown], panels=_laid_out(panels))]
     for backbone, network in table.backbones.items():
         swept = [cell for cell in cells if cell.backbone == columns.backbones.get(backbone, backbone)]
+        curves = [
+            wr.ScatterPlot(title=f"{title} over {symbol}", x=wr.Config(key), y=metric, log_x=True)
+            for symbol, key in (("η_θ", "method.lr_backbone"), ("η_w", "method.lr_head"))
+            for metric, title in judged.items()
+        ]
         grid = wr.PanelGrid(
-            runsets=[_runs(cell.method, table, [cell], accuracies) for cell in swept],
-            panels=_laid_out(
-                [
-                    wr.ScatterPlot(title=f"{title} over {symbol}", x=wr.Config(key), y=metric, log_x=True)
-                    for symbol, key in (("η_θ", "method.lr_backbone"), ("η_w", "method.lr_head"))
-                    for metric, title in (("id/accuracy", "ID %"), ("ood/accuracy", "OOD mean %"))
-                ]
-            ),
+            runsets=[_runs(cell.method, table, [cell], numbers) for cell in swept], panels=_laid_out(curves)
         )
         blocks.append(wr.H3(f"Learning rates, {network.title}", collapsed_blocks=[grid]))
     return blocks

@@ -10,14 +10,17 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from daft import paper, progress, records, tables, tracking
+from daft import paper, progress, records, robustness, tables, tracking
 from daft.errors import BusyError, UserError, some
 
 Need = Literal["send", "complete", "update"]
-"""It is not online; it is not whole there; its table or stage is another one by now."""
+"""It is not online; it is not whole there; its table or stage is another by now, or results were added."""
 
 SELECTED = "selected"
 """Stage of the runs that tables show."""
+
+ANCHORS = ["config.segmentation.lr_head", "config.backbone.lr_head"]
+"""Of η_w: the first that a run has."""
 
 LOOKS, WAIT_SECONDS = 2, 2.0
 """How often, and after how long, to look again whether what was sent has arrived."""
@@ -32,6 +35,7 @@ NOTHING_OF_HERE = {
     "x_disable_machine_info": True,
     "x_disable_meta": True,
     "x_disable_stats": True,
+    "x_save_requirements": False,
 }
 
 
@@ -56,7 +60,13 @@ class Entry:
         if online.state != "finished" or online.summary_metrics.get("status") != self.record["status"]:
             return "complete"
         wanted = (self.described["group"], self.stage(online), set(self.tags(online)))
-        return "update" if wanted != (online.group, online.job_type, set(online.tags)) else None
+        same = wanted == (online.group, online.job_type, set(online.tags))
+        return None if same and not self.lacking(online) else "update"
+
+    def lacking(self, online: Any) -> dict[str, Any]:
+        """The results that are not online: those that were measured after the run."""
+        known = online.summary_metrics
+        return {key: value for key, value in tracking.results(self.record).items() if key not in known}
 
     def stage(self, online: Any) -> str | None:
         """Its stage; if that is not known, the one that it has online."""
@@ -81,8 +91,8 @@ def stages(runs: pd.DataFrame, tags: Sequence[Sequence[str]]) -> list[str | None
             selected = tables.select(group).index
         except UserError:
             continue
-        head = group[tables.RATES[1]]
-        moved = head.notna() & (head != group["config.backbone.lr_head"])  # from its anchor
+        head, anchors = group[tables.RATES[1]], group.reindex(columns=ANCHORS).astype(float)
+        moved = head.notna() & (head != anchors.bfill(axis=1)[ANCHORS[0]])
         found |= moved.map({True: "lr_head", False: "lr_backbone"}).to_dict()
         found |= dict.fromkeys(selected, SELECTED)
     return [found.get(row) for row in runs.index]
@@ -95,7 +105,7 @@ def entries(
 
     account: the entity of those that name none. project, entity: in place of what each names.
     """
-    loaded = {path: record for path in directories for record in records.load([path])}
+    loaded = {path: record for path in directories for record in robustness.load([path])}
     described = [tracking.description(record["run"], record["config"]) for record in loaded.values()]
     if not described:
         return []
@@ -196,6 +206,7 @@ def _send(entry: Entry, online: Any) -> None:
 def _update(entry: Entry, online: Any) -> None:
     online.group, online.job_type = entry.described["group"], entry.stage(online)
     online.tags = entry.tags(online)
+    online.summary.update(entry.lacking(online))
     online.update()
 
 

@@ -1,5 +1,6 @@
 """Weights & Biases as a mirror of the record: what a run is there, and how it gets there."""
 
+import functools
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,11 @@ def cell(settings: dict[str, Any]) -> str:
     return "-".join(settings[group]["name"] for group in paper.Cell._fields)
 
 
+@functools.cache  # they are asked for every record
+def _definitions() -> list[paper.Table]:
+    return [paper.load(name) for name in paper.names()]
+
+
 def description(run_id: str, settings: dict[str, Any]) -> dict[str, Any]:
     """What W&B is told of a run before it has results, as arguments of `wandb.init`."""
     given = settings["wandb"].get("group")
@@ -34,7 +40,7 @@ def description(run_id: str, settings: dict[str, Any]) -> dict[str, Any]:
         "name": tables.label(settings),
         # Records of before have the default of then.
         "group": cell(settings) if given in (None, before) else given,
-        "tags": [name for name in paper.names() if paper.load(name).members(runs).all()],
+        "tags": [table.name for table in _definitions() if table.members(runs).all()],
         "config": {key: value for key, value in settings.items() if key not in OWN},
     }
 

@@ -99,6 +99,8 @@ class Service:
     """by project and id"""
     projects: set[str] = field(default_factory=set)
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: set[str] = field(default_factory=set)
+    """names of those that were uploaded"""
     changes: list[str] = field(default_factory=list)
     """what was asked for that writes"""
     refused: set[str] = field(default_factory=set)
@@ -106,7 +108,7 @@ class Service:
 
     def clear(self) -> None:
         """Forget everything."""
-        for known in (self.runs, self.projects, self.reports, self.changes):
+        for known in (self.runs, self.projects, self.reports, self.files, self.changes):
             known.clear()
         self.refused = set()
 
@@ -126,6 +128,7 @@ class Service:
             project = self._project(given["input"]["name"])
             return {"result": {"project": project, "model": project, "inserted": True}}
         if "createRunFiles(" in query:
+            self.files |= set(given["files"])
             files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in given["files"]]
             return {"createRunFiles": {"runID": "R", "uploadHeaders": [], "files": files}}
         if "viewer {" in query:

@@ -13,6 +13,7 @@ SPECIFICATIONS = {
     name: dashboard.specification(dashboard.build([paper.load(name)], "p", "")) for name in paper.names()
 }
 SHOWN = [name for name in paper.names() if not paper.load(name).mean_of]
+JUDGED = [name for name in SHOWN if name != "table4"]  # which is measured afterwards
 
 
 def grids(specification: Any) -> list[dict[str, Any]]:
@@ -47,16 +48,18 @@ def test_a_table_has_bars_of_each_split_of_its_selected_runs_grouped_by_cell(nam
         assert conditions(runset) == {"tags": [name], "group": cells, "jobType": "selected"}
         assert runset["grouping"] == [{"section": "run", "name": "group"}]
         bars = panels(grid, "Bar Chart")
-        metrics = [f"{split}/accuracy" for split in columns.splits]
-        assert [metric for bar in bars for metric in bar["metrics"]] == [*metrics, "id/l2", "id/cosine"]
+        metrics = [f"{split}/{table.metric}" for split in columns.splits]
+        moved = ["id/l2", "id/cosine"] if name in JUDGED else []
+        assert [metric for bar in bars for metric in bar["metrics"]] == [*metrics, *moved]
         assert {(b["groupBy"], b["groupAgg"], b["groupArea"]) for b in bars} == {("group", "mean", "stddev")}
-        (scatter,) = panels(grid, "Scatter Plot")
-        assert (scatter["xAxis"], scatter["yAxis"]) == ("summary:id/accuracy", "summary:ood/accuracy")
+        scatter = [(p["xAxis"], p["yAxis"]) for p in panels(grid, "Scatter Plot")]
+        over_id = [("summary:id/accuracy", "summary:ood/accuracy")]
+        assert scatter == (over_id if name in JUDGED and len(columns.splits) > 1 else [])
         pinned = runset["runFeed"]["columnPinned"]
         assert list(pinned) == [f"summary:{metric}" for metric in metrics]
 
 
-@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize("name", JUDGED)
 def test_a_network_has_accuracies_over_its_rates_with_a_set_of_runs_for_each_cell(name: str):
     table = paper.load(name)
     swept = [grid for grid in grids(SPECIFICATIONS[name]) if not panels(grid, "Bar Chart")]
@@ -67,9 +70,9 @@ def test_a_network_has_accuracies_over_its_rates_with_a_set_of_runs_for_each_cel
     for grid in swept:
         axes = [(p["xAxis"], p["yAxis"], p["xAxisLogScale"]) for p in panels(grid, "Scatter Plot")]
         assert axes == [
-            (f"config:method.value.{rate}", f"summary:{split}/accuracy", True)
+            (f"config:method.value.{rate}", f"summary:{split}/{table.metric}", True)
             for rate in ("lr_backbone", "lr_head")
-            for split in ("id", "ood")
+            for split in (["id"] if name == "table3" else ["id", "ood"])
         ]
 
 

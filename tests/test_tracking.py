@@ -1,6 +1,7 @@
 """Claims about W&B, tried with its real client against a local fake of the service."""
 
 import copy
+import json
 import math
 import runpy
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 import wandb
 
-from daft import experiment, records, sync, tracking
+from daft import experiment, records, robustness, sync, tracking
+from daft.corruptions import CORRUPTIONS, SEVERITIES
 from tests.fake_wandb import ENTITY, Service
 from tests.test_report import run as fabricated
 
@@ -51,7 +53,8 @@ def test_records_arrive_whole_under_their_ids_and_are_sent_once(online: Service,
     assert synced(directories) == ["send", "send"]
     run = online.run("b0")
     assert (run.state, run.group, run.job_type) == ("finished", "cifar10-swav-ft", "selected")
-    assert run.tags == ["table2", "table5", "table5_onefactor", "table6"]
+    assert {"table2", "table5", "table5_onefactor", "table6"} <= set(run.tags)
+    assert not {"table3", "small"} & set(run.tags)
     assert run.title == "ft η_θ=0.1 seed=0"
     assert run.config == {k: v for k, v in ft["config"].items() if k not in ("wandb", "paths")}
     histogram = {"_type": "histogram", "values": [1, 3], "bins": [0, 1, 2]}
@@ -59,6 +62,7 @@ def test_records_arrive_whole_under_their_ids_and_are_sent_once(online: Service,
     outcome = {"status": "finished", "best_epoch": 1, "time/train_s": 1.5, "id/l2_histogram": histogram}
     assert run.results == HISTORY[-1] | ft["metrics"] | outcome
     assert online.run("a0").results["id/accuracy"] == lp["metrics"]["id/accuracy"]
+    assert online.files == {"config.yaml", "wandb-summary.json"}  # nothing of the machine that mirrors
     before = list(online.changes)
     assert synced(directories) == []
     assert online.changes == before
@@ -134,6 +138,21 @@ def test_a_run_that_is_no_longer_the_best_changes_its_stage_and_nothing_else(onl
     assert set(run.tags) == set(before.tags)
 
 
+def test_what_is_measured_after_the_run_is_added_to_it(online: Service, tmp_path: Path):
+    made = record("b4") | {"identity": {"training": {"precision": "fp32"}}}
+    directories = written(tmp_path / "runs", made)
+    assert synced(directories) == ["send"]
+    before = copy.deepcopy(online.run("b4"))
+    facts = {"format": robustness.FORMAT, "kind": "cifar10_c", "images": 9, "whole": 9, "precision": "fp32"}
+    errors = {name: {str(s): 10.0 * s for s in SEVERITIES} for name in CORRUPTIONS}
+    (directories[0] / robustness.RESULT.format("x")).write_text(json.dumps(facts | {"errors": errors}))
+    assert synced(directories) == ["update"]
+    added = {f"{name}/cifar10_c_error": 30.0 for name in (*CORRUPTIONS, robustness.MEAN)}
+    assert online.run("b4").summary == before.summary | added
+    assert (online.run("b4").lines, online.run("b4").config) == (before.lines, before.config)
+    assert synced(directories) == []
+
+
 def test_a_stage_that_is_not_known_any_more_stays_as_it_is(online: Service, tmp_path: Path):
     folder = tmp_path / "runs"
     assert synced(written(folder, record("b4"))) == ["send"]
@@ -158,6 +177,17 @@ def test_stages_are_told_from_the_records_alone():
     daft[0]["config"]["training"]["epochs"] = 7
     assert sync.stages(records.rows(daft), [["table2"]] * 5)[:4] == [None] * 4
     assert sync.stages(records.rows(daft), [[], *[["table2"]] * 4])[:2] == ["selected", "selected"]
+
+
+def test_the_anchor_of_a_segmentation_is_its_own():
+    runs = [record("d0", "daft", 0.1), record("d1", "daft", 0.1)]
+    for made, head, miou in zip(runs, (0.01, 0.1), (40.0, 50.0), strict=True):
+        made["config"]["method"]["lr_head"] = head
+        made["config"]["segmentation"] = {"lr_head": 0.01}
+        made["metrics"] = {"id/miou": miou}
+    assert sync.stages(records.rows(runs), [[], []]) == ["lr_backbone", "selected"]
+    runs[0]["metrics"] = {"id/miou": 60.0}
+    assert sync.stages(records.rows(runs), [[], []]) == ["selected", "lr_head"]
 
 
 def test_groups_are_cells_unless_named_and_settings_of_a_table_make_its_tag(configure):
