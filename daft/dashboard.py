@@ -31,12 +31,14 @@ def build(definitions: Iterable[Table], project: str, entity: str) -> wr.Report:
 def _dataset(table: Table, dataset: str, columns: Columns) -> list[Any]:
     """The runs that the table shows of a dataset, then what their rates were chosen from, per network."""
     cells = [cell for cell in table.cells() if cell.dataset == dataset]
-    accuracies = {f"{split}/accuracy": f"{entry.title} %" for split, entry in columns.splits.items()}
+    judged = "miou" if table.metric == "miou" else "accuracy"  # by which rates are chosen, whatever is shown
+    id_score, ood_score = f"id/{judged}", f"ood/{judged}"
+    accuracies = {f"{split}/{table.metric}": f"{entry.title} %" for split, entry in columns.splits.items()}
     shown = _runs("shown in the table", table, cells, accuracies, expr.Metric("JobType") == SELECTED)
     shown.groupby = ["Group"]
     panels = [
         *(_bars(title, metric) for metric, title in accuracies.items()),
-        wr.ScatterPlot(title="OOD mean % over ID %", x="id/accuracy", y="ood/accuracy"),
+        wr.ScatterPlot(title="OOD mean % over ID %", x=id_score, y=ood_score),
         _bars("ID feature L2", "id/l2"),
         _bars("ID feature cosine", "id/cosine"),
     ]
@@ -49,7 +51,7 @@ def _dataset(table: Table, dataset: str, columns: Columns) -> list[Any]:
                 [
                     wr.ScatterPlot(title=f"{title} over {symbol}", x=wr.Config(key), y=metric, log_x=True)
                     for symbol, key in (("η_θ", "method.lr_backbone"), ("η_w", "method.lr_head"))
-                    for metric, title in (("id/accuracy", "ID %"), ("ood/accuracy", "OOD mean %"))
+                    for metric, title in ((id_score, "ID %"), (ood_score, "OOD mean %"))
                 ]
             ),
         )
