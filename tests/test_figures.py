@@ -154,7 +154,7 @@ def test_similarities_are_the_records_image_by_image_and_are_measured_once(made,
     for split, kept in again.items():
         for key, tensor in vars(kept).items():
             assert torch.equal(tensor, getattr(found[split], key))
-    assert extremes.read(done.directory, "another run") is None
+    assert extremes.read(done.directory.parent) == {}
 
 
 def test_a_folder_has_the_papers_pictures(made):
@@ -168,14 +168,14 @@ def test_a_folder_has_the_papers_pictures(made):
 
 def test_pictures_are_written_as_png_and_pdf_and_are_the_same_again(made, tmp_path, call):
     folder = next(iter(made[1].values())).directory.parent
-    call(figures, folder, "--kind", "change,extremes", "--out", tmp_path)
+    call(figures, folder, "--kind", "change,extremes", "--methods", "daft", "--out", tmp_path)
     names = ["change", *(f"extremes_{split}" for split in ("id", "photo", "neon"))]
     expected = {f"shapes-shapes_resnet10-{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert {file.name for file in tmp_path.iterdir()} == expected
     assert all(file.stat().st_size < style.LARGEST for file in tmp_path.glob("*.png"))
     assert all(drawn(file) for file in tmp_path.glob("*.png"))
     loaded = records.load(records.below(folder))
-    for picture in (gallery.of_runs(loaded)[-1], gallery.of_extremes(loaded, folder)[0]):
+    for picture in (gallery.of_runs(loaded, ["daft"])[-1], gallery.of_extremes(loaded, folder, ["daft"])[0]):
         for kind in ("png", "pdf"):
             file = tmp_path / f"shapes-shapes_resnet10-{picture.name}.{kind}"
             assert style.rendered(picture.draw(), kind) == file.read_bytes(), file.name

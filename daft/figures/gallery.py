@@ -99,8 +99,8 @@ def of_extremes(
         of_method = [record for record in loaded if record["config"]["method"]["name"] == method]
         for record in sorted(of_method, key=lambda record: record["config"]["seed"])[:1]:
             directory = next(folder.glob(f"*{record['run']}"), folder / record["run"])
-            kept = extremes.read(directory, record["run"]) or (measure(directory) if measure else None)
-            if kept is not None:
+            kept = extremes.read(directory) or (measure(directory) if measure else {})
+            if kept:
                 found[method], known = kept, record
     if not found:
         return []

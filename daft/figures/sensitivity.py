@@ -164,8 +164,8 @@ def rate_grid(runs: pd.DataFrame) -> Figure:
         axes.set_xlabel(r"backbone's rate $\eta_\theta$")
         axes.set_title(title)
         axes.spines[:].set_visible(False)
-    means = finished.groupby(tables.RATES, as_index=False)["id/accuracy"].mean()
-    column, row = place(means.loc[means["id/accuracy"].idxmax()])
+    means = finished.groupby(tables.RATES)[["id/accuracy"]].mean().reset_index()
+    column, row = place(means.sort_values("id/accuracy").iloc[-1])
     for axes in panels:
         corner = (column - 0.5, row - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#d55e00", linewidth=2))

@@ -143,5 +143,5 @@ def _small(png: bytes) -> bytes:
 
 def _png(image: Image.Image) -> bytes:
     content = BytesIO()
-    image.save(content, "PNG", optimize=True)
+    image.save(content, "PNG")
     return content.getvalue()
