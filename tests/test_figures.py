@@ -219,19 +219,22 @@ def test_a_sheet_shows_evenly_spaced_images_with_their_shift(tiny):
         sheets.classification(config, listed, classes=["rng"])
 
 
-def test_masks_are_painted_in_vocs_colours():
+def test_masks_are_painted_in_vocs_colours(configure):
     """The first colours of the benchmark's own map, and white for what does not count."""
     assert sheets.palette(5).tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
     assert sheets.palette(21)[20].tolist() == [0, 64, 128]
-    mask = torch.full((40, 60), 1)
-    mask[:, :30] = 255
-    figure = sheets.segmentation([torch.zeros(3, 40, 60, dtype=torch.uint8)], [mask], ["sky", "cat"], "t")
-    painted = images(figure)[1]
-    assert {tuple(pixel) for pixel in painted.reshape(-1, 3).tolist()} == {(255, 255, 255), (128, 0, 0)}
-    assert "cat" in texts(figure)
-    assert "sky" not in texts(figure)
-    with pytest.raises(UserError, match="has the label 1, but there are 1 classes"):
-        sheets.segmentation([torch.zeros(3, 40, 60, dtype=torch.uint8)], [mask], ["sky"], "t")
+    config = configure("dataset=shapes_masks", "dataset.id.images=4", "dataset.ood.painting.images=3")
+    listed = data.listing(config)
+    figure = sheets.segmentation(config, listed, count=4)
+    shown = images(figure)
+    assert len(shown) == 2 * 2 * 4
+    held = listed.evaluation["id"].images
+    assert isinstance(held, torch.Tensor)
+    for n, place in enumerate(range(4)):
+        found = {tuple(pixel) for pixel in shown[4 * n + 1].reshape(-1, 3).tolist()}
+        labels = held[place, 3].unique().tolist()
+        assert found == {tuple(sheets.palette(11)[i].tolist()) if i < 255 else (255,) * 3 for i in labels}
+    assert listed.classes[int(held[0, 3][held[0, 3] < 255].max())] in texts(figure)
 
 
 def test_the_contact_sheet_of_a_dataset_is_drawn(tmp_path: Path, call):
