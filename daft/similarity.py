@@ -10,8 +10,8 @@ from daft.config import Resize
 from daft.data.images import Resident
 from daft.data.loader import Loader
 from daft.data.transforms import apply, transform
-from daft.figures.extremes import FILE, Similarity, extremes, read
-from daft.files import write_atomically
+from daft.figures.extremes import FILE, Similarities, Similarity, extremes, read
+from daft.files import made_once, write_atomically
 from daft.finished import Finished
 
 SIDE = 96
@@ -20,13 +20,21 @@ SIDE = 96
 NO_DRAWS = torch.empty(1, 0)
 
 
-def similarities(run: Finished, device: torch.device) -> dict[str, Similarity]:
+def similarities(run: Finished, device: torch.device) -> Similarities:
     """By evaluation split, as kept beside the run's record, else measured and then kept there.
 
     Raises UserError if the run's weights or images, or the pretrained weights, are not there.
     """
-    if (kept := read(run.directory, run.record["run"])) is not None:
-        return kept
+    file = run.directory / FILE
+    with made_once(file) as missing:
+        if missing:
+            found = _measured(run, device)
+            tensors = {f"{name}/{key}": t for name, split in found.items() for key, t in vars(split).items()}
+            write_atomically(file, lambda path: safetensors.torch.save_file(tensors, path))
+    return read(run.directory)
+
+
+def _measured(run: Finished, device: torch.device) -> Similarities:
     after, before, images = run.network(device).backbone, run.pretrained_features(device), run.images(device)
     found = {}
     for name, loader in images.evaluation.items():
@@ -35,9 +43,6 @@ def similarities(run: Finished, device: torch.device) -> dict[str, Similarity]:
         cosine, labels = F.cosine_similarity(old, new).clamp(-1, 1).cpu(), labels.cpu()
         ranked = extremes(cosine, labels, len(images.classes))
         found[name] = Similarity(cosine, labels, ranked, _pictured(loader, ranked))
-    tensors = {f"{name}/{key}": value for name, split in found.items() for key, value in vars(split).items()}
-    metadata = {"run": run.record["run"]}
-    write_atomically(run.directory / FILE, lambda path: safetensors.torch.save_file(tensors, path, metadata))
     return found
 
 

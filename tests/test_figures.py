@@ -154,7 +154,7 @@ def test_similarities_are_the_records_image_by_image_and_are_measured_once(made,
     for split, kept in again.items():
         for key, tensor in vars(kept).items():
             assert torch.equal(tensor, getattr(found[split], key))
-    assert extremes.read(done.directory, "another run") is None
+    assert extremes.read(done.directory.parent) == {}
 
 
 def test_a_folder_has_the_papers_pictures(made):
@@ -168,14 +168,14 @@ def test_a_folder_has_the_papers_pictures(made):
 
 def test_pictures_are_written_as_png_and_pdf_and_are_the_same_again(made, tmp_path, call):
     folder = next(iter(made[1].values())).directory.parent
-    call(figures, folder, "--kind", "change,extremes", "--out", tmp_path)
+    call(figures, folder, "--kind", "change,extremes", "--methods", "daft", "--out", tmp_path)
     names = ["change", *(f"extremes_{split}" for split in ("id", "photo", "neon"))]
     expected = {f"shapes-shapes_resnet10-{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert {file.name for file in tmp_path.iterdir()} == expected
     assert all(file.stat().st_size < style.LARGEST for file in tmp_path.glob("*.png"))
     assert all(drawn(file) for file in tmp_path.glob("*.png"))
     loaded = records.load(records.below(folder))
-    for picture in (gallery.of_runs(loaded)[-1], gallery.of_extremes(loaded, folder)[0]):
+    for picture in (gallery.of_runs(loaded, ["daft"])[-1], gallery.of_extremes(loaded, folder, ["daft"])[0]):
         for kind in ("png", "pdf"):
             file = tmp_path / f"shapes-shapes_resnet10-{picture.name}.{kind}"
             assert style.rendered(picture.draw(), kind) == file.read_bytes(), file.name
@@ -219,19 +219,22 @@ def test_a_sheet_shows_evenly_spaced_images_with_their_shift(tiny):
         sheets.classification(config, listed, classes=["rng"])
 
 
-def test_masks_are_painted_in_vocs_colours():
+def test_masks_are_painted_in_vocs_colours(configure):
     """The first colours of the benchmark's own map, and white for what does not count."""
     assert sheets.palette(5).tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
     assert sheets.palette(21)[20].tolist() == [0, 64, 128]
-    mask = torch.full((40, 60), 1)
-    mask[:, :30] = 255
-    figure = sheets.segmentation([torch.zeros(3, 40, 60, dtype=torch.uint8)], [mask], ["sky", "cat"], "t")
-    painted = images(figure)[1]
-    assert {tuple(pixel) for pixel in painted.reshape(-1, 3).tolist()} == {(255, 255, 255), (128, 0, 0)}
-    assert "cat" in texts(figure)
-    assert "sky" not in texts(figure)
-    with pytest.raises(UserError, match="has the label 1, but there are 1 classes"):
-        sheets.segmentation([torch.zeros(3, 40, 60, dtype=torch.uint8)], [mask], ["sky"], "t")
+    config = configure("dataset=shapes_masks", "dataset.id.images=4", "dataset.ood.painting.images=3")
+    listed = data.listing(config)
+    figure = sheets.segmentation(config, listed, count=4)
+    shown = images(figure)
+    assert len(shown) == 2 * 2 * 4
+    held = listed.evaluation["id"].images
+    assert isinstance(held, torch.Tensor)
+    for n, place in enumerate(range(4)):
+        found = {tuple(pixel) for pixel in shown[4 * n + 1].reshape(-1, 3).tolist()}
+        labels = held[place, 3].unique().tolist()
+        assert found == {tuple(sheets.palette(11)[i].tolist()) if i < 255 else (255,) * 3 for i in labels}
+    assert listed.classes[int(held[0, 3][held[0, 3] < 255].max())] in texts(figure)
 
 
 def test_the_contact_sheet_of_a_dataset_is_drawn(tmp_path: Path, call):

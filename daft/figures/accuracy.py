@@ -42,9 +42,9 @@ def overview(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> Figure:
                 rotation=90 if upright else 0,
             )
     upper.set_xticks(range(len(columns)), [tables.split_name(c) for c in columns])
-    upper.set_ylabel("accuracy (%)")
+    upper.set_ylabel(f"{style.measure(runs)} (%)")
     upper.set_ylim(0, 112 if upright else 105)
-    upper.set_title("Accuracy")
+    upper.set_title("By split")
     moved = [m for m in methods if m != "lp"]  # its features do not move
     features.overlay(lower, loaded, moved, "id", "cosine")
     lower.set_title("Feature distortion (as Figure 1 of the paper)")
@@ -70,7 +70,7 @@ def id_against_ood(runs: pd.DataFrame) -> Figure:
     for axes, (names, group) in zip(panels, groups, strict=True):
         for method in style.methods(group[tables.METHOD]):
             cell = group[group[tables.METHOD] == method]
-            x, y = cell["id/accuracy"], cell["ood/accuracy"]
+            x, y = tables.score(cell, "id"), tables.score(cell, "ood")
             several = len(cell) > 1
             if several:
                 axes.scatter(x, y, s=14, alpha=0.5, linewidths=0, **style.mark(method))
@@ -86,8 +86,8 @@ def id_against_ood(runs: pd.DataFrame) -> Figure:
                 **style.mark(method),
             )
         axes.set_title(", ".join(map(str, names)))
-        axes.set_xlabel("ID accuracy (%)")
-        axes.set_ylabel("mean OOD accuracy (%)")
+        axes.set_xlabel(f"ID {style.measure(group)} (%)")
+        axes.set_ylabel(f"mean OOD {style.measure(group)} (%)")
         axes.grid()
         # Beside a single panel, below where there are several: nowhere over the marks.
         beside = {"loc": "upper left", "bbox_to_anchor": (1.02, 1)}
@@ -114,14 +114,16 @@ def learning_rates(runs: pd.DataFrame, chosen: float) -> Figure:
                 split = f"{tables.split_name(metric)}{suffix}"
                 axes.plot(line[tables.RATES[0]], line[metric], mark, markersize=5, label=split, **shade)
     diverged = grid[grid["status"] == "diverged"][tables.RATES[0]]
-    axes.plot(diverged, [0.04] * len(diverged), "kx", transform=axes.get_xaxis_transform(), label="diverged")
+    if len(diverged):
+        floor = {"transform": axes.get_xaxis_transform(), "label": "diverged"}
+        axes.plot(diverged, [0.04] * len(diverged), "kx", **floor)
     axes.axvline(chosen, color=style.INK, linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     rates = sorted(grid[tables.RATES[0]].dropna().unique())
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()
     axes.set_xlabel(r"backbone learning rate $\eta_\theta$ (dotted: chosen by ID accuracy)")
-    axes.set_ylabel(f"{measure} (%)")
+    axes.set_ylabel(f"{style.measure(grid)} (%)")
     axes.set_title(f"{style.label(name)}, seed {grid[tables.SEED].iloc[0]}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     axes.grid()

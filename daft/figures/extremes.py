@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from matplotlib.figure import Figure
-from safetensors import safe_open
 from torch import Tensor
 
 from daft import tables
@@ -45,23 +45,20 @@ class Similarity:
     """uint8 [classes, 2, KEPT, 3, h, w]: those, as the network sees them"""
 
 
-Similarities = Mapping[str, Similarity]
+Similarities = dict[str, Similarity]
 """By evaluation split."""
 
 
-def read(directory: Path, run: str) -> dict[str, Similarity] | None:
-    """What is kept beside the record of this run, None if nothing is."""
+def read(directory: Path) -> Similarities:
+    """What is kept beside a run's record; nothing if nothing is."""
     file = directory / FILE
     if not file.exists():
-        return None
-    with safe_open(file, "pt") as opened:
-        if opened.metadata()["run"] != run:
-            return None
-        splits = dict.fromkeys(key.rpartition("/")[0] for key in opened.keys())  # noqa: SIM118
-        return {
-            name: Similarity(*(opened.get_tensor(f"{name}/{key}") for key in Similarity.__annotations__))
-            for name in splits
-        }
+        return {}
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in safetensors.torch.load_file(file).items():
+        split, _, key = name.rpartition("/")
+        found.setdefault(split, {})[key] = tensor
+    return {split: Similarity(**tensors) for split, tensors in found.items()}
 
 
 def extremes(cosine: Tensor, labels: Tensor, classes: int) -> Tensor:

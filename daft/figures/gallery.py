@@ -65,7 +65,7 @@ def of_runs(loaded: Sequence[dict[str, Any]], methods: Sequence[str] = ()) -> li
         return []
     kept = [record for record in loaded if record["run"] in set(chosen["run"])]
     found = [Picture("overview", "Accuracy and feature distortion", partial(accuracy.overview, chosen, kept))]
-    if "ood/accuracy" in chosen and chosen["ood/accuracy"].notna().any():
+    if tables.score(chosen, "ood").notna().any():
         found.append(Picture("id_ood", "OOD over ID accuracy", partial(accuracy.id_against_ood, chosen)))
     found += _distortion(kept, methods)
     for method in style.methods(chosen[tables.METHOD]):
@@ -90,17 +90,19 @@ def of_extremes(
 ) -> list[Picture]:
     """Figures 6 to 9, a picture per evaluation split, of the lowest seed of each method.
 
-    loaded: records of one dataset and backbone at the selected rates, of runs in this folder. methods:
+    loaded: records of one dataset and backbone at the selected rates, of runs in this folder; images with
+    masks have no one class, and no such picture. methods:
     instead of the paper's. measure: for what is not kept beside the runs; None: that is left out.
     """
     found: dict[str, extremes.Similarities] = {}
     known: dict[str, Any] = {}
     for method in methods or extremes.PAPER:
         of_method = [record for record in loaded if record["config"]["method"]["name"] == method]
+        of_method = [record for record in of_method if not record["config"].get("segmentation")]
         for record in sorted(of_method, key=lambda record: record["config"]["seed"])[:1]:
             directory = next(folder.glob(f"*{record['run']}"), folder / record["run"])
-            kept = extremes.read(directory, record["run"]) or (measure(directory) if measure else None)
-            if kept is not None:
+            kept = extremes.read(directory) or (measure(directory) if measure else {})
+            if kept:
                 found[method], known = kept, record
     if not found:
         return []

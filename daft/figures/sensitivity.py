@@ -28,6 +28,7 @@ PAIRS |= {"integrated_lp_ft_train": "daft"}
 """Methods, and the same with BN conversion."""
 
 ACCURACIES = {"id/accuracy": "ID accuracy (%)", "ood/accuracy": "mean OOD accuracy (%)"}
+ACCURACIES |= {"id/miou": "ID mIoU (%)", "ood/miou": "mean OOD mIoU (%)"}
 
 
 def frame(loaded: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -43,7 +44,8 @@ def frame(loaded: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def epochs_to_enough(record: Mapping[str, Any]) -> float:
     """The first epoch with 95 % of the last one's accuracy, on the split that selects; NaN if diverged."""
-    accuracies = [row.get("selection/accuracy") for row in record["history"]]
+    metric = f"selection/{record.get('measure', 'accuracy')}"
+    accuracies = [row.get(metric) for row in record["history"]]
     if record["status"] != "finished" or not accuracies or None in accuracies:
         return float("nan")
     return next(
@@ -136,7 +138,7 @@ def rate_grid(runs: pd.DataFrame) -> Figure:
     for rate, name in zip(tables.RATES, ("method.lr_backbone", "method.lr_head"), strict=True):
         if runs[rate].nunique() < 2:
             raise UserError(f"runs have {runs[rate].nunique()} value(s) of {name}; a grid needs two or more")
-    finished = runs.dropna(subset="id/accuracy") if "id/accuracy" in runs else runs.iloc[:0]
+    finished = runs.assign(score=tables.score(runs, "id")).dropna(subset="score")
     if finished.empty:
         raise UserError(f"all {len(runs)} runs of the grid diverged")
     maps = [(metric, ACCURACIES[metric], "cividis", ".1f") for metric in _metrics(runs)]
@@ -164,8 +166,8 @@ def rate_grid(runs: pd.DataFrame) -> Figure:
         axes.set_xlabel(r"backbone's rate $\eta_\theta$")
         axes.set_title(title)
         axes.spines[:].set_visible(False)
-    means = finished.groupby(tables.RATES, as_index=False)["id/accuracy"].mean()
-    column, row = place(means.loc[means["id/accuracy"].idxmax()])
+    means = finished.groupby(tables.RATES)[["score"]].mean().reset_index()
+    column, row = place(means.sort_values("score").iloc[-1])
     for axes in panels:
         corner = (column - 0.5, row - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#d55e00", linewidth=2))

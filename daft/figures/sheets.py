@@ -11,8 +11,8 @@ from torch import Tensor
 from daft.config import CenterCrop, Config, Operation, Resize
 from daft.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from daft.data import Listing, shapes
-from daft.data.images import Labelled, read_image
-from daft.data.transforms import transform
+from daft.data.images import IGNORED, Labelled, Streamed, read_image
+from daft.data.transforms import RGB, transform
 from daft.errors import UserError
 from daft.figures import mosaic
 
@@ -27,9 +27,6 @@ SQUARE = [Resize(size=SIDE), CenterCrop(size=SIDE)]
 
 NOTHING = torch.empty(1, 0)
 """Luck of operations that need none."""
-
-IGNORED = 255
-"""Label of pixels that do not count."""
 
 
 def classification(
@@ -61,22 +58,34 @@ def classification(
     return mosaic.draw(blocks, list(rows), f"{config.dataset.name}{part}", f"evaluation images: {counts}")
 
 
-def segmentation(
-    images: Sequence[Tensor], masks: Sequence[Tensor], classes: Sequence[str], title: str
-) -> Figure:
-    """Images uint8 [3, H, W] above their masks int [H, W], where 255, in white, does not count."""
-    labels = sorted({int(label) for mask in masks for label in mask.unique()} - {IGNORED})
-    if labels and (labels[0] < 0 or labels[-1] >= len(classes)):
-        raise UserError(f"{title}: a mask has the label {labels[-1]}, but there are {len(classes)} classes")
+def segmentation(config: Config, listed: Listing, count: int = 6) -> Figure:
+    """Evenly spaced images of each evaluation split above their masks, with the classes' colours.
+
+    White in a mask does not count. Raises UserError if an image and its mask do not fit.
+    """
     colours = np.full((IGNORED + 1, 3), 255, np.uint8)
-    colours[: len(classes)] = palette(len(classes))
-    lines = [
-        torch.stack([transform(image[None], SQUARE, NOTHING)[0] for image in images]),
-        torch.stack([_painted(mask, colours) for mask in masks]),
-    ]
-    block = mosaic.Block("", torch.stack(lines))
+    colours[: len(listed.classes)] = palette(len(listed.classes))
+    shifts = {name: split.shift for name, split in config.dataset.ood.items()}
+    names = {"id": f"ID ({config.dataset.id.path})"} | {name: name for name in config.dataset.ood}
+    lines, rows, seen = [], [], set()
+    for name, title in names.items():
+        split = listed.evaluation[name]
+        places = torch.arange(min(count, len(split))) * len(split) // min(count, len(split))
+        samples = torch.full((count, RGB + 1, SIDE, SIDE), IGNORED, dtype=torch.uint8)
+        for n, place in enumerate(places.tolist()):
+            samples[n] = _middle(split, place, shifts.get(name, []))
+        masks = samples[:, RGB]
+        seen |= set(masks.unique().tolist()) - {IGNORED}
+        painted = torch.from_numpy(colours[masks.numpy()]).permute(0, 3, 1, 2)
+        lines += [samples[:, :RGB], painted]
+        rows += [title, "classes"]
+    counts = ", ".join(f"{title} {len(listed.evaluation[name]):,}" for name, title in names.items())
     return mosaic.draw(
-        [block], ["image", "classes"], title, legend={classes[i]: colours[i] / 255 for i in labels}
+        [mosaic.Block("", torch.stack(lines))],
+        rows,
+        config.dataset.name,
+        f"evaluation images: {counts}",
+        legend={listed.classes[label]: colours[label] / 255 for label in sorted(seen)},
     )
 
 
@@ -116,13 +125,6 @@ def palette(classes: int) -> np.ndarray:
     return colours
 
 
-def _painted(mask: Tensor, colours: np.ndarray) -> Tensor:
-    """A mask as an image, uint8 [3, SIDE, SIDE]."""
-    nearest: Sequence[Operation] = [Resize(size=SIDE, interpolation="nearest"), CenterCrop(size=SIDE)]
-    small = transform(mask[None, None].to(torch.uint8), nearest, NOTHING)[0, 0]
-    return torch.from_numpy(colours[small.numpy()]).permute(2, 0, 1)
-
-
 def _chosen(known: Sequence[str], wanted: Sequence[str]) -> list[int]:
     if unknown := [name for name in wanted if name not in known]:
         raise UserError(f"{', '.join(unknown)}: no such class; choose from {', '.join(known)}")
@@ -134,10 +136,17 @@ def _chosen(known: Sequence[str], wanted: Sequence[str]) -> list[int]:
 def _samples(split: Labelled, label: int, count: int, shift: Sequence[Operation]) -> Tensor:
     """uint8 [count, 3, SIDE, SIDE], white where the class has no more."""
     of_class = (split.labels == label).nonzero()[:, 0]
-    places = of_class[torch.arange(min(count, len(of_class))) * len(of_class) // max(count, 1)]
-    images = torch.full((count, 3, SIDE, SIDE), 255, dtype=torch.uint8)
-    for n, i in enumerate(places.tolist()):
-        held = split.images
-        image = held[i] if isinstance(held, Tensor) else read_image(held[i])
-        images[n] = transform(image[None], [*shift, *SQUARE], NOTHING)[0]
+    places = of_class[
+        torch.arange(min(count, len(of_class))) * len(of_class) // max(min(count, len(of_class)), 1)
+    ]
+    images = torch.full((count, RGB, SIDE, SIDE), 255, dtype=torch.uint8)
+    for n, place in enumerate(places.tolist()):
+        images[n] = _middle(split, place, shift)
     return images
+
+
+def _middle(split: Labelled, place: int, shift: Sequence[Operation]) -> Tensor:
+    """One image, and its mask if it has one, as uint8 [3 or 4, SIDE, SIDE]."""
+    held = split.images
+    image = held[place] if isinstance(held, Tensor) else Streamed(held, split.masks).read(place)
+    return transform(image[None], [*shift, *SQUARE], NOTHING)[0]

@@ -79,6 +79,11 @@ def mark(method: str) -> dict[str, Any]:
     return {"color": COLOURS.get(method, INK), "marker": MARKERS.get(method, "o")}
 
 
+def measure(runs: pd.DataFrame) -> str:
+    """What the runs of one dataset are judged by, in words."""
+    return {"miou": "mIoU"}.get(tables.measure(runs), tables.measure(runs))
+
+
 def methods(names: Iterable[str]) -> list[str]:
     """Each method once, in the paper's order."""
     return sorted(dict.fromkeys(names), key=tables.method_order)
@@ -143,5 +148,5 @@ def _small(png: bytes) -> bytes:
 
 def _png(image: Image.Image) -> bytes:
     content = BytesIO()
-    image.save(content, "PNG", optimize=True)
+    image.save(content, "PNG")
     return content.getvalue()
