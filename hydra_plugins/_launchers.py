@@ -134,7 +134,9 @@ class _Jobs(BaseSubmititLauncher):
         folder = options.pop("submitit_folder")
         timeouts = {f"{self._EXECUTOR}_max_num_timeout": options.pop("max_num_timeout", None)}
         executor = submitit.AutoExecutor(
-            folder, cluster=self._EXECUTOR, **{key: most for key, most in timeouts.items() if most is not None}
+            folder,
+            cluster=self._EXECUTOR,
+            **{key: most for key, most in timeouts.items() if most is not None},
         )
         common = OmegaConf.structured(BaseQueueConf).keys()
         executor.update_parameters(

@@ -264,7 +264,9 @@ class StagedSweeper(Sweeper):
             directory = experiment.identify(config)
         except UserError:  # no GPU or no images here, on a login node, say
             directory = None
-        run = self._runs.setdefault(str(directory or overrides), Run(f"{cell} {trial}", overrides, config, directory))
+        run = self._runs.setdefault(
+            str(directory or overrides), Run(f"{cell} {trial}", overrides, config, directory)
+        )
         run.look()
         return run
 

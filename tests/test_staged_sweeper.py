@@ -187,7 +187,10 @@ def test_jobs_of_submitit_are_never_more_than_there_are_places_and_give_the_tabl
 def test_a_failed_run_stops_no_other_is_tried_twice_and_shown_when_it_fails(tmp_path, here):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not a checkpoint")
-    checkpoints = ["backbone.checksum=null", f"backbone.checkpoint=package:shapes_resnet10.safetensors,{broken}"]
+    checkpoints = [
+        "backbone.checksum=null",
+        f"backbone.checkpoint=package:shapes_resnet10.safetensors,{broken}",
+    ]
     code, output, errors = here(tmp_path, "method=lp,ft", "sweep.grids.ft=[0.1,0.01]", *checkpoints)
     assert code == 1
     assert errors == "train.py: 4 run(s) are missing, as listed; the same command tries them again\n"

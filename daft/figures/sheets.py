@@ -90,7 +90,7 @@ def segmentation(config: Config, listed: Listing, count: int = 6) -> Figure:
 
 
 def corruptions(file: Path | None = None, side: int = 64) -> Figure:
-    """One image (None: a drawn one) as it is, then a row per severity, a column per corruption, pixel by pixel."""
+    """One image (None: a drawn one) as it is, then a row per severity and a column per corruption."""
     if file is None:
         clean = torch.from_numpy(shapes.generate("photo", 1, 0, side)[0])
     else:
