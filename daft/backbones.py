@@ -75,14 +75,9 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
     """
     if cfg.weights == "hub":
         _require_hub(cfg.model)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # weights=random is one network, whatever the run's seed
-            arguments: dict[str, Any] = {"num_classes": 0} | cfg.model_args
-            network = timm.create_model(cfg.model, pretrained=cfg.weights == "hub", **arguments)
-    except Exception as error:  # timm raises RuntimeError for names, TypeError for arguments, …
-        hint = _similar_models(cfg.model) if not timm.is_model(cfg.model) else ""
-        raise UserError(f"backbone.model={cfg.model}: {_first_line(error)}{hint}") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # weights=random is one network, whatever the run's seed
+        network = _create(cfg, pretrained=cfg.weights == "hub")
     if not batchnorm_layers(network):
         raise UserError(
             f"backbone.model={cfg.model} has no batch-norm layer; these methods need a network that has"
@@ -120,6 +115,23 @@ def untrained(cfg: BackboneConfig) -> FeatureExtractor:
     """The configured network with random weights, for weights that are loaded into it afterwards."""
     kept = ("name", "model", "model_args", "mean", "std", "num_features", "input_size")
     return load(BackboneConfig(weights="random", **{key: getattr(cfg, key) for key in kept}))
+
+
+def size(cfg: BackboneConfig) -> int:
+    """Bytes of the network's weights, found without any of them."""
+    with torch.device("meta"):
+        network = _create(cfg, pretrained=False)
+    return sum(tensor.nbytes for tensor in network.state_dict().values())
+
+
+def _create(cfg: BackboneConfig, pretrained: bool) -> nn.Module:
+    """timm's network without its head; raises UserError if timm does not make one of this."""
+    arguments: dict[str, Any] = {"num_classes": 0} | cfg.model_args
+    try:
+        return timm.create_model(cfg.model, pretrained=pretrained, **arguments)
+    except Exception as error:  # timm raises RuntimeError for names, TypeError for arguments, …
+        hint = _similar_models(cfg.model) if not timm.is_model(cfg.model) else ""
+        raise UserError(f"backbone.model={cfg.model}: {_first_line(error)}{hint}") from error
 
 
 def report(cfg: BackboneConfig) -> Report:

@@ -100,6 +100,9 @@ def _compute(
     clock, run_id = _Clock(), digest(identity)
     environment = records.environment(device)  # of the code as it runs now, not as it is hours later
 
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
     # Whatever is wrong with the inputs comes out here, before any work.
     task = tasks.of(config, listing.classes)
     backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
@@ -207,6 +210,7 @@ def _compute(
         "bn_shift": distortion.shift_table(prepared.shift),
         "probe": probed()[1] if config.method.head_init == "probe" else None,
         "time": clock.laps,
+        "memory": records.memory(device),
     }
     records.write(directory, record)
     shutil.rmtree(directory / records.CHECKPOINTS, ignore_errors=True)

@@ -1,10 +1,13 @@
 """One run, one directory, one record: identity, atomic write, all records as one DataFrame."""
 
 import fcntl
+import functools
 import json
 import math
 import platform
+import resource
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -215,6 +218,16 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def memory(device: torch.device) -> dict[str, float]:
+    """Peaks so far, in GiB: resident, of this process and all its runs; on the GPU, of this run."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # of ru_maxrss: bytes there, KiB elsewhere
+    peaks = {"host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    if device.type == "cuda":
+        peaks["gpu_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return peaks
+
+
+@functools.cache  # what was imported stays as it is
 def _code_version() -> str:
     """The commit this code stands at, marked if it was changed since; else the package's version."""
     root = Path(__file__).resolve().parent.parent

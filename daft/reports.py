@@ -3,16 +3,29 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from statistics import mean
+from typing import Any, NamedTuple
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from daft import records, tables
+from daft import backbones, data, records, tables
 from daft.cells import Cell
+from daft.config import plain
 from daft.errors import UserError
 from daft.sweep import Standing
+
+
+class Estimate(NamedTuple):
+    """What a run of a cell takes, by past runs."""
+
+    hours: float
+    scaled: bool
+    """from runs on other images, by their number and the epochs"""
+    host_gib: float | None = None
+    """memory at its peak; None if no past run tells"""
+    gpu_gib: float | None = None
 
 
 class Item(NamedTuple):
@@ -22,8 +35,18 @@ class Item(NamedTuple):
     stage: str
     runs: int
     done: int
-    hours: float | None
-    """device-hours that the others take; None if no past run tells"""
+    each: Estimate | None
+    """of its runs; None if no past run tells"""
+
+    @property
+    def left(self) -> int:
+        """Runs to compute."""
+        return self.runs - self.done
+
+    @property
+    def hours(self) -> float | None:
+        """Device-hours that they take."""
+        return 0.0 if not self.left else None if self.each is None else self.left * self.each.hours
 
 
 def plan(cells: Sequence[Cell], standings: Sequence[Standing]) -> list[Item]:
@@ -31,33 +54,62 @@ def plan(cells: Sequence[Cell], standings: Sequence[Standing]) -> list[Item]:
     past = {folder: _past(folder) for folder in {cell.config.paths.runs for cell in cells}}
     items, seen = [], set()
     for cell, standing in zip(cells, standings, strict=True):
-        typical = _hours(cell, past[cell.config.paths.runs])
+        each = _estimate(cell, past[cell.config.paths.runs])
         for step in standing.steps:
             runs = [cell.runs[trial] for trial in step.trials]
             fresh = [run for run in runs if id(run) not in seen]
             seen |= {id(run) for run in runs}
             size = step.size - len(runs) + len(fresh)
             done = sum(run.outcome is not None for run in fresh)
-            hours = 0.0 if size == done else None if typical is None else (size - done) * typical
-            items.append(Item(cell, step.name, size, done, hours))
+            items.append(Item(cell, step.name, size, done, each))
     return items
 
 
-def show_plan(items: Sequence[Item]) -> None:
-    """Print a plan and its sums."""
+def show_plan(items: Sequence[Item], keep_all: bool) -> None:
+    """Print a plan and its sums.
+
+    keep_all: whether the weights of whole grids stay, or those of the chosen rates alone.
+    """
     table = Table(title="Plan", title_justify="left")
     for name in ("cell", "stage", "runs", "done", "device-hours left"):
         table.add_column(name, justify="left" if name in ("cell", "stage") else "right")
     for item in items:
-        hours = "unknown" if item.hours is None else f"{item.hours:.2f}"
+        about = "~" if item.left and item.each and item.each.scaled else ""
+        hours = "unknown" if item.hours is None else f"{about}{item.hours:.2f}"
         table.add_row(str(item.cell), item.stage, str(item.runs), str(item.done), hours)
     _print(table)
     runs, done = (sum(getattr(item, key) for item in items) for key in ("runs", "done"))
     hours = sum(item.hours or 0 for item in items)
-    unknown = sum(item.runs - item.done for item in items if item.hours is None)
+    unknown = sum(item.left for item in items if item.hours is None)
     known = f"{hours:.2f} device-hours" if hours or not unknown else "time unknown"
     rest = f" and {unknown} run(s) of unknown time" if hours and unknown else ""
     print(f"{runs} runs, {done} done, {runs - done} to compute: {known}{rest}")
+    if to_come := [item for item in items if item.left]:
+        if any(item.each and item.each.scaled for item in to_come):
+            print("~: by runs of the same network on other images, scaled by images and epochs")
+        for name, key in (("memory", "host_gib"), ("GPU memory", "gpu_gib")):
+            peaks = [getattr(item.each, key, None) for item in to_come]
+            known = [peak for peak in peaks if peak is not None]
+            if known or key == "host_gib":
+                at_most = f"{max(known):.1f} GiB" if known else "unknown"
+                others = ", of some unknown" if known and len(known) < len(peaks) else ""
+                print(f"{name} of a run: {at_most}{others}")
+        print(_disk(to_come, keep_all))
+
+
+def _disk(to_come: Sequence[Item], keep_all: bool) -> str:
+    """What the runs to come write: the weights, which are nearly all of it."""
+    stays, most = 0, 0
+    for cell in {id(item.cell): item.cell for item in to_come}.values():
+        weights, runs = backbones.size(cell.config.backbone), sum(i.left for i in to_come if i.cell is cell)
+        stays += weights * (runs if keep_all else min(runs, len(cell.protocol.seeds)))
+        # A checkpoint holds weights and momentum: the last one, the next one, and two best epochs meanwhile.
+        most = max(most, weights * (1 if cell.config.method.rates == "frozen" else 2 + 2 + 2))
+    return f"disk: {_size(stays)} of weights stay; a run at work takes up to {_size(most)}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def finish(cells: Sequence[Cell], standings: Sequence[Standing]) -> None:
@@ -96,24 +148,63 @@ def _table(pairs: Sequence[tuple[Cell, Standing]]) -> str:
     return "" if runs.empty else tables.markdown(tables.aggregate(tables.select(runs), runs))
 
 
-def _past(folder: str) -> pd.DataFrame:
+def _past(folder: str) -> list[dict[str, Any]]:
     """All records of a folder of runs."""
-    return records.frame(records.below(Path(folder)))
+    return records.load(records.below(Path(folder)))
 
 
-def _hours(cell: Cell, past: pd.DataFrame) -> float | None:
-    """What a run of this cell took on average: same images, network, epochs, and as much of it trained."""
-    config = cell.config
-    like = {
-        tables.DATASET: config.dataset.name,
-        tables.BACKBONE: config.backbone.name,
-        "config.training.epochs": config.training.epochs,
-    }
-    if past.empty:
+def _estimate(cell: Cell, past: Sequence[dict[str, Any]]) -> Estimate | None:
+    """By runs with as much to train: on the same images for as many epochs, or else scaled from others."""
+    config = plain(cell.config)
+    alike = [record for record in past if _trains_alike(record["config"], config)]
+    if same := [record for record in alike if _same_images(record["config"], config)]:
+        memory = [record.get("memory", {}) for record in same]  # records of before have none
+        peaks = {key: [found[key] for found in memory if key in found] for key in ("host_gib", "gpu_gib")}
+        most = {key: max(found) for key, found in peaks.items() if found}
+        return Estimate(mean(map(_hours, same)), scaled=False, **most)
+    # A probe's time does not grow with its images alone, and a forward pass's with their pixels.
+    others = [r for r in alike if _view(r["config"]) == _view(config) and "images" in r.get("data", {})]
+    if config["method"]["rates"] == "frozen" or not others:
         return None
-    frozen = (past["config.method.rates"] == "frozen") == (config.method.rates == "frozen")
-    alike = past[(past[list(like)] == list(like.values())).all(axis=1) & frozen]
-    return None if alike.empty else float(alike.filter(like="time.").sum(axis=1).mean()) / 3600
+    try:
+        listed = data.listing(cell.config)
+    except UserError:  # the images are not here
+        return None
+    images = {name: len(split) for name, split in {"train": listed.train, **listed.evaluation}.items()}
+    pace = mean(_hours(record) / _work(record["config"], record["data"]["images"]) for record in others)
+    return Estimate(pace * _work(config, images), scaled=True)
+
+
+def _trains_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two configurations have the same network, and both train it or neither."""
+    frozen = [config["method"]["rates"] == "frozen" for config in (one, other)]
+    return one["backbone"]["name"] == other["backbone"]["name"] and frozen[0] == frozen[1]
+
+
+def _same_images(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two configurations train as long on the same images, wherever these are."""
+    places = {"root", "annotations", "files", "manual"}
+    known = one["dataset"].keys() & other["dataset"].keys() - places
+    same = all(one["dataset"][key] == other["dataset"][key] for key in known)
+    return same and one["training"]["epochs"] == other["training"]["epochs"]
+
+
+def _view(config: dict[str, Any]) -> Any:
+    """What decides how many pixels the network sees of an image, and in which precision."""
+    dataset = config["dataset"]
+    transforms = [dataset[key] for key in ("train_transform", "eval_transform", "image_size")]
+    return [*transforms, config["training"]["precision"]]
+
+
+def _work(config: dict[str, Any], images: dict[str, int]) -> float:
+    """Forward passes of an image in a run that trains the backbone; a backward pass is two of them."""
+    epochs, evaluated = config["training"]["epochs"], sum(images.values()) - images["train"]
+    select = images["holdout" if config["training"]["selection"] == "holdout" else "id"]
+    return epochs * (3 * images["train"] + select) + 2 * evaluated
+
+
+def _hours(record: dict[str, Any]) -> float:
+    return sum(record["time"].values()) / 3600
 
 
 def _print(table: Table) -> None:

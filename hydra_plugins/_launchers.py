@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def _places(n_jobs: int) -> int:
     return joblib.effective_n_jobs(n_jobs)
 
 
-def _shared(places: int) -> env_override:
+def _shared(places: int) -> AbstractContextManager[None]:
     """The environment in which to start one of so many processes: each has its part of the cores."""
     import joblib
 
@@ -132,12 +132,9 @@ class _Jobs(BaseSubmititLauncher):
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         options = dict(self.params)
         folder = options.pop("submitit_folder")
-        timeouts = {f"{self._EXECUTOR}_max_num_timeout": options.pop("max_num_timeout", None)}
-        executor = submitit.AutoExecutor(
-            folder,
-            cluster=self._EXECUTOR,
-            **{key: most for key, most in timeouts.items() if most is not None},
-        )
+        most = {key: options.pop(key) for key in ("max_num_timeout",) if key in options}
+        timeouts = {f"{self._EXECUTOR}_{key}": value for key, value in most.items()}
+        executor = submitit.AutoExecutor(folder, cluster=self._EXECUTOR, **timeouts)
         common = OmegaConf.structured(BaseQueueConf).keys()
         executor.update_parameters(
             **{key if key in common else f"{self._EXECUTOR}_{key}": value for key, value in options.items()}

@@ -199,7 +199,7 @@ class StagedSweeper(Sweeper):
         cells = self._cells(arguments, options)
         standings = self._advance(cells)
         if options.plan:
-            reports.show_plan(reports.plan(cells, standings))
+            reports.show_plan(reports.plan(cells, standings), keep_all=options.checkpoints == "all")
             return
         if todo := unfinished(cells, standings):
             print(f"{len(todo)} run(s) to compute, {self._ended()} done", flush=True)
@@ -264,9 +264,8 @@ class StagedSweeper(Sweeper):
             directory = experiment.identify(config)
         except UserError:  # no GPU or no images here, on a login node, say
             directory = None
-        run = self._runs.setdefault(
-            str(directory or overrides), Run(f"{cell} {trial}", overrides, config, directory)
-        )
+        run = Run(f"{cell} {trial}", overrides, config, directory)
+        run = self._runs.setdefault(str(directory or overrides), run)
         run.look()
         return run
 

@@ -44,4 +44,5 @@ class Forked:
 
     def end(self) -> tuple[int, str, str]:
         """Exit code, output and errors, once it has ended."""
-        return self.wait(120), *(file.read_text() for file in self._files)
+        output, errors = self._files
+        return self.wait(120), output.read_text(), errors.read_text()
