@@ -190,7 +190,7 @@ def test_cifar_10_c_gives_the_errors_that_its_files_give_as_ood_sets(configure, 
 def test_cifar_10_c_is_refused_for_other_classes_and_named_where_it_is_absent(run, configure, tmp_path):
     with pytest.raises(UserError, match="its classes are not CIFAR-10's"):
         robustness.of_run(run, "cifar10_c", CPU, 4)
-    with pytest.raises(UserError, match=r"CIFAR-10-C/gaussian_noise\.npy does not exist; python scripts/prepare"):
+    with pytest.raises(UserError, match=r"CIFAR-10-C/gaussian_noise\.npy does not exist; python"):
         robustness.published(tmp_path, [], CPU, 4)
     with pytest.raises(UserError, match="--images 41: there are only 40"):
         robustness.of_run(run, "generated", CPU, 4, images=41)
