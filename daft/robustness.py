@@ -79,7 +79,10 @@ def published(
 
     Raises UserError if a file is absent or not as published.
     """
-    files = {name: cifar.corrupted(root, name) for name in CORRUPTIONS}
+    try:
+        files = {name: cifar.corrupted(root, name) for name in CORRUPTIONS}
+    except UserError as error:
+        raise UserError(f"{error}; python scripts/prepare.py dataset=cifar10_c --check says more") from error
     labels = torch.from_numpy(files[next(iter(files))][1])
     kept = _thinned(labels, images)
     fingerprints = [cifar.fingerprint(*file) for file in files.values()]

@@ -1,8 +1,8 @@
 """Corruption errors of finished runs at their chosen learning rates, all seeds; nothing is trained.
 
 python scripts/robustness.py table4            the table's runs on CIFAR-10-C
-python scripts/robustness.py runs/small        the runs of a folder on their own ID images, corrupted here
-python scripts/robustness.py runs/small --images 500 --out results/small/robustness
+python scripts/robustness.py runs/sweep        the runs of a folder on their own ID images, corrupted here
+python scripts/robustness.py small --images 500 --out results/small/robustness      so those of another table
 
 A result is a file beside the run's record. What is there is not repeated; interrupted, the same command
 goes on.
@@ -28,41 +28,34 @@ from daft.robustness import KINDS, Kind
 def main() -> int:
     """Evaluate what is missing, a line per run; print and write the table of a folder; 1 if a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    by_metric: dict[str, Kind] = {f"{kind}_error": kind for kind in KINDS}
-    shown = {table.name: table.metric for table in map(paper.load, paper.names())}
-    kinds: dict[str, Kind] = {
-        name: by_metric[metric] for name, metric in shown.items() if metric in by_metric
-    }
-    parser.add_argument("what", help=f"{', '.join(kinds)}, or a folder of run directories")
+    tables_of = {table.name: table for table in map(paper.load, paper.names()) if table.metric != "miou"}
+    parser.add_argument("what", help=f"{', '.join(tables_of)}, or a folder of run directories")
     parser.add_argument(
         "--runs",
         type=Path,
         default=os.environ.get("DAFT_RUNS", "runs"),
         help="folder of a table's run directories; default: DAFT_RUNS, or runs",
     )
-    parser.add_argument("--on", choices=KINDS, default="generated", help="for a folder; default: generated")
+    parser.add_argument("--on", choices=KINDS, help="default: what the table shows, else generated")
     parser.add_argument("--images", type=_count, help="in each of the 75 blocks, stratified; default: all")
     parser.add_argument("--batch-size", type=_count, default=256)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     parser.add_argument("--threads", type=_count, help="of the CPU; default: torch's")
-    parser.add_argument("--out", type=Path, help="folder for robustness.md and .csv of a folder of runs")
+    parser.add_argument("--out", type=Path, help="folder for robustness.md and .csv")
     args = parser.parse_args()
-    is_table = args.what in kinds
-    if is_table and (args.images or args.out):
-        parser.error("--images and --out are for folders; scripts/tables.py writes the table")
-    kind: Kind = kinds[args.what] if is_table else args.on
+    table = tables_of.get(args.what)
+    kind: Kind = args.on or _shown(table)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True
 
-    folder = args.runs if is_table else Path(args.what)
-    chosen = _chosen(records.below(folder), paper.load(args.what) if is_table else None)
+    folder = args.runs if table else Path(args.what)
+    chosen, failed = _chosen(records.below(folder), table)
     if not chosen:
-        raise UserError(f"{folder}: no finished runs {'of the table ' if is_table else ''}below this folder")
-    failed = _evaluate(chosen, kind, device, args.batch_size, args.images)
-    if not is_table:
-        _show(chosen, kind, args.images, args.out)
+        raise UserError(f"{folder}: no finished runs {'of the table ' if table else ''}below this folder")
+    failed |= _evaluate(chosen, kind, device, args.batch_size, args.images)
+    _show(chosen, kind, args.images, args.out)
     return int(failed)
 
 
@@ -72,15 +65,32 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _chosen(directories: list[Path], table: paper.Table | None) -> list[Path]:
-    """The directories of the runs at the chosen rates, of a table's cells or of all."""
+def _shown(table: paper.Table | None) -> Kind:
+    """The corrupted images whose errors a table shows; generated ones if it shows none."""
+    for kind in KINDS:
+        if table and table.metric == f"{kind}_error":
+            return kind
+    return "generated"
+
+
+def _chosen(directories: list[Path], table: paper.Table | None) -> tuple[list[Path], bool]:
+    """The directories of the runs at the chosen rates, of a table or of all; whether a cell is no sample."""
     named = {record["run"]: path for path in directories for record in records.load([path])}
     runs = records.frame(named.values())
-    if runs.empty:
-        return []
-    if table:
+    if table and not runs.empty:
         runs = runs[table.members(runs)]
-    return [named[run] for run in tables.select(runs)["run"]]
+    chosen, failed = [], False
+    for _, cell in [] if runs.empty else runs.groupby(tables.CELL, sort=False):
+        try:
+            chosen += [named[run] for run in tables.select(cell)["run"]]
+        except UserError as error:
+            _complain(error)
+            failed = True
+    return chosen, failed
+
+
+def _complain(error: UserError) -> None:
+    console.print(f"left out: {error}", style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def _evaluate(
@@ -96,7 +106,7 @@ def _evaluate(
                 known = {key: robustness.of_run(run, kind, device, batch_size, images)}  # one at a time
             result = robustness.evaluate(run, known[key], device)
         except UserError as error:
-            console.print(f"left out: {error}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+            _complain(error)
             failed = True
             continue
         mean = robustness.metrics(result).get(f"{robustness.MEAN}/{kind}_error")

@@ -190,7 +190,7 @@ def test_cifar_10_c_gives_the_errors_that_its_files_give_as_ood_sets(configure, 
 def test_cifar_10_c_is_refused_for_other_classes_and_named_where_it_is_absent(run, configure, tmp_path):
     with pytest.raises(UserError, match="its classes are not CIFAR-10's"):
         robustness.of_run(run, "cifar10_c", CPU, 4)
-    with pytest.raises(UserError, match=r"CIFAR-10-C/gaussian_noise\.npy does not exist"):
+    with pytest.raises(UserError, match=r"CIFAR-10-C/gaussian_noise\.npy does not exist; python"):
         robustness.published(tmp_path, [], CPU, 4)
     with pytest.raises(UserError, match="--images 41: there are only 40"):
         robustness.of_run(run, "generated", CPU, 4, images=41)
@@ -295,12 +295,26 @@ def test_the_script_evaluates_the_runs_of_a_folder_once_and_writes_their_table(r
     assert "sweep.checkpoints=all" in complaint
 
 
+def test_a_cell_that_is_no_sample_is_named_and_the_others_are_evaluated(run, script):
+    folder = run.directory.parent
+    for name, changes in (("ft", {}), ("ft", {"momentum": 0.5})):
+        config = json.loads(json.dumps(run.record["config"]))
+        config["method"]["name"] = name
+        config["training"] |= changes
+        twin = run.record | {"run": f"{name}{len(changes)}", "config": config}
+        records.write(folder / twin["run"], twin)
+    code, output, complaint = script(folder, "--images", FEW, "--device", "cpu", "--threads", 1)
+    assert code == 1
+    assert "left out: runs of shapes shapes_resnet10 ft differ in training.momentum" in complaint
+    assert f"{run}: mean error" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["nowhere"], "nowhere: no finished runs below this folder"),
         (["table4", "--runs", "nowhere"], "nowhere: no finished runs of the table below this folder"),
-        (["table4", "--images", "9"], "--images and --out are for folders"),
+        (["small", "--runs", "nowhere"], "nowhere: no finished runs of the table below this folder"),
         (["nowhere", "--images", "0"], "'0' is no whole number from 1"),
     ],
 )
