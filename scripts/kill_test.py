@@ -3,9 +3,9 @@
 python scripts/kill_test.py --rounds 20 --log results/benchmarks/kill_test.log
 
 In each round the sweep is started, and up to --kills times the driver, a worker, or all of its processes get
-SIGKILL at a random time: seconds after a random number of runs is done. Then it is left to end. Every record must
-be that of an undisturbed sweep to the last bit (times left out), and no run that had finished may be computed
-again. Linux, CPU.
+SIGKILL at a random time: seconds after a random number of runs is done. Then it is left to end. Every record
+must be that of an undisturbed sweep to the last bit (times left out), and no run that had finished may be
+computed again. Linux, CPU.
 """
 
 import argparse
