@@ -3,8 +3,9 @@
 python scripts/kill_test.py --rounds 20 --log results/benchmarks/kill_test.log
 
 In each round the sweep is started, and up to --kills times the driver, a worker, or all of its processes get
-SIGKILL after a random time. Then it is left to end. Every record must be that of an undisturbed sweep to the
-last bit (times left out), and no run that had finished may be computed again. Linux, CPU.
+SIGKILL at a random time: seconds after a random number of runs is done. Then it is left to end. Every record
+must be that of an undisturbed sweep to the last bit (times left out), and no run that had finished may be
+computed again. Linux, CPU.
 """
 
 import argparse
@@ -181,7 +182,8 @@ def main() -> None:
             launcher = WORKERS if number % 2 else []
             folder, since = Path(scratch) / str(number), time.monotonic()
             victims = ["driver", "worker", "all"] if launcher else ["driver"]
-            kills = [Kill(random.choice(victims), random.uniform(4, 16)) for _ in range(args.kills)]
+            moments = sorted(random.randrange(RUNS - 4) for _ in range(args.kills))
+            kills = [Kill(random.choice(victims), random.uniform(0, 2), runs) for runs in moments]
             told, again = disturbed(partial(start, folder, launcher), folder, kills)
             same = contents(folder) == right
             bad += not same or bool(again)
