@@ -259,6 +259,8 @@ class DatasetConfig:
     """shorter side in pixels at which prepare.py keeps the images that it fetches, if they are larger"""
     manual: str | None = None
     """what a person must do to get the images, where a licence forbids fetching them"""
+    shift_strength: float | None = None
+    """how far its images are from those of pretraining, on a scale of yours, for figures alone"""
 
     def __post_init__(self) -> None:
         for name in self.ood:
