@@ -113,10 +113,7 @@ def _compute(
     # The pretrained features: what distortion is measured from, and what a probe is fitted on.
     cast = evaluation.autocast(device, precision)
     select = images.evaluation["holdout" if config.training.selection == "holdout" else "id"]
-    # Features are the same to the last bit only with the same code on the same kind of device.
-    arithmetic = [records.PROTOCOL, precision, device.type, device.type == "cpu" and torch.get_num_threads()]
-    network, cache = [identity["backbone"], *arithmetic], Path(config.paths.cache)
-    network += [identity["segmentation"]] if "segmentation" in identity else []
+    network, cache = records.pretrained_network(identity, device), Path(config.paths.cache)
     pretrained = PretrainedFeatures(task.features(backbone), network, cast, cache / "features")
     before = {name: pretrained(loader)[0] for name, loader in images.evaluation.items()}
     probing = [network, images.train.identity, select.identity, images.classes]

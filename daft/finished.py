@@ -57,15 +57,16 @@ class Finished:
 
         Raises UserError if the pretrained weights are not there, or are others.
         """
-        known, now = self.record["identity"]["backbone"], backbones.fingerprint(self.config.backbone)
-        if known["weights"] != now:
+        identity, now = self.record["identity"], backbones.fingerprint(self.config.backbone)
+        if identity["backbone"]["weights"] != now:
             raise UserError(f"{self}: {self.config.backbone.checkpoint} is not what it was made with")
-        backbone = backbones.load(self.config.backbone).to(device).to(memory_format=torch.channels_last)
-        # As the run names them in the cache: with the same code on the same kind of device they are its own.
-        arithmetic = [records.PROTOCOL, self.precision, device.type]
-        threads = device.type == "cpu" and torch.get_num_threads()
-        folder = Path(self.config.paths.cache) / "features"
-        return PretrainedFeatures(backbone, [known, *arithmetic, threads], self.autocast(device), folder)
+        task = tasks.of(self.config, self.classes)
+        backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
+        network, folder = (
+            records.pretrained_network(identity, device),
+            Path(self.config.paths.cache) / "features",
+        )
+        return PretrainedFeatures(task.features(backbone), network, self.autocast(device), folder)
 
     @property
     def precision(self) -> str:

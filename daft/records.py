@@ -90,6 +90,16 @@ def identity(config: Config, precision: str, images: dict[str, str], weights: st
     return facts
 
 
+def pretrained_network(identity: dict[str, Any], device: torch.device) -> list[Any]:
+    """What tells apart features before training: the network, and the arithmetic they were computed in.
+
+    They are the same to the last bit only with the same code on the same kind of device.
+    """
+    threads = device.type == "cpu" and torch.get_num_threads()
+    around = [identity["segmentation"]] if "segmentation" in identity else []
+    return [identity["backbone"], PROTOCOL, identity["training"]["precision"], device.type, threads, *around]
+
+
 def run_directory(config: Config, run_id: str) -> Path:
     """The run's directory: the one that ends in its id, or a new one that says what it is."""
     runs = Path(config.paths.runs)

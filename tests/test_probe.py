@@ -82,7 +82,8 @@ def test_the_gradient_vanishes_at_the_solution(C: float):
     probe = fit_probe(features, labels, *selection, num_classes=CLASSES, path=[C], tolerance=1e-8)
     assert probe.path[0].converged
     x, weight, bias = scaled_solution(probe, features)
-    weight.requires_grad_(), bias.requires_grad_()
+    weight.requires_grad_()
+    bias.requires_grad_()
     objective(x, labels, weight, bias, C).backward()
     at_zero = weight.detach().clone().zero_().requires_grad_()
     objective(x, labels, at_zero, torch.zeros_like(bias), C).backward()

@@ -198,18 +198,9 @@ def shift_family(runs: pd.DataFrame) -> Figure:
         axes.axhline(0, color=style.INK, linewidth=0.8)
         for without in style.methods(gained["method"]):
             over = gained[gained["method"] == without].groupby(STRENGTH)[metric]
-            mark = style.mark(without)
-            axes.errorbar(
-                over.mean().index,
-                over.mean(),
-                yerr=over.std(ddof=1).fillna(0),
-                capsize=2,
-                markersize=5,
-                label=f"{style.label(PAIRS[without])} − {style.label(without)}",
-                **mark,
-            )
+            _line(axes, over, f"{style.label(PAIRS[without])} − {style.label(without)}", without)
             if (end := crossing(over.mean())) is not None:
-                axes.axvline(end, color=mark["color"], linestyle=":", linewidth=1)
+                axes.axvline(end, color=style.mark(without)["color"], linestyle=":", linewidth=1)
         axes.set_ylabel(f"gain in {ACCURACIES[metric].replace(' (%)', '')} (points)")
         axes.set_xlabel("strength of the shift between pretraining and target")
         axes.grid(axis="y")
@@ -263,18 +254,15 @@ def _panels(runs: pd.DataFrame) -> tuple[Figure, Sequence[Axes]]:
 
 
 def _curve(axes: Axes, cell: pd.DataFrame, column: str, metric: str, method: str) -> None:
-    over = cell.groupby(column)[metric]
-    axes.errorbar(
-        over.mean().index,
-        over.mean(),
-        yerr=over.std(ddof=1).fillna(0),
-        capsize=2,
-        markersize=5,
-        label=style.label(method),
-        **style.mark(method),
-    )
+    _line(axes, cell.groupby(column)[metric], style.label(method), method)
     axes.scatter(cell[column], cell[metric], s=9, alpha=0.5, linewidths=0, **style.mark(method))
     axes.grid(axis="y")
+
+
+def _line(axes: Axes, over: Any, label: str, method: str) -> None:
+    """Means of a grouped column with their sample standard deviations, in a method's colour."""
+    means, stds = over.mean(), over.std(ddof=1).fillna(0)
+    axes.errorbar(means.index, means, yerr=stds, capsize=2, markersize=5, label=label, **style.mark(method))
 
 
 def _percent(share: float) -> str:
