@@ -30,6 +30,9 @@ GPUS = "CUDA_VISIBLE_DEVICES"
 PAUSE_SECONDS = 0.2
 """Between looks at jobs of this machine."""
 
+SAVING_SECONDS = 20.0
+"""That a process may take to save its run before it is killed."""
+
 
 @dataclass
 class WorkersConf(JobLibLauncherConf):
@@ -113,9 +116,18 @@ class Workers(JoblibLauncher):
         return self._last[executor]
 
     def stop(self) -> None:
-        """End the processes, also those that are at a run."""
-        for executor in self._last:
-            executor.shutdown(kill_workers=True)
+        """End the processes; those that train may save where they are first."""
+        pids = [pid for executor in self._last for pid in executor._processes]
+        try:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            until = time.monotonic() + SAVING_SECONDS
+            while any(Path("/proc", str(pid)).exists() for pid in pids) and time.monotonic() < until:
+                time.sleep(PAUSE_SECONDS)
+        finally:
+            for executor in self._last:
+                executor.shutdown(kill_workers=True)
 
 
 class _Jobs(BaseSubmititLauncher):

@@ -57,7 +57,7 @@ def main() -> None:
     try:
         train()
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last epoch", file=sys.stderr)
+        print("interrupted; the same command goes on where this stopped", file=sys.stderr)
         sys.exit(130)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:  # a full disk, say
         if DEBUG:

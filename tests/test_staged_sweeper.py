@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import torch
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
@@ -280,12 +281,25 @@ def test_ctrl_c_ends_a_sweep_in_one_line_and_the_same_command_goes_on(whole, tmp
         assert not ended(process, 0.01)
     os.killpg(process.pid, signal.SIGINT)
     code, _, errors = process.end()
-    assert (code, errors) == (130, "interrupted; the same command goes on from the last epoch\n")
+    assert (code, errors) == (130, "interrupted; the same command goes on where this stopped\n")
     before = stamps(tmp_path)
     assert len(before) < RUNS
     assert here(tmp_path, "method=lp,ft")[0] == 0
     assert before.items() <= stamps(tmp_path).items()
     assert contents(tmp_path).items() <= contents(whole[0]).items()
+
+
+def test_a_worker_saves_where_it_is_in_an_epoch_before_its_driver_ends(tmp_path):
+    long = ["method=ft", "sweep.grids.ft=[0.01]", "dataset.train.images=1000", "training.epochs=50"]
+    process = start(tmp_path, *long, *WORKERS)
+    while not (saved := list(tmp_path.glob("runs/*/checkpoints/last.pt"))):
+        assert not ended(process, 0.01)
+    assert not ended(process, 0.3)  # into the next epoch, which takes longer
+    os.kill(process.pid, signal.SIGINT)
+    assert process.end()[0] == 130
+    state = torch.load(saved[0], weights_only=True)
+    assert state["part"]["steps"] > 0
+    assert 1 <= len(state["fit"]["history"]) < 50
 
 
 def test_two_sweeps_of_the_same_cells_share_the_work_and_end_alike(whole, tmp_path):

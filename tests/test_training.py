@@ -1,7 +1,9 @@
 """Claims about the loop: schedule, selection, divergence, resume."""
 
 import math
+import signal
 from contextlib import nullcontext
+from dataclasses import fields
 
 import pytest
 import torch
@@ -115,7 +117,7 @@ def test_a_run_that_was_cut_off_ends_bit_equal_to_one_that_was_not(tmp_path, mon
     def run(folder, **options):
         torch.manual_seed(1)
         model = Net()
-        done = len(training._resume(folder, model, torch.optim.SGD(model.parameters())).history)
+        done = len(training._resume(folder, model, torch.optim.SGD(model.parameters()))[0].history)
         epochs = iter(range(done + 1, 5))
         return fit(folder, evaluate=lambda m: scores[next(epochs)], **options)
 
@@ -148,15 +150,57 @@ def test_a_run_that_was_cut_off_ends_bit_equal_to_one_that_was_not(tmp_path, mon
             run(folder, step=step, report=report)
     resumed, refitted = run(folder)
     assert refitted.best_epoch == fitted.best_epoch == 2
-    drop = ("seconds", "images/s")
-    strip = [
-        [{k: v for k, v in row.items() if k not in drop} for row in f.history] for f in (fitted, refitted)
-    ]
-    assert strip[0] == strip[1]
-    for key, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[key])
+    assert without_times(refitted) == without_times(fitted)
+    assert_equal(whole, resumed)
     assert [p.name for p in folder.glob("best-*")] == ["best-0002.safetensors"]
     assert not list(folder.glob(".*"))  # no half-written files
+
+
+def without_times(fitted):
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images/s")} for row in fitted.history]
+
+
+def assert_equal(one, other):
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+
+
+STEPS = 4 * 3  # of epochs, and of batches in each
+
+
+@pytest.mark.parametrize("when", ["in a step", "between steps", "in the evaluation"])
+def test_an_interrupted_epoch_goes_on_with_its_next_step_and_ends_bit_equal(tmp_path, when):
+    whole, fitted = fit(tmp_path / "whole", evaluate=lambda model: 5.0)
+    taken, interrupted = [], []
+
+    def interrupt(at):
+        if when == at and len(taken) >= 8 and not interrupted:
+            interrupted.append(len(taken))
+            signal.raise_signal(signal.SIGINT)
+
+    def step(model, batch):
+        taken.append(1)
+        interrupt("in a step")
+        return training.cross_entropy(model, batch)
+
+    class Interrupting(Loader):
+        def steps(self, steps):
+            for batch in super().steps(steps):
+                interrupt("between steps")
+                yield batch
+
+    def evaluate(model):
+        interrupt("in the evaluation")
+        return 5.0
+
+    data = Interrupting(**{f.name: getattr(loader(), f.name) for f in fields(Loader)})
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", loader=data, step=step, evaluate=evaluate)
+    assert [len(taken)] == interrupted == [9 if when == "in the evaluation" else 8]
+    resumed, refitted = fit(tmp_path / "cut", step=step, evaluate=lambda model: 5.0)
+    assert len(taken) == STEPS  # none is done twice
+    assert without_times(refitted) == without_times(fitted)
+    assert_equal(whole, resumed)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path):
