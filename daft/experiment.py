@@ -40,8 +40,7 @@ class Run(NamedTuple):
 
 def run(config: Config) -> Run:
     """Fine-tune, evaluate on ID and OOD, record; a run that has a record is not repeated."""
-    device = _device(config.compute.device)
-    precision = _precision(config.training.precision, device)
+    device, precision = machine(config)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
     torch.backends.cudnn.benchmark = True
@@ -68,13 +67,28 @@ def run(config: Config) -> Run:
         return Run(directory, record, fresh=True)
 
 
+def machine(config: Config) -> tuple[torch.device, str]:
+    """Device and precision of a run; raises UserError if the device is not here."""
+    name, precision = config.compute.device, config.training.precision
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(f"compute.device={name}: {found} CUDA device(s) found; use auto or cpu")
+    if precision == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
+    return device, precision
+
+
 def identify(config: Config) -> Path:
     """The directory of a configuration's run, whether there is one yet or not; computes nothing.
 
     Raises UserError as `run` does for inputs that are not there. They are listed once a process: what
     changes meanwhile is noticed by the run itself.
     """
-    precision = _precision(config.training.precision, _device(config.compute.device))
+    _, precision = machine(config)
     settings = plain(config)
     inputs = json.dumps([settings["dataset"], settings["backbone"], config.training.selection])
     if inputs not in _fingerprints:
@@ -237,23 +251,6 @@ def _trained_head(config: Config) -> tuple[dict[str, Tensor], dict[str, Any]]:
             time.sleep(BUSY_SECONDS)
     head = open_run(done.directory).network(torch.device("cpu")).head
     return head.state_dict(), {"run": done.record["run"], "metrics": done.record["metrics"]}
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UserError(f"compute.device={name}: {found} CUDA device(s) found; use auto or cpu")
-    return device
-
-
-def _precision(name: str, device: torch.device) -> str:
-    if name == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16" if has_bf16 else "fp32"
-    return name
 
 
 def _require_fit(backbone: backbones.FeatureExtractor, images: data.Data, config: Config) -> None:

@@ -1,16 +1,17 @@
 """What a staged sweep shows: its plan before, its tables and what is missing after."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from daft import backbones, data, records, tables
+from daft import backbones, data, experiment, progress, records, tables, throughput
 from daft.cells import Cell
 from daft.config import plain
 from daft.errors import UserError
@@ -21,11 +22,21 @@ class Estimate(NamedTuple):
     """What a run of a cell takes, by past runs."""
 
     hours: float
-    scaled: bool
-    """from runs on other images, by their number and the epochs"""
+    source: Literal["measured", "scaled", "probed"]
+    """runs alike; runs on other images, by their number and the epochs; a few steps here"""
     host_gib: float | None = None
     """memory at its peak; None if no past run tells"""
     gpu_gib: float | None = None
+
+
+PASSES = 3
+"""Forward passes that a training step counts for: a backward pass is two."""
+
+MARKS = {"measured": "", "scaled": "~", "probed": "≈"}
+NOTES = {
+    "scaled": "~: by runs of the same network on other images, scaled by images and epochs",
+    "probed": "≈: by a few training steps here, on {device}; reading images is not in it",
+}
 
 
 class Item(NamedTuple):
@@ -52,9 +63,10 @@ class Item(NamedTuple):
 def plan(cells: Sequence[Cell], standings: Sequence[Standing]) -> list[Item]:
     """The runs of each cell and stage; one that several cells share counts for the first of them."""
     past = {folder: _past(folder) for folder in {cell.config.paths.runs for cell in cells}}
+    paces: dict[str, float] = {}
     items, seen = [], set()
     for cell, standing in zip(cells, standings, strict=True):
-        each = _estimate(cell, past[cell.config.paths.runs])
+        each = _estimate(cell, past[cell.config.paths.runs], paces)
         for step in standing.steps:
             runs = [cell.runs[trial] for trial in step.trials]
             fresh = [run for run in runs if id(run) not in seen]
@@ -74,7 +86,7 @@ def show_plan(items: Sequence[Item], keep_all: bool) -> None:
     for name in ("cell", "stage", "runs", "done", "device-hours left"):
         table.add_column(name, justify="left" if name in ("cell", "stage") else "right")
     for item in items:
-        about = "~" if item.left and item.each and item.each.scaled else ""
+        about = MARKS[item.each.source] if item.left and item.each else ""
         hours = "unknown" if item.hours is None else f"{about}{item.hours:.2f}"
         table.add_row(str(item.cell), item.stage, str(item.runs), str(item.done), hours)
     _print(table)
@@ -85,8 +97,10 @@ def show_plan(items: Sequence[Item], keep_all: bool) -> None:
     rest = f" and {unknown} run(s) of unknown time" if hours and unknown else ""
     print(f"{runs} runs, {done} done, {runs - done} to compute: {known}{rest}")
     if to_come := [item for item in items if item.left]:
-        if any(item.each and item.each.scaled for item in to_come):
-            print("~: by runs of the same network on other images, scaled by images and epochs")
+        sources = {item.each.source: item.cell for item in to_come if item.each}
+        for source in sources.keys() & NOTES.keys():
+            device, _ = experiment.machine(sources[source].config)
+            print(NOTES[source].format(device=device))
         for name, key in (("memory", "host_gib"), ("GPU memory", "gpu_gib")):
             peaks = [getattr(item.each, key, None) for item in to_come]
             known = [peak for peak in peaks if peak is not None]
@@ -153,26 +167,37 @@ def _past(folder: str) -> list[dict[str, Any]]:
     return records.load(records.below(Path(folder)))
 
 
-def _estimate(cell: Cell, past: Sequence[dict[str, Any]]) -> Estimate | None:
-    """By runs with as much to train: on the same images for as many epochs, or else scaled from others."""
+def _estimate(cell: Cell, past: Sequence[dict[str, Any]], paces: dict[str, float]) -> Estimate | None:
+    """By runs with as much to train: on the same images for as many epochs, or else scaled from others; or
+    by a probe, whose paces are kept for other cells.
+    """
     config = plain(cell.config)
     alike = [record for record in past if _trains_alike(record["config"], config)]
     if same := [record for record in alike if _same_images(record["config"], config)]:
         memory = [record.get("memory", {}) for record in same]  # records of before have none
         peaks = {key: [found[key] for found in memory if key in found] for key in ("host_gib", "gpu_gib")}
         most = {key: max(found) for key, found in peaks.items() if found}
-        return Estimate(mean(map(_hours, same)), scaled=False, **most)
-    # A probe's time does not grow with its images alone, and a forward pass's with their pixels.
-    others = [r for r in alike if _view(r["config"]) == _view(config) and "images" in r.get("data", {})]
-    if config["method"]["rates"] == "frozen" or not others:
+        return Estimate(mean(map(_hours, same)), "measured", **most)
+    # A linear probe's time does not grow with its images alone, and a forward pass's with their pixels.
+    if config["method"]["rates"] == "frozen":
         return None
+    others = [r for r in alike if _view(r["config"]) == _view(config) and "images" in r.get("data", {})]
     try:
         listed = data.listing(cell.config)
-    except UserError:  # the images are not here
+        images = {name: len(split) for name, split in {"train": listed.train, **listed.evaluation}.items()}
+        if others:
+            pace = mean(
+                _hours(record) / _work(record["config"], record["data"]["images"]) for record in others
+            )
+        else:
+            key = json.dumps([config["backbone"], config["method"]["bn_mode"], *_view(config)])
+            if key not in paces:
+                progress.console.print(f"timing {cell} …", highlight=False)
+                paces[key] = throughput.seconds_per_image(cell.config, listed) / 3600 / PASSES
+            pace = paces[key]
+    except UserError:  # the images are not here, or the GPU
         return None
-    images = {name: len(split) for name, split in {"train": listed.train, **listed.evaluation}.items()}
-    pace = mean(_hours(record) / _work(record["config"], record["data"]["images"]) for record in others)
-    return Estimate(pace * _work(config, images), scaled=True)
+    return Estimate(pace * _work(config, images), "scaled" if others else "probed")
 
 
 def _trains_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -197,10 +222,10 @@ def _view(config: dict[str, Any]) -> Any:
 
 
 def _work(config: dict[str, Any], images: dict[str, int]) -> float:
-    """Forward passes of an image in a run that trains the backbone; a backward pass is two of them."""
+    """Forward passes of an image in a run that trains the backbone; a training step is PASSES of them."""
     epochs, evaluated = config["training"]["epochs"], sum(images.values()) - images["train"]
     select = images["holdout" if config["training"]["selection"] == "holdout" else "id"]
-    return epochs * (3 * images["train"] + select) + 2 * evaluated
+    return epochs * (PASSES * images["train"] + select) + 2 * evaluated
 
 
 def _hours(record: dict[str, Any]) -> float:

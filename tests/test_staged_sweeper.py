@@ -156,7 +156,7 @@ def test_a_plan_counts_what_is_done_and_runs_nothing(whole, here):
     assert stamps(folder) == before
 
 
-def test_a_plan_scales_past_runs_of_a_network_by_passes_but_never_a_probe(tmp_path, configure):
+def test_a_plan_scales_past_runs_of_a_network_and_times_steps_where_there_are_none(tmp_path, configure):
     def cell(method: str, *overrides: str) -> Cell:
         small = [
             "dataset.image_size=32",
@@ -182,8 +182,12 @@ def test_a_plan_scales_past_runs_of_a_network_by_passes_but_never_a_probe(tmp_pa
     for one in cells:
         one.runs |= {trial: Run("", [], one.config, None) for trial in one.standing().trials}
     plan = reports.plan(cells, [one.standing() for one in cells])
-    scaled = reports.Estimate(pytest.approx((4 * (3 * 200 + 40) + 2 * 80) / 3600), scaled=True)  # pyright: ignore[reportArgumentType]
-    assert [item.each for item in plan] == [reports.Estimate(840 / 3600, False, 1.5, 0.5), scaled, None, None]
+    scaled = reports.Estimate(pytest.approx((4 * (3 * 200 + 40) + 2 * 80) / 3600), "scaled")  # pyright: ignore[reportArgumentType]
+    *known, timed = [item.each for item in plan]
+    assert known == [reports.Estimate(840 / 3600, "measured", 1.5, 0.5), scaled, None]
+    assert timed is not None
+    assert timed.source == "probed"
+    assert 0 < timed.hours < 1  # 840 passes of a small network
 
 
 def test_jobs_of_submitit_are_never_more_than_there_are_places_and_give_the_table_of_one_process(
