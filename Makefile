@@ -5,8 +5,8 @@ BIN := .venv/bin
 TABLES := table2 table3 table4 table5 table5_onefactor table6 small
 OUT = $(if $(filter small,$@),results/small,results)
 # Variables that narrow a table's runs, as lists with commas: make table5 BACKBONES=swav SEEDS=0 LAUNCHER=workers
-narrow = $(if $(DATASETS),--datasets $(DATASETS)) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(METHODS),--methods $(METHODS))
-train = $(BIN)/python scripts/train.py -m $(if $(SEEDS),sweep.seeds=[$(SEEDS)]) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
+narrow = $(if $(DATASETS),--datasets '$(DATASETS)') $(if $(BACKBONES),--backbones '$(BACKBONES)') $(if $(METHODS),--methods '$(METHODS)') $(if $(SEEDS),--seeds '$(SEEDS)')
+train = $(BIN)/python scripts/train.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
 .PHONY: setup demo test kill-test benchmark figures report wandb-sync dashboard clean $(TABLES) $(TABLES:=-plan)
 

@@ -31,6 +31,11 @@ class Run:
     error: str = ""
 
     @property
+    def place(self) -> str:
+        """The name of its directory, or else its own."""
+        return self.directory.name if self.directory else self.name
+
+    @property
     def is_missing(self) -> bool:
         """Whether it failed for good."""
         return self.outcome is not None and self.outcome.status == "failed"

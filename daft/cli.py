@@ -5,25 +5,35 @@ import re
 from hydra.errors import HydraException, OverrideParseException
 
 from daft.config import SECTIONS
+from daft.errors import UserError
 
 
 def complaint(program: str, error: Exception) -> str:
     """One line for what the user can mend; Hydra spreads a wrong option or key over several."""
+    if isinstance(error.__cause__, UserError):  # what Hydra was told to make complained
+        error = error.__cause__
     text = str(error)
     if launcher := re.search(
         r"In 'hydra/launcher/(\w+)': Could not (?:find|load) 'hydra/launcher/(\w+)'", text
     ):
         text = f"hydra/launcher={launcher[1]}: {launcher[2]} is not installed; pip install -e '.[sweeps]'"
-    elif option := re.search(r"Could not find '(\w+)/([^']*)'", text):
-        listed = re.search(r"Available options in '\w+':\n(.*?)\nConfig search path", text, re.DOTALL)
+    elif option := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
+        listed = re.search(r"Available options in '[\w/]+':\n(.*?)\nConfig search path", text, re.DOTALL)
         options = ", ".join(listed[1].split()) if listed else "see --help"
         text = f"{option[1]}={option[2]}: no such option; choose from {options}"
     elif key := re.search(r"Could not (?:override|find a match for) '([^']*)'", text):
-        text = f"{key[1]}: no such key; choose from {', '.join([*SECTIONS, 'seed'])}"
+        known = (
+            f"{program} --cfg hydra shows them"
+            if key[1].startswith("hydra.")
+            else f"choose from {', '.join([*SECTIONS, 'seed'])}"
+        )
+        text = f"{key[1]}: no such key; {known}"
     elif ambiguous := re.search(r"Ambiguous value for argument '([^']*)'", text):
         text = f"{ambiguous[1].lstrip('+')}: several values need -m: {program} -m {ambiguous[1].lstrip('+')}"
     elif isinstance(error, OverrideParseException) and "=" not in error.override:
         text = f"{error.override}: write key=value; groups are dataset, backbone and method"
+    elif isinstance(error, OverrideParseException) and error.override.endswith(","):
+        text = f"{error.override.removeprefix('++')}: a list has no comma at its end"
     elif isinstance(error, OverrideParseException):
         text = f"{error.override.removeprefix('++')}: cannot be read; write \"key='value'\" with both quotes"
     elif isinstance(error, HydraException):  # the rest is advice for those who know Hydra

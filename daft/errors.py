@@ -1,6 +1,7 @@
 """Errors that a user can cause; `scripts/` show them as one line, without a traceback."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -9,6 +10,11 @@ class UserError(Exception):
 
 class BusyError(UserError):
     """Another process does this at the moment."""
+
+    def __init__(self, message: str, directory: Path | None = None) -> None:
+        super().__init__(message)
+        self.directory = directory
+        """of the run that it is at"""
 
 
 class ConfigError(UserError, ValueError):

@@ -53,7 +53,7 @@ def run(config: Config) -> Run:
     directory = records.run_directory(config, run_id)
     if (record := records.read(directory)) is not None:
         return Run(directory, record, fresh=False)
-    with records.claimed(directory):
+    with records.claimed(directory) as directory:
         if (record := records.read(directory)) is not None:  # another process has just finished it
             return Run(directory, record, fresh=False)
         (directory / records.ERROR).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -34,7 +35,7 @@ MODEL = "model.safetensors"
 """Weights of the selected epoch, beside the record."""
 
 LOCK = ".lock"
-"""Held by the process that is at the run."""
+"""Held by the process that is at the run; in the folder of runs, by the one that makes a directory."""
 
 CHECKPOINTS = "checkpoints"
 """Folder of an unfinished run's state, removed once the record is written."""
@@ -45,7 +46,8 @@ PROGRESS = "progress.json"
 ERROR = "error.txt"
 """In the directory of a run that failed: why; gone when it is tried again."""
 
-SHOWN = ("run", "status", "best_epoch", "config", "metrics", "history", "distortion", "environment", "time")
+SHOWN = {"run": str, "status": str, "best_epoch": int | None, "history": list}
+SHOWN |= dict.fromkeys(("config", "metrics", "distortion", "environment", "time"), dict)
 """What tables, figures and reports read of a record."""
 
 LIBRARIES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
@@ -103,7 +105,7 @@ def pretrained_network(identity: dict[str, Any], device: torch.device) -> list[A
 def run_directory(config: Config, run_id: str) -> Path:
     """The run's directory: the one that ends in its id, or a new one that says what it is."""
     runs = Path(config.paths.runs)
-    for existing in runs.glob(f"*-{run_id}"):
+    if existing := _called(runs, run_id):
         return existing
     parts = [
         config.dataset.name,
@@ -115,20 +117,37 @@ def run_directory(config: Config, run_id: str) -> Path:
     return runs / "-".join(parts).replace("/", "_")
 
 
+def run_id(directory: Path) -> str | None:
+    """The id that a run's directory ends in; None if it is none."""
+    found = re.search(r"-([0-9a-f]{12})$", directory.name)
+    return found and found[1]
+
+
+def _called(runs: Path, run_id: str | None) -> Path | None:
+    return next(runs.glob(f"*-{run_id}"), None)
+
+
 @contextmanager
-def claimed(directory: Path) -> Iterator[None]:
+def claimed(directory: Path) -> Iterator[Path]:
     """The run's directory for this process alone, tidied of what a kill may have left in it.
 
-    Raises BusyError if another process is at it; the claim of a process that dies is gone with it.
+    It is another one if a process has just made that for the same run by another name. Raises BusyError if
+    another process is at it; the claim of a process that dies is gone with it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    if not directory.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(directory.parent / LOCK):
+            directory = _called(directory.parent, run_id(directory)) or directory
+            directory.mkdir(exist_ok=True)
     try:
         with FileLock(directory / LOCK, timeout=0.5):  # `is_claimed` holds it for an instant
             for leftover in directory.rglob(f".*{PARTIAL}"):
                 leftover.unlink(missing_ok=True)
-            yield
+            yield directory
     except Timeout:
-        raise BusyError(f"another process is computing {directory}; wait for it or stop it") from None
+        raise BusyError(
+            f"another process is computing {directory}; wait for it or stop it", directory
+        ) from None
 
 
 def is_claimed(directory: Path) -> bool:
@@ -153,8 +172,9 @@ def read(directory: Path) -> dict[str, Any] | None:
         for key, known in (("format", FORMAT), ("protocol", PROTOCOL)):
             if record[key] != known:
                 raise UserError(f"{file}: record of {key} {record[key]}; this version reads {known}")
-        for key in SHOWN:
-            record[key]
+        for key, kind in SHOWN.items():
+            if not isinstance(record[key], kind):
+                raise TypeError(f"{key} is {type(record[key]).__name__}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a record ({error!r}); move it away to run again") from error
     return record

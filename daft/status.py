@@ -1,15 +1,20 @@
-"""The state of runs, from their directories alone: also of those that compute at the moment."""
+"""The state of runs, from their directories and what sweeps leave there: also of those at work."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
+
+from filelock import FileLock
 
 from daft import records
 from daft.errors import UserError
+from daft.files import write_atomically
 
-State = Literal["finished", "diverged", "running", "interrupted", "failed"]
+State = Literal["finished", "diverged", "running", "waiting", "interrupted", "failed"]
+
+SWEEPS, WAITING = "sweeps", "waiting.json"
+"""Folder of sweeps below that of their runs, and in each what its driver has not started yet."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,45 @@ class RunState:
     """in one line, of a failed run"""
 
 
+class Queue:
+    """What waits for a place, in a sweep's own folder, for as long as the sweep goes on."""
+
+    def __init__(self, sweep: Path) -> None:
+        self._file, self._shown = sweep / WAITING, None
+
+    def __enter__(self) -> Self:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._claim = FileLock(self._file.parent / records.LOCK)
+        self._claim.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._claim.release()
+        self._file.unlink(missing_ok=True)
+
+    def show(self, names: list[str]) -> None:
+        """Say that these wait, by the names of their directories."""
+        if names != self._shown:
+            write_atomically(self._file, json.dumps(names))
+            self._shown = names
+
+
 def look(runs: Path) -> list[RunState]:
-    """The state of every run below a folder, by name; raises UserError if there is no run."""
-    folders = [path for path in sorted(runs.glob("*")) if re.search(r"-[0-9a-f]{12}$", path.name)]
-    if not folders:
+    """The state of every run below a folder, by name, then what waits; raises UserError if there is none."""
+    found = [_look(folder) for folder in sorted(runs.glob("*")) if records.run_id(folder) and folder.is_dir()]
+    waiting = {
+        name: RunState(name, "waiting")
+        for file in sorted(runs.glob(f"{SWEEPS}/*/{WAITING}"))
+        if records.is_claimed(file.parent)  # by its driver
+        for name in _read(file) or []
+    }
+    # One that was interrupted, or failed, waits again.
+    ended = {run.name for run in found if run.state in ("finished", "diverged", "running")}
+    found = [run for run in found if run.name in ended or run.name not in waiting]
+    found += [run for name, run in waiting.items() if name not in ended]
+    if not found:
         raise UserError(f"{runs}: no runs below this folder")
-    return [_look(folder) for folder in folders if folder.is_dir()]
+    return found
 
 
 def _look(folder: Path) -> RunState:
@@ -58,8 +96,9 @@ def _look(folder: Path) -> RunState:
     return RunState(folder.name, "interrupted", epoch, epochs)
 
 
-def _read(file: Path) -> dict[str, float] | None:
+def _read(file: Path) -> Any:
+    """What a file of JSON says; None if it is not there yet, or was just removed."""
     try:
         return json.loads(file.read_text())
-    except FileNotFoundError:  # before the first epoch has ended, or just removed with its folder
+    except FileNotFoundError:
         return None

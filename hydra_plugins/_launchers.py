@@ -23,6 +23,8 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, LocalQue
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 from omegaconf import OmegaConf
 
+from daft.errors import ConfigError
+
 Overrides = Sequence[Sequence[str]]
 
 GPUS = "CUDA_VISIBLE_DEVICES"
@@ -68,6 +70,8 @@ for _name, _node in (
 def _places(n_jobs: int) -> int:
     import joblib
 
+    if n_jobs == 0:
+        raise ConfigError("hydra.launcher.n_jobs", "0; how many runs at a time, or -1: one per core")
     return joblib.effective_n_jobs(n_jobs)
 
 

@@ -16,7 +16,7 @@ from concurrent.futures import BrokenExecutor, Future
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, runtime_checkable
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
@@ -33,6 +33,9 @@ from daft.cells import GROUPS, Cell, Run, discard_weights, unfinished
 from daft.config import Config, SweepConfig, for_schema, validate, validate_section
 from daft.errors import BusyError, UserError
 from daft.sweep import Standing, Trial, protocol
+
+if TYPE_CHECKING:
+    from daft.status import Queue
 
 with suppress(ImportError):  # without their libraries Hydra does not find them here, and says so when asked
     from hydra_plugins._launchers import LocalJobs, SlurmJobs, Workers  # noqa: F401
@@ -61,7 +64,7 @@ class Report(NamedTuple):
     """What a job says at its end."""
 
     directory: str | None = None
-    """of its run"""
+    """of its run, or of what another process computes"""
     error: str | None = None
     """in one line"""
     busy: bool = False
@@ -97,9 +100,10 @@ class Guarded:
 def _failure(error: BaseException) -> Report:
     # train.py turns what the user can mend into SystemExit, with the line to show.
     chain = (error, error.__context__)
-    busy = any(isinstance(link, BusyError) for link in chain)
+    busy = next((link for link in chain if isinstance(link, BusyError)), None)
+    directory = str(busy.directory.resolve()) if busy and busy.directory else None
     unwritable = any(isinstance(link, OSError) and link.errno in UNWRITABLE for link in chain)
-    return Report(error=_in_one_line(error), busy=busy, unwritable=unwritable)
+    return Report(directory, _in_one_line(error), busy is not None, unwritable)
 
 
 def _pin_gpu() -> None:
@@ -186,6 +190,9 @@ class StagedSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra gives, and make the launcher that the user chose."""
         self._context, self._config = hydra_context, config
+        self._folder = str(
+            config.hydra.sweep.dir
+        )  # of the jobs: in another process it would be of another time
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=Guarded(task_function), config=config
         )
@@ -193,7 +200,7 @@ class StagedSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run every cell to its end and show the table; raises UserError if runs are missing."""
-        from daft import reports
+        from daft import reports, status
 
         options = validate_section(self._config, "sweep", SweepConfig)
         cells = self._cells(arguments, options)
@@ -203,8 +210,11 @@ class StagedSweeper(Sweeper):
             return
         if todo := unfinished(cells, standings):
             print(f"{len(todo)} run(s) to compute, {self._ended()} done", flush=True)
+            for folder in {cell.config.paths.runs for cell in cells}:
+                Path(folder).mkdir(parents=True, exist_ok=True)  # else each run would say that it cannot be
             try:
-                standings = self._compute(cells, options)
+                with status.Queue(Path(self._folder)) as queue:
+                    standings = self._compute(cells, options, queue)
             finally:
                 self._launcher.stop()
         if options.checkpoints == "selected":
@@ -225,8 +235,14 @@ class StagedSweeper(Sweeper):
                     axes[key] = [(override.input_line or "", "")]
                 continue
             if name == "sweep" or name.startswith("sweep.") or not override.is_discrete_sweep():
-                raise UserError(f"{override.input_line}: a staged sweep takes lists like method=ft,daft only")
-            values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+                line = (override.input_line or key).lstrip("+")
+                lists = (
+                    f"a list has brackets, as in {name}=[0,1]"
+                    if name.startswith("sweep.")
+                    else "as in method=ft,daft"
+                )
+                raise UserError(f"{line}: a staged sweep sweeps over names and settings, {lists}")
+            values = list(dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator()))
             axes[key] = [(value, "" if name in GROUPS else value) for value in values]
         cells = []
         for choice in itertools.product(*axes.values()):
@@ -255,7 +271,7 @@ class StagedSweeper(Sweeper):
 
     def _run(self, cell: Cell, trial: Trial) -> Run:
         """The trial's run: the same object for cells that share it."""
-        from daft import experiment
+        from daft import experiment, records
 
         config = cell.configure(trial)
         rates = [f"method.{name}={rate!r}" for name, rate in trial.rates.given().items()]
@@ -265,25 +281,29 @@ class StagedSweeper(Sweeper):
         except UserError:  # no GPU or no images here, on a login node, say
             directory = None
         run = Run(f"{cell} {trial}", overrides, config, directory)
-        run = self._runs.setdefault(str(directory or overrides), run)
+        # Cells that call it by other names share it: its id says which run it is.
+        key = f"{directory.parent}/{records.run_id(directory)}" if directory else str(overrides)
+        run = self._runs.setdefault(key, run)
         run.look()
         return run
 
     def _ended(self) -> int:
         return sum(run.outcome is not None for run in self._runs.values())
 
-    def _compute(self, cells: list[Cell], options: SweepConfig) -> list[Standing]:
+    def _compute(self, cells: list[Cell], options: SweepConfig, queue: "Queue") -> list[Standing]:
         """Compute runs as they become ready, until every cell is at its end; the cells' standings there."""
         at_work: list[tuple[Job, Run]] = []
+        folder = "hydra.sweep.dir='{}'".format(self._folder.replace("'", r"\'"))
         pause = SHORTEST_PAUSE
         while todo := unfinished(cells, standings := self._advance(cells)):
             taken = [run for _, run in at_work]
             limits = [limit - len(taken) for limit in (self._launcher.places, options.max_jobs) if limit]
             waiting = (run for run in todo if not any(run is other for other in taken) and run.is_ready())
             if ready := list(itertools.islice(waiting, min(limits, default=None))):
-                jobs = self._launcher.submit([run.overrides for run in ready], self._launched)
+                jobs = self._launcher.submit([[*run.overrides, folder] for run in ready], self._launched)
                 self._launched += len(ready)
                 at_work += zip(jobs, ready, strict=True)
+            queue.show([run.place for run in todo if not any(run is other for _, other in at_work)])
             ended = [(job, run) for job, run in at_work if job.done()]
             for job, run in ended:
                 at_work.remove((job, run))
@@ -306,7 +326,7 @@ class StagedSweeper(Sweeper):
         if report.directory:
             run.directory = Path(report.directory)
             run.look()
-            if run.outcome is None:
+            if run.outcome is None and not report.busy:
                 report = Report(error=f"its record in {run.directory} cannot be seen from here")
         if report.error and not report.busy:
             run.failed(report.error)

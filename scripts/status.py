@@ -1,4 +1,4 @@
-"""Show what the runs of a folder are doing: finished, diverged, running, interrupted or failed.
+"""Show what the runs of a folder are doing: finished, diverged, running, waiting, interrupted or failed.
 
 python scripts/status.py runs
 """
@@ -42,5 +42,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except UserError as error:
+    except (UserError, OSError) as error:  # a folder that cannot be read
         sys.exit(f"status.py: {error}")

@@ -17,6 +17,8 @@ from daft import paper, records, rendering, robustness, tables
 from daft.errors import UserError
 from daft.files import write_atomically
 
+AXES = ("datasets", "backbones", "methods")
+
 
 def main() -> None:
     """Write TABLE.{csv,md,html,tex}, or for a folder runs.csv, table.csv and table.md; print the Markdown."""
@@ -32,21 +34,32 @@ def main() -> None:
     parser.add_argument(
         "--overrides", action="store_true", help="only print, a line each, the sweeps that have its runs"
     )
-    for axis in ("datasets", "backbones", "methods"):
+    for axis in (*AXES, "seeds"):
         parser.add_argument(f"--{axis}", default="", help="with --overrides: only these, separated by commas")
     args = parser.parse_args()
-    only = {axis: getattr(args, axis) for axis in ("datasets", "backbones", "methods")}
-    if any(only.values()) and not args.overrides:
-        parser.error("--datasets, --backbones and --methods narrow --overrides; a table is always whole")
+    only = {axis: _listed(getattr(args, axis)) for axis in AXES}
+    seeds = _listed(args.seeds)
+    if (seeds or any(only.values())) and not args.overrides:
+        parser.error(
+            "--datasets, --backbones, --methods and --seeds narrow --overrides; a table is always whole"
+        )
+    if wrong := [seed for seed in seeds if not seed.isdigit()]:
+        raise UserError(f"--seeds {args.seeds}: {wrong[0]!r} is no seed; write whole numbers as in 0,1,2")
     if not args.out and not args.overrides:
         parser.error("the following arguments are required: --out")
     if args.overrides:
-        table = paper.load(args.what).narrowed(**{k: v.split(",") if v else [] for k, v in only.items()})
-        print("\n".join(" ".join(overrides) for overrides in table.sweeps()))
+        chosen = [f"sweep.seeds=[{','.join(seeds)}]"] if seeds else []
+        for overrides in paper.load(args.what).narrowed(**only).sweeps():
+            print(" ".join([*overrides, *chosen]))
     elif args.what in paper.names():
         _table(paper.load(args.what), args.runs, args.out)
     else:
         _folder(Path(args.what), args.out)
+
+
+def _listed(names: str) -> list[str]:
+    """The names between commas."""
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _table(table: paper.Table, runs: Path, out: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from daft import records
-from daft.errors import UserError
+from daft.errors import BusyError, UserError
 
 RECORD = {
     "run": "0123456789ab",
@@ -32,6 +32,8 @@ def spoiled(change: str, text: str) -> bytes:
         return b"[]"
     if change == "without metrics":
         del content["metrics"]
+    elif change == "config":
+        content["config"] = []
     else:
         content[change] += 1
     return json.dumps(content).encode()
@@ -44,6 +46,7 @@ def spoiled(change: str, text: str) -> bytes:
         ("binary", "is not a record"),
         ("a list", "is not a record"),
         ("without metrics", "'metrics'"),
+        ("config", "config is list"),
         ("format", f"record of format {records.FORMAT + 1}; this version reads {records.FORMAT}"),
         ("protocol", f"record of protocol {records.PROTOCOL + 1}; this version reads {records.PROTOCOL}"),
     ],
@@ -71,3 +74,12 @@ def test_a_directory_without_a_record_is_none_and_no_complaint(tmp_path: Path, c
     assert records.frame([tmp_path / "running"]).empty
     assert records.below(tmp_path) == []
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_two_processes_begin_by_different_names_has_one_directory(tmp_path: Path):
+    with records.claimed(tmp_path / "x-daft-0123456789ab") as first:
+        assert first == tmp_path / "x-daft-0123456789ab"
+        with pytest.raises(BusyError) as busy, records.claimed(tmp_path / "x-other-0123456789ab"):
+            pass
+    assert busy.value.directory == first
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [first]

@@ -27,7 +27,7 @@ from daft.sweep import Protocol, Rates
 from hydra_plugins.staged_sweeper import Blocking, Report, StagedSweeper
 from scripts.kill_test import RUNS, SWEEP, Kill, contents, disturbed, places, stamps
 from tests.forked import TRAIN, Forked
-from tests.test_records import spoiled
+from tests.test_records import RECORD, spoiled
 
 CELLS = [
     "method=lp,ft,ft_bnc,lp_ft,daft,alias",
@@ -171,7 +171,7 @@ def test_a_plan_scales_past_runs_of_a_network_and_times_steps_where_there_are_no
     past = {"config": plain(cell("ft", "dataset.train.images=100", "training.epochs=2").config)}
     past |= {"data": {"images": {"train": 100, "id": 40, "photo": 40}}, "status": "finished"}
     past |= {"time": {"train_s": 700.0, "evaluate_s": 140.0}, "memory": {"host_gib": 1.5, "gpu_gib": 0.5}}
-    records.write(tmp_path / "ft-000000000000", dict.fromkeys(records.SHOWN) | past)
+    records.write(tmp_path / "ft-000000000000", RECORD | past)
     # Two epochs over 100 images, forward and backward, and 40 to select; all 80 before and after: 840 passes.
     cells = [
         cell("daft", "dataset.train.images=100", "training.epochs=2"),
@@ -306,6 +306,16 @@ def test_a_worker_saves_where_it_is_in_an_epoch_before_its_driver_ends(tmp_path)
     assert 1 <= len(state["fit"]["history"]) < 50
 
 
+def test_runs_that_cells_call_by_different_names_are_computed_once(tmp_path, here):
+    same = ["method=daft,integrated_lp_ft,daft", "method.bn_conversion=true", "method.bn_mode=train"]
+    same += [f"sweep.grids.{method}=[0.03]" for method in ("daft", "integrated_lp_ft")]
+    same += ["sweep.head_factors=[3]", "sweep.seeds=[0]"]
+    code, output, _ = here(tmp_path, *same)
+    assert (code, len(stamps(tmp_path))) == (0, 2)
+    assert len(table(output)) == 2 + 2
+    assert re.search(r"^2 runs, 2 done, 0 to", here(tmp_path, *same, "sweep.plan=true")[1], re.MULTILINE)
+
+
 def test_two_sweeps_of_the_same_cells_share_the_work_and_end_alike(whole, tmp_path):
     folder, output = whole
     both = [start(tmp_path, "method=ft", f"hydra.sweep.dir={tmp_path}/{i}") for i in range(2)]
@@ -379,7 +389,7 @@ def test_a_launch_that_breaks_down_costs_the_run_that_broke_it_alone(tmp_path, c
                 if name == "killer":
                     raise RuntimeError("a worker was killed")
                 found = {"status": "finished", "metrics": {"id/accuracy": 50.0}}
-                records.write(tmp_path / name, dict.fromkeys(records.SHOWN) | found)
+                records.write(tmp_path / name, RECORD | found)
             returns = [JobReturn(status=JobStatus.COMPLETED) for _ in overrides]
             for returned, (name,) in zip(returns, overrides, strict=True):
                 returned.return_value = Report(directory=str(tmp_path / name))
@@ -401,6 +411,12 @@ def test_a_launch_that_breaks_down_costs_the_run_that_broke_it_alone(tmp_path, c
         (["seed=0,1"], ["seed", "sweep.seeds"]),
         (["sweep.sedes=[0]"], ["sweep.sedes", "did you mean 'seeds'"]),
         (["method=ft", "method.lr_head=1"], ["method.lr_head", "tied"]),
+        (["sweep.seeds=0,1"], ["train.py: sweep.seeds=0,1", "sweep.seeds=[0,1]"]),
+        (["method=ft,daft,"], ["method=ft,daft,", "no comma at its end"]),
+        (["hydra/launcher=wrkers"], ["hydra/launcher=wrkers", "no such option", "workers"]),
+        (["hydra/launcher=workers", "hydra.launcher.n_jobs=0"], ["hydra.launcher.n_jobs: 0", "-1"]),
+        (["hydra/launcher=workers", "hydra.launcher.n_job=2"], ["hydra.launcher.n_job", "--cfg hydra"]),
+        (["method=ft", "paths.runs=/proc/nothing"], ["/proc/nothing"]),
     ],
 )
 def test_what_a_sweep_cannot_take_is_one_line_before_any_run(arguments, words, tmp_path, here):

@@ -9,7 +9,8 @@ import pytest
 
 from daft import records, status
 from daft.errors import UserError
-from daft.status import RunState
+from daft.status import Queue, RunState
+from tests.test_records import RECORD
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,9 +26,8 @@ def runs(tmp_path: Path) -> Path:
         progress = {"epoch": epoch, "epochs": 20, "seconds": 60.0}
         (folders[name] / records.CHECKPOINTS).mkdir()
         (folders[name] / records.CHECKPOINTS / records.PROGRESS).write_text(json.dumps(progress))
-    bare = dict.fromkeys(records.SHOWN)
-    records.write(folders["a"], bare | {"status": "finished"})
-    records.write(folders["d"], bare | {"status": "diverged"})
+    records.write(folders["a"], RECORD | {"status": "finished"})
+    records.write(folders["d"], RECORD | {"status": "diverged"})
     (folders["e"] / records.ERROR).write_text("Traceback\n  File …\nValueError: what was wrong\n")
     (folders["f"] / records.RECORD).write_text("{")
     (tmp_path / "sweeps").mkdir()
@@ -43,6 +43,23 @@ def test_each_state_is_told_from_the_directory(runs: Path):
     assert states["e"].error == "ValueError: what was wrong"
     assert (states["f"].state, "is not a record" in states["f"].error) == ("failed", True)
     assert {state.name[0]: state.state for state in status.look(runs)}["b"] == "interrupted"
+
+
+def test_what_a_sweep_has_not_started_waits_for_as_long_as_the_sweep_goes_on(runs: Path):
+    listed = ["a-000000000000", "b-000000000001", "c-000000000002", "g-000000000006"]
+    with records.claimed(runs / "b-000000000001"), Queue(runs / "sweeps" / "1") as queue:
+        queue.show(listed)
+        states = {state.name[0]: state.state for state in status.look(runs)}
+        # What another process computes runs; what was interrupted, or is not there yet, waits.
+        assert [states[name] for name in "abcg"] == ["finished", "running", "waiting", "waiting"]
+        assert len(states) == 7
+        queue.show(listed[:3])
+        assert len(status.look(runs)) == 6
+    assert [state.state for state in status.look(runs)][2] == "interrupted"
+    (runs / "sweeps" / "1" / status.WAITING).write_text(
+        json.dumps(listed)
+    )  # as a driver that was killed leaves it
+    assert "waiting" not in {state.state for state in status.look(runs)}
 
 
 def test_looking_takes_no_claim_away(runs: Path):
