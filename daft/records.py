@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from daft.config import Config, measure, plain
 from daft.errors import BusyError, UserError
-from daft.files import PARTIAL, write_atomically
+from daft.files import PARTIAL, digest, write_atomically
 from daft.progress import console
 
 FORMAT = 1
@@ -49,6 +49,9 @@ ERROR = "error.txt"
 SHOWN = {"run": str, "status": str, "best_epoch": int | None, "history": list}
 SHOWN |= dict.fromkeys(("config", "metrics", "distortion", "environment", "time"), dict)
 """What tables, figures and reports read of a record."""
+
+PLACES = ("dataset.root", "dataset.annotations", "dataset.files", "dataset.manual", "backbone.checkpoint")
+"""Settings that say where inputs are; what these are is in a run's identity."""
 
 LIBRARIES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
 
@@ -211,7 +214,9 @@ def frame(directories: Iterable[Path]) -> pd.DataFrame:
 
 
 def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """A row per record: run, status, best_epoch, measure, config.*, split/metric and time.* columns."""
+    """A row per record: run, status, best_epoch, measure, inputs (what identifies images and weights), and
+    config.*, split/metric and time.* columns.
+    """
     rows = []
     for record in records:
         rows.append(
@@ -220,12 +225,18 @@ def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
                 "status": record["status"],
                 "best_epoch": record["best_epoch"],
                 "measure": measure(record["config"].get("segmentation")),
+                "inputs": _inputs(record),
                 **settings(record["config"]),
                 **record["metrics"],
                 **{f"time.{key}": value for key, value in record["time"].items()},
             }
         )
     return pd.DataFrame(rows)
+
+
+def _inputs(record: dict[str, Any]) -> str:
+    identity = record.get("identity")
+    return digest([identity["dataset"]["images"], identity["backbone"]["weights"]]) if identity else ""
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def _trains_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _same_images(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two configurations train as long on the same images, wherever these are."""
-    places = {"root", "annotations", "files", "manual"}
+    places = {place.removeprefix("dataset.") for place in records.PLACES}
     known = one["dataset"].keys() & other["dataset"].keys() - places
     same = all(one["dataset"][key] == other["dataset"][key] for key in known)
     return same and one["training"]["epochs"] == other["training"]["epochs"]

@@ -52,7 +52,7 @@ def split_name(column: str) -> str:
 
 
 def select(runs: pd.DataFrame) -> pd.DataFrame:
-    """Per cell the runs at the learning rates with the best ID accuracy at the lowest seed.
+    """Per cell the runs at the learning rates with the best ID accuracy at the seed of its grid.
 
     Selection reads the split that the runs selected their epoch on, never an OOD one. Diverged runs are
     never selected; of equal ones the larger rates are, which stand first in the paper's grids.
@@ -63,7 +63,7 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
         cell = cell[cell["status"] == "finished"]
         if cell.empty:
             continue
-        grid = cell[cell[SEED] == cell[SEED].min()]
+        grid = cell[cell[SEED] == grid_seed(cell)]
         holdout = grid["config.training.selection"].iloc[0] == "holdout"
         metric = f"{'holdout' if holdout else 'id'}/{measure(cell)}"
         best = grid.sort_values([metric, *RATES], ascending=False, kind="stable").iloc[0]
@@ -72,6 +72,11 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
             same &= cell[rate].isna() if pd.isna(best[rate]) else cell[rate] == best[rate]
         chosen.append(cell[same])
     return pd.concat(chosen) if chosen else runs.iloc[:0]
+
+
+def grid_seed(cell: pd.DataFrame) -> int:
+    """The seed with the most runs, of several the lowest: one run by hand does not stand in for a grid."""
+    return int(cell[SEED].mode().min())
 
 
 def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
@@ -86,11 +91,14 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
         "config.backbone.lr_head",
         "config.segmentation.lr_head",
         "config.segmentation.eval_batch_size",
+        *(f"config.{place}" for place in records.PLACES),
     )
     fixed = [c for c in cell.columns if c.startswith("config.") and not c.startswith(free)]
     # A setting that records of before do not have yet is at its default there, which is null.
     texts = {c: cell[c].astype(str).where(cell[c].notna(), "") for c in fixed}
     mixed = [c.removeprefix("config.") for c, text in texts.items() if text.nunique() > 1]
+    if not mixed and "inputs" in cell and cell["inputs"].nunique() > 1:
+        mixed = ["the images or weights that they read"]
     if mixed:
         raise UserError(f"runs of {name} differ in {', '.join(mixed)}; give a folder with one setting")
     if cell.duplicated([*RATES, SEED]).any():

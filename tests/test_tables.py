@@ -30,6 +30,22 @@ def test_the_choice_is_made_on_the_lowest_seed_alone():
     assert tables.select(frame)["run"].tolist() == ["r0"]
 
 
+def test_a_run_by_hand_on_a_lower_seed_does_not_stand_in_for_the_grid():
+    grid = [("ft", 0.1, 1, 80.0, 1.0), ("ft", 0.01, 1, 90.0, 1.0), ("ft", 0.01, 2, 89.0, 1.0)]
+    assert tables.select(runs(("ft", 1e-4, 0, 95.0, 1.0), *grid))["run"].tolist() == ["r2", "r3"]
+
+
+def test_the_same_images_and_weights_in_another_place_are_one_setting_and_others_are_not():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.1, 1, 80.0, 1.0))
+    frame["config.dataset.root"] = ["data/pacs", "/scratch/pacs"]
+    frame["config.backbone.checkpoint"] = ["a.pt", "b.pt"]
+    frame["inputs"] = "0123456789ab"
+    assert len(tables.select(frame)) == 2
+    frame["inputs"] = ["0123456789ab", "ba9876543210"]
+    with pytest.raises(UserError, match="differ in the images or weights that they read"):
+        tables.select(frame)
+
+
 def test_ties_keep_the_larger_rate_which_is_the_first_grid_entry():
     frame = runs(("ft", 0.01, 0, 90.0, 1.0), ("ft", 0.1, 0, 90.0, 1.0))
     assert tables.select(frame)["run"].tolist() == ["r1"]

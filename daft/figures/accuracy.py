@@ -98,11 +98,11 @@ def id_against_ood(runs: pd.DataFrame) -> Figure:
 
 
 def learning_rates(runs: pd.DataFrame, chosen: float) -> Figure:
-    """ID and mean OOD accuracy over η_θ of one cell at its lowest seed, a line per η_w; × marks divergence.
+    """ID and mean OOD accuracy over η_θ of one cell's grid, a line per η_w; × marks divergence.
 
     runs: of one dataset, backbone and method. chosen: the selected η_θ.
     """
-    grid = runs[runs[tables.SEED] == runs[tables.SEED].min()].sort_values(tables.RATES[0])
+    grid = runs[runs[tables.SEED] == tables.grid_seed(runs)].sort_values(tables.RATES[0])
     figure, ((axes,),) = style.canvas(1, 1, 3, width=5.6)
     name, measure = str(grid[tables.METHOD].iloc[0]), tables.measure(grid)
     of_head = list(grid.groupby(tables.RATES[1], dropna=False))
