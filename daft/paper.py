@@ -1,5 +1,6 @@
 """The tables of the paper: which cells make them up, and our numbers beside the printed ones."""
 
+import functools
 from collections.abc import Collection, Iterable
 from dataclasses import field, replace
 from pathlib import Path
@@ -12,8 +13,10 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from daft import tables
-from daft.config import STRICT
+from daft.composition import composed
+from daft.config import STRICT, SweepConfig, validate, validate_section
 from daft.errors import UserError
+from daft.sweep import Protocol, Rates, Trial, lacking, protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFINITIONS, PRINTED = ROOT / "conf" / "table", ROOT / "results" / "paper"
@@ -21,7 +24,9 @@ KEYS = ["backbone", "method", "dataset", "split"]
 MEASURED = ("accuracy", "miou", "error")
 """Columns of numbers in results/paper."""
 
-NOTHING: dict[Any, Any] = {"n": 0, "runs": "", "diverged": 0} | dict.fromkeys(tables.EDGES, False)
+NOTHING: dict[Any, Any] = {"n": 0, "runs": "", "diverged": 0, "lacking": 0} | dict.fromkeys(
+    tables.EDGES, False
+)
 """What a cell without runs has."""
 
 
@@ -164,6 +169,7 @@ def compare(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
     Accuracies (or errors) and `difference` in points; `std` of the sample (ddof = 1), none at n = 1, and
     `difference_in_std` in units of it. `best` and `paper_best` are the highest (of errors the lowest) of a
     column within a backbone, at the decimals that the paper prints, where there are several to compare.
+    `lacking` counts runs that the cell's protocol has and the cell has not: such a cell is never the best.
     `diverged` counts runs; `missing` is a split that no finished run has, or a cell whose runs are no sample,
     as `problem` says.
     """
@@ -175,7 +181,7 @@ def compare(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
     ours["difference"] = ours["mean"] - ours["paper"]
     ours["difference_in_std"] = (ours["difference"] / ours["std"]).where(ours["std"] > 0)
     columns = ours.groupby(["backbone", "dataset", "split"], sort=False)
-    for best, numbers in (("best", ours["mean"]), ("paper_best", ours["paper"])):
+    for best, numbers in (("best", ours["mean"].where(ours["lacking"] == 0)), ("paper_best", ours["paper"])):
         rounded = numbers.round(table.digits)
         extreme = "max" if table.best == "highest" else "min"
         most, several = (rounded.groupby(columns.ngroup()).transform(f) for f in (extreme, "count"))
@@ -200,6 +206,7 @@ def averages(cells: pd.DataFrame) -> pd.DataFrame:
                     "mean": columns["mean"].mean(skipna=False),
                     "std": (spread**2).sum(skipna=False) ** 0.5 / len(columns),
                     "n": columns["n"].min(),
+                    "lacking": row["lacking"].sum(),
                     "diverged": 0,  # as problems and edges: of a cell, and shown there
                     "problem": "",
                     "runs": " ".join(dict.fromkeys(" ".join(columns["runs"]).split())),
@@ -227,7 +234,7 @@ def _ours(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
                         | {key: number.get(key) for key in ("mean", "std", "n", "runs")}
                         | {
                             key: known.get(key)
-                            for key in ("lr_backbone", "lr_head", *tables.EDGES, "diverged")
+                            for key in ("lr_backbone", "lr_head", *tables.EDGES, "diverged", "lacking")
                         }
                         | {"problem": known.get("problem", "")}
                     )
@@ -242,11 +249,34 @@ def _aggregated(table: Table, runs: pd.DataFrame) -> dict[tuple[str, ...], dict[
     found = {}
     for names, cell in runs[table.members(runs)].groupby(tables.CELL):
         try:
-            aggregated = tables.aggregate(tables.select(cell), cell).to_dict("records")
+            chosen = tables.select(cell)
+            lacking = _lacking(table.sweep, Cell(*map(str, names)), cell, chosen)
+            aggregated = tables.aggregate(chosen, cell).assign(lacking=lacking).to_dict("records")
         except UserError as error:
             aggregated = [NOTHING | {"metric": "", "problem": str(error)}]
         found[names] = {row["metric"]: row for row in aggregated}
     return found
+
+
+def _lacking(sweep: str, cell: Cell, runs: pd.DataFrame, chosen: pd.DataFrame) -> int:
+    """How many runs of the cell's protocol there are not."""
+    if chosen.empty:
+        return 0
+
+    def trials(rows: pd.DataFrame) -> list[Trial]:
+        columns = rows[[*tables.RATES, tables.SEED]].astype(object)
+        known = columns.where(columns.notna(), None).itertuples(index=False, name=None)
+        return [Trial(Rates(*rates), seed) for *rates, seed in known]
+
+    first = trials(chosen)[0]
+    return lacking(_protocol(sweep, cell), trials(runs), tables.grid_seed(runs), first.rates)
+
+
+@functools.cache
+def _protocol(sweep: str, cell: Cell) -> Protocol:
+    named = [f"{key}={value}" for key, value in cell._asdict().items()]
+    config = composed(f"sweep={sweep}", *named)
+    return protocol(validate_section(config, "sweep", SweepConfig), validate(config))
 
 
 def _printed(table: Table, keys: Iterable[tuple[str, ...]]) -> list[float | None]:

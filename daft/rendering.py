@@ -14,7 +14,7 @@ LEGEND = (
     "Each cell: ours, mean ± sample standard deviation (ddof = 1) over seeds; then the paper's; then the "
     "difference in points (and in our standard deviations, s). Bold: {best} of its column within a network, "
     "as printed. Learning rates are chosen by ID accuracy on the lowest seed; * marks a rate at the edge "
-    "of its grid."
+    "of its grid, † a cell that lacks runs of its protocol."
 )
 
 
@@ -22,7 +22,7 @@ class Number(NamedTuple):
     """One cell in words."""
 
     ours: str
-    """mean ± std, *, `missing` or `diverged`"""
+    """mean ± std with marks, `missing` or `diverged`"""
     best: bool
     paper: str
     """empty if it prints none"""
@@ -45,7 +45,8 @@ def _number(row: dict[Any, Any], digits: int) -> Number:
         ours = "diverged" if row["diverged"] else "missing"
     else:
         spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.{digits}f}"
-        ours = f"{row['mean']:.{digits}f}{spread}{'*' if any(row[edge] for edge in EDGES) else ''}"
+        marks = ("*" if any(row[edge] for edge in EDGES) else "") + ("†" if row["lacking"] else "")
+        ours = f"{row['mean']:.{digits}f}{spread}{marks}"
     difference = ""
     if pd.notna(row["difference"]):
         difference = _signed(row["difference"], digits)
@@ -69,6 +70,7 @@ def notes(table: Table, compared: pd.DataFrame) -> list[str]:
     found.append(f"{len(seeds)} of {len(cells)} cells have runs" + (f"; n = {usual}" if usual else "") + ".")
     for label, select, value in (
         ("Other n", (cells["n"] > 0) & (cells["n"] != usual), "n = {n}"),
+        ("Runs of the protocol that are not there", cells["lacking"] > 0, "{lacking}"),
         ("η_θ at the edge of its grid", cells["at_edge"].astype(bool), "{lr_backbone:g}"),
         ("η_w at the edge of its grid", cells["head_at_edge"].astype(bool), "{lr_head:g}"),
         ("Diverged runs", cells["diverged"] > 0, "{diverged}"),
@@ -199,6 +201,7 @@ LATEX = {
     "²": "$^2$",
     "·": "--",
     "±": r"$\pm$",
+    "†": r"$\dagger$",
     "−": "$-$",
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",

@@ -3,7 +3,7 @@
 Knows nothing of how runs are made, so that the protocol can be read, and tested, by itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -157,6 +157,19 @@ def stand(protocol: Protocol, outcomes: Mapping[Trial, Outcome]) -> Standing:
     trials = [Trial(rates, seed) for seed in seeds] if status == "chosen" else []
     steps.append(Step("seeds", trials, len(seeds)))
     return Standing(status, steps, rates, edges)
+
+
+def lacking(protocol: Protocol, trials: Collection[Trial], seed: int, chosen: Rates) -> int:
+    """How many trials a cell lacks of its protocol: of each stage's grid on this seed, and on other seeds.
+
+    chosen: the rates that its runs select.
+    """
+    wanted, rates = {Trial(chosen, seed)}, protocol.start
+    for stage in protocol.stages:
+        wanted |= {Trial(rates._replace(**{stage.rate: value}), seed) for value in stage.grid}
+        rates = rates._replace(**{stage.rate: getattr(chosen, stage.rate)})
+    others = {trial.seed for trial in trials if trial.rates == chosen} - {seed}
+    return len(wanted - set(trials)) + max(0, len(protocol.seeds) - 1 - len(others))
 
 
 def _decide(trials: list[Trial], outcomes: Mapping[Trial, Outcome]) -> tuple[Status, Trial | None]:

@@ -45,7 +45,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import hydra  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -57,7 +56,8 @@ from torch.optim.swa_utils import update_bn  # noqa: E402
 
 from daft import backbones, data, methods, robustness, training  # noqa: E402
 from daft.batchnorm import convert_batchnorm  # noqa: E402
-from daft.config import Config, Flip, Operation, RandomResizedCrop, Resize, validate  # noqa: E402
+from daft.composition import configuration  # noqa: E402
+from daft.config import Config, Flip, Operation, RandomResizedCrop, Resize  # noqa: E402
 from daft.corruptions import CORRUPTIONS, SEVERITIES  # noqa: E402
 from daft.data.images import Resident  # noqa: E402
 from daft.data.loader import Loader  # noqa: E402
@@ -123,7 +123,7 @@ class Bench:
 
     def configured(self, folder: Path, resident_gib: float = 0) -> Config:
         """Fine-tuning on JPEG folders, streamed unless there is room for them in memory."""
-        return composed(
+        return configuration(
             *("dataset=folder", f"dataset.root={folder}", "dataset.id.path=val", f"paths.cache={folder}"),
             f"dataset.train_transform=[{{random_crop: {self.side}}}, flip]",
             *("backbone=timm", "backbone.weights=random", f"backbone.model={self.model}"),
@@ -137,12 +137,6 @@ class Bench:
         head = methods.make_head(backbone.num_features, [], 10).to(self.device)
         model = methods.Classifier(backbone, head)
         return methods.prepare(config.method, model, probe=lambda: NotImplemented, batches=())
-
-
-def composed(*overrides: str) -> Config:
-    """The configuration that scripts/train.py would run."""
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return validate(hydra.compose("train", list(overrides)))
 
 
 def conversion(bench: Bench) -> list[Row]:
@@ -304,7 +298,7 @@ def memory(bench: Bench) -> list[Row]:
 
     with tempfile.TemporaryDirectory() as folder:
         for split, share in (("train", 0.8), ("test", 0.2)):
-            classes = composed("dataset=cifar10_folder").dataset.classes or []
+            classes = configuration("dataset=cifar10_folder").dataset.classes or []
             write_jpegs(Path(folder) / "cifar10" / split, classes, int(share * bench.samples), (32, 32))
         (values,) = bench.interleaved({"peak / images": lambda: in_fresh_process(folder)})
     peak, images = (median(column) / 2**20 for column in zip(*sizes, strict=True))
@@ -318,7 +312,7 @@ def peak_of_loading(folder: str) -> tuple[int, int]:
     def status(key: str) -> int:
         return 1024 * int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])
 
-    config = composed("dataset=cifar10_folder", f"paths.data={folder}", f"paths.cache={folder}")
+    config = configuration("dataset=cifar10_folder", f"paths.data={folder}", f"paths.cache={folder}")
     Path("/proc/self/clear_refs").write_text("5")  # the peak, VmHWM, starts anew
     before = status("VmRSS")
     loaded = data.load(config, data.listing(config), torch.device("cpu"))

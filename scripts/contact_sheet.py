@@ -13,15 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from daft.cli import complaint
-from daft.config import for_schema, validate
+from daft.composition import configuration
 from daft.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
@@ -42,8 +39,7 @@ def main() -> None:
         style.save(sheets.corruptions(image), args.out)
         print(f"wrote {args.out}")
         return
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = validate(compose("train", for_schema(args.overrides)))
+    config = configuration(*args.overrides)
 
     # Seconds of imports: only now that the configuration makes sense.
     from daft import data

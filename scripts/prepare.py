@@ -12,15 +12,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from daft.cli import complaint
-from daft.config import SECTIONS, BackboneConfig, DatasetConfig, for_schema, validate_section
+from daft.composition import CONF, composed
+from daft.config import SECTIONS, BackboneConfig, DatasetConfig, validate_section
 from daft.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {"dataset": DatasetConfig, "backbone": BackboneConfig}
 
 
@@ -73,7 +72,7 @@ def _named(what: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
         group, _, names = word.partition("=")
         if word == "all":
             for each in GROUPS:  # but for those that wait for a user's own values
-                files = sorted((ROOT / "conf" / each).glob("*.yaml"))
+                files = sorted((CONF / each).glob("*.yaml"))
                 named += [(each, path.stem) for path in files if "???" not in path.read_text()]
         elif group in GROUPS and names:
             named += [(group, name) for name in names.split(",")]
@@ -96,9 +95,8 @@ def _configuration(
 ) -> tuple[DatasetConfig | BackboneConfig, Path]:
     """The group's typed configuration, and the folder of caches."""
     mine = _of(group, overrides)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        composed = compose("train", [f"{group}={name}", *for_schema(mine)])
-    return validate_section(composed, group, GROUPS[group]), Path(composed.paths.cache)
+    config = composed(f"{group}={name}", *mine)
+    return validate_section(config, group, GROUPS[group]), Path(config.paths.cache)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ sys.path.insert(0, str(ROOT))
 import timm  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from hydra import compose, initialize_config_dir  # noqa: E402
 from rich.progress import track  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from daft import data  # noqa: E402
-from daft.config import DatasetConfig, for_schema, validate_section  # noqa: E402
+from daft.composition import composed  # noqa: E402
+from daft.config import DatasetConfig, validate_section  # noqa: E402
 from daft.data.images import ImageStore, Labelled, Resident  # noqa: E402
 from daft.data.shapes import CLASSES, generate  # noqa: E402
 from daft.errors import UserError  # noqa: E402
@@ -69,11 +69,10 @@ def load_shapes(seed: int) -> tuple[Images, Images, int]:
 
 def load_tiny_imagenet(overrides: list[str]) -> tuple[Images, Images, int]:
     """Training and validation images, decoded, and the number of classes."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        composed = compose("train", ["dataset=tiny_imagenet", *for_schema(overrides)])
-    cfg = validate_section(composed, "dataset", DatasetConfig)
+    config = composed("dataset=tiny_imagenet", *overrides)
+    cfg = validate_section(config, "dataset", DatasetConfig)
     classes = data.class_names(cfg)
-    store = ImageStore(float("inf"), 2, Path(composed.paths.cache), torch.device("cpu"))
+    store = ImageStore(float("inf"), 2, Path(config.paths.cache), torch.device("cpu"))
 
     def decoded(name: str, split: Labelled) -> Images:
         images, kept = store.load(split, [], name)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from daft.config import Config, for_schema, validate
+from daft.composition import configuration
+from daft.config import Config
 from tests.fake_wandb import KEY, Service, serving
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,12 +34,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def configure() -> Callable[..., Config]:
     """A validated configuration from command-line overrides."""
-
-    def build(*overrides: str) -> Config:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return validate(compose("train", for_schema(list(overrides))))
-
-    return build
+    return configuration
 
 
 @pytest.fixture

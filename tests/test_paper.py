@@ -12,6 +12,7 @@ import yaml
 from daft import paper, rendering, robustness, tables
 from daft.corruptions import CORRUPTIONS
 from daft.errors import UserError
+from daft.sweep import Protocol, Rates
 
 ROOT = Path(__file__).resolve().parent.parent
 NONE = pd.DataFrame()
@@ -47,6 +48,15 @@ FEW = runs(
     ("clip_rn50", "ft", 9.0, 0, math.nan, math.nan, math.nan, "diverged"),
     ("swav", "lp_ft", 1e-5, 0, 97.0, 92.0, 91.0),
 )
+
+
+PROTOCOL = paper._protocol
+
+
+@pytest.fixture(autouse=True)
+def nothing_lacks(monkeypatch):
+    """One run is a whole cell, as few rows do not make the paper's protocol."""
+    monkeypatch.setattr(paper, "_protocol", lambda sweep, cell: Protocol(Rates(), (), (0,)))
 
 
 @pytest.mark.parametrize("name", ["table2", "table3", "table4", "table5", "table6"])
@@ -142,7 +152,7 @@ def test_best_is_the_lowest_of_a_column_of_errors():
 def test_the_spread_of_an_average_is_propagated_and_a_gap_leaves_no_mean():
     rows = [("id", "a", 90.0, 3.0), ("x", "a", 50.0, 1.0), ("y", "a", 60.0, 2.0), ("id", "b", 70.0, 4.0)]
     cells = pd.DataFrame(rows, columns=["split", "dataset", "mean", "std"])
-    cells = cells.assign(backbone="net", method="m", n=3, runs=["r1", "r1", "r1", "r2"])
+    cells = cells.assign(backbone="net", method="m", n=3, lacking=0, runs=["r1", "r1", "r1", "r2"])
     averaged = paper.averages(cells).set_index("split")
     assert averaged["mean"].to_dict() == {"id": 80.0, "ood": 55.0}
     assert averaged.loc["id", "std"] == pytest.approx(math.sqrt(9 + 16) / 2)
@@ -200,6 +210,26 @@ def test_best_is_the_highest_of_a_column_within_a_backbone_as_printed():
     moco = table2[(table2["backbone"] == "moco_v2") & table2["paper_best"]]
     assert (moco["method"] == "daft").all()  # "consistently achieves higher ID accuracy", and here OOD too
     assert len(moco) == 11
+
+
+def test_a_cell_without_all_runs_of_its_protocol_is_marked_and_never_the_best(monkeypatch):
+    monkeypatch.setattr(paper, "_protocol", PROTOCOL)
+    grid = [0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001]  # FT's of MoCo-v2, from the authors' configs
+    whole = [("moco_v2", "ft", rate, 0, 90.0 + rate, 90.0, 80.0) for rate in grid]
+    whole += [("moco_v2", "ft", 0.3, seed, 90.0, 90.0, 80.0) for seed in (1, 2)]
+    better = [
+        ("moco_v2", "lp_ft", 1e-4, seed, 97.0, 97.0, 97.0) for seed in (0, 1)
+    ]  # of a grid of 6, 3 seeds
+    table = paper.load("table5")
+    compared = paper.compare(table, runs(*whole, *better))
+    lacks = compared.drop_duplicates("lacking").set_index("method")["lacking"]
+    assert lacks.to_dict() == {"ft": 0, "lp_ft": 5 + 1}
+    assert compared.loc[compared["best"], "method"].unique().tolist() == []
+    text = rendering.markdown(table, compared)
+    assert "97.00 ± 0.00†" in text
+    assert "- Runs of the protocol that are not there: MoCo LP-FT on CIFAR-10 (6)." in text
+    gone = paper.compare(table, runs(*whole[1:], *better))
+    assert row(gone, "moco_v2", "ft", "cifar10", "id")["lacking"] == 1 + 2  # with 0.3, which the seeds had
 
 
 def test_only_runs_with_the_settings_of_the_table_count():

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from daft import tables
 from daft.config import SweepConfig, for_schema, validate_section
 from daft.errors import ConfigError
-from daft.sweep import EXTENSIONS, Outcome, Protocol, Rates, Stage, Standing, Trial, protocol, stand
+from daft.sweep import EXTENSIONS, Outcome, Protocol, Rates, Stage, Standing, Trial, lacking, protocol, stand
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +52,17 @@ def test_a_method_without_stages_runs_its_seeds_at_once():
     standing, waves = go_through(Protocol(Rates(), (), (0, 1, 2)), lambda rates: 50.0)
     assert waves == [[trial(seed=0), trial(seed=1), trial(seed=2)]]
     assert standing.status == "chosen"
+
+
+@pytest.mark.parametrize("protocol", [Protocol(Rates(), (), (0, 1, 2)), FT, DAFT])
+def test_what_lacks_is_counted_from_the_runs_alone(protocol: Protocol):
+    standing, _ = go_through(protocol, lambda rates: sum(rates.given().values()))
+    trials = standing.trials
+    assert lacking(protocol, trials, 0, standing.rates) == 0
+    for absent in trials:
+        assert lacking(protocol, [t for t in trials if t != absent], 0, standing.rates) == 1
+    others = [Trial(t.rates, t.seed + 5) for t in trials]
+    assert lacking(protocol, others, 5, standing.rates) == 0  # seeds of one's own
 
 
 def test_ft_runs_its_grid_on_the_lowest_seed_then_the_best_rate_on_the_others():
