@@ -41,9 +41,9 @@ $(TABLES:=-plan): setup
 	@sweeps=$$($(BIN)/python scripts/tables.py $(@:-plan=) --overrides $(narrow)) || exit 1; \
 	echo "$$sweeps" | xargs -L1 $(train) sweep.plan=true
 
-# The paper's figures of the small runs, as PNG and PDF; other runs: scripts/figures.py --help.
+# The paper's figures of the small runs, as PNG and PDF, and with WANDB=1 there too; other runs: scripts/figures.py --help.
 figures: setup
-	$(BIN)/python scripts/figures.py small --out results/small/figures
+	$(BIN)/python scripts/figures.py small --out results/small/figures $(if $(WANDB),--wandb)
 
 # All tables, figures and runs in one file that opens without a server.
 report: setup

@@ -2,16 +2,18 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from PIL.Image import Image
 
 from daft import paper, progress, records, robustness, tables, tracking
 from daft.errors import BusyError, UserError, some
+from daft.files import digest
 
 Need = Literal["send", "complete", "update"]
 """It is not online; it is not whole there; its table or stage is another by now, or results were added."""
@@ -192,6 +194,34 @@ def mirror(service: Service, todo: Sequence[tuple[Need, Entry, Any]]) -> list[En
         return busy
     names = some([entry.directory.name for entry in missing])
     raise UserError(f"W&B: {len(missing)} of {len(done)} have not arrived whole: {names}; {GO_ON}")
+
+
+def send_pictures(
+    pictures: Mapping[str, tuple[Image, str]], name: str, project: str, entity: str | None
+) -> None:
+    """Log pictures, each with its caption, to the one run of a project that has those of this name.
+
+    Sent again, they stand after those before. Raises UserError as `Service`.
+    """
+    import wandb
+
+    account = Service().account
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        clear_errors(),
+        wandb.init(
+            id=f"figures-{digest(name)}",
+            name=f"figures of {name}",
+            project=project,
+            entity=entity or account or None,
+            job_type="figures",
+            resume="allow",
+            reinit="create_new",
+            dir=folder,
+            settings=wandb.Settings(silent=True, **NOTHING_OF_HERE),
+        ) as run,
+    ):
+        run.log({key: wandb.Image(image, caption=text) for key, (image, text) in pictures.items()})
 
 
 def _send(entry: Entry, online: Any) -> None:

@@ -3,6 +3,7 @@
 python scripts/figures.py small --out results/small/figures    every figure of a table, as PNG and PDF
 python scripts/figures.py runs/demo --out demo.png             one dataset: accuracy and distortion
 python scripts/figures.py runs/sizes --kind training_size --out sizes.png
+python scripts/figures.py small --out figures --wandb          logged to Weights & Biases, too
 
 Kinds: overview, id_ood (accuracies), features, cosine, l2 (Figure 1), change (Figure 2), extremes (Figures 6
 to 9: measured from the weights, then kept beside the runs), rates (of each method); over a setting, where
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from matplotlib.figure import Figure
 
 from daft import paper, progress, records
 from daft.errors import UserError
@@ -42,6 +45,9 @@ def main() -> None:
         default=os.environ.get("DAFT_RUNS", "runs"),
         help="folder of the table's run directories; default: DAFT_RUNS, or runs",
     )
+    parser.add_argument("--wandb", action="store_true", help="log them to Weights & Biases, too")
+    parser.add_argument("--project", default="daft", help="there; default: daft")
+    parser.add_argument("--entity", help="there; default: the account's own")
     args = parser.parse_args()
     single = args.out.suffix[1:] in style.FORMATS
     kinds = args.kind.split(",") if args.kind else ["overview"] if single else []
@@ -58,11 +64,19 @@ def main() -> None:
         raise UserError(
             f"{args.out}: one file for {found}; choose with --dataset and --kind, or name a folder"
         )
+    drawn: dict[str, tuple[Figure, str]] = {}
     for name, picture in pictures.items():
         figure = picture.draw()
+        drawn[name] = figure, picture.caption
         for file in [args.out] if single else [args.out / f"{name}.{kind}" for kind in ("png", "pdf")]:
             style.save(figure, file)
             print(f"wrote {file}")
+    if args.wandb:
+        from daft import sync  # the client takes a second
+
+        images = {name: (style.pixels(figure), caption) for name, (figure, caption) in drawn.items()}
+        sync.send_pictures(images, args.what, args.project, args.entity)
+        print(f"logged {len(drawn)} figure(s) to W&B")
 
 
 def _loaded(what: str, runs: Path, dataset: str | None) -> tuple[Path, list[dict[str, Any]]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import wandb
+from PIL import Image
 
 from daft import experiment, records, robustness, sync, tracking
 from daft.corruptions import CORRUPTIONS, SEVERITIES
@@ -264,6 +265,20 @@ def test_the_scripts_say_what_they_do(online: Service, tmp_path: Path, script):
     assert script("wandb_sync.py", runs) == ["2 of 2 were there"]
     (saved,) = script("dashboard.py", "small", "--save")
     assert saved.startswith(f"saved {online.url}/{ENTITY}/daft/reports/DAFT--")
+
+
+def test_figures_are_logged_as_images_of_one_run_however_often(online: Service, tmp_path: Path):
+    figure = Image.new("RGB", (30, 20))
+    for _ in range(2):
+        sync.send_pictures({"pacs-change": (figure, "Relative change")}, "runs/small", "daft", None)
+    ((_, run),) = online.runs.items()
+    assert (run.state, run.job_type, run.title) == ("finished", "figures", "figures of runs/small")
+    assert len(run.history) == 2
+    for row in run.history:
+        shown = row["pacs-change"]
+        assert (shown["_type"], shown["caption"]) == ("image-file", "Relative change")
+        assert (shown["width"], shown["height"]) == (30, 20)
+        assert shown["path"] in online.files
 
 
 def test_without_an_account_one_line_says_so(online: Service, tmp_path: Path, monkeypatch, script):

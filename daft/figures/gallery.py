@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
-from PIL import Image
 
 from daft import records, tables
 from daft.figures import accuracy, change, extremes, features, sensitivity, style
@@ -23,10 +21,6 @@ class Picture(NamedTuple):
     """of a file, without suffix"""
     caption: str
     draw: Callable[[], Figure]
-
-    def image(self) -> Image.Image:
-        """As pixels."""
-        return Image.open(BytesIO(style.rendered(self.draw(), "png")))
 
 
 SENSITIVITY = {
@@ -75,11 +69,6 @@ def of_runs(loaded: Sequence[dict[str, Any]], methods: Sequence[str] = ()) -> li
             draw = partial(accuracy.learning_rates, cell, rate)
             found.append(Picture(f"rates_{method}", f"Learning rates, {style.label(method)}", draw))
     return found
-
-
-def of_run(record: dict[str, Any]) -> list[Picture]:
-    """The pictures of a single run."""
-    return _distortion([record], [record["config"]["method"]["name"]])
 
 
 def of_extremes(

@@ -125,6 +125,11 @@ def embedded(figure: Figure) -> tuple[str, bytes]:
     return {"png": "image/png", "svg": "image/svg+xml"}[kind], rendered(figure, kind)
 
 
+def pixels(figure: Figure) -> Image.Image:
+    """As its PNG."""
+    return Image.open(BytesIO(rendered(figure, "png")))
+
+
 def rendered(figure: Figure, kind: str) -> bytes:
     """The figure in one of FORMATS."""
     content = BytesIO()
