@@ -38,9 +38,8 @@ def _measured(run: Finished, device: torch.device) -> Similarities:
     after, before, images = run.network(device).backbone, run.pretrained_features(device), run.images(device)
     found = {}
     for name, loader in images.evaluation.items():
-        old, labels = before(loader)
-        new, _ = evaluation.features(after, loader, run.autocast(device))
-        cosine, labels = F.cosine_similarity(old, new).clamp(-1, 1).cpu(), labels.cpu()
+        old, new = before(loader), evaluation.features(after, loader, run.autocast(device))
+        cosine, labels = F.cosine_similarity(old, new).clamp(-1, 1).cpu(), loader.labels
         ranked = extremes(cosine, labels, len(images.classes))
         found[name] = Similarity(cosine, labels, ranked, _pictured(loader, ranked))
     return found

@@ -18,7 +18,7 @@ from daft.data.loader import Loader
 from daft.errors import ConfigError
 from daft.finished import open_run
 from daft.segmentation import Decoder, Encoder, Segmenter, cross_entropy, ious
-from tests import fabricate_weights
+from tests import fabricate, fabricate_weights
 
 CPU = torch.device("cpu")
 TINY = [
@@ -290,6 +290,24 @@ def test_what_makes_no_sense_is_said(configure, overrides, words):
 
 
 def test_identity_has_what_moves_a_segmentation_and_nothing_else(configure):
+@pytest.mark.parametrize("method", ["ft", "daft"])
+def test_images_of_their_own_sizes_are_evaluated_whole(configure, folders, tmp_path, method):
+    fabricate.voc(tmp_path / "voc", train=["a", "b"], extra=["c", "d"], val=["e", "f", "g"])
+    done = experiment.run(
+        configure(
+            *("dataset=voc", f"dataset.root={tmp_path}/voc", f"method={method}", *folders),
+            *("dataset.train.known_images=null", "dataset.id.known_images=null", "training.batch_size=4"),
+            *("dataset.train_transform=[{random_scale_crop: 32}, flip]", "dataset.eval_transform=[]"),
+            *("segmentation.eval_batch_size=1", "segmentation.channels=8", "training.epochs=1"),
+            *("training.steps=1", "wandb.mode=disabled", "compute.device=cpu"),
+        )
+    )
+    loader = open_run(done.directory).images(CPU).evaluation["id"]
+    assert [images.shape for images, _ in loader.epoch()] == [(1, 3, 36, 48), (1, 3, 48, 36), (1, 3, 36, 48)]
+    assert 0 <= done.record["metrics"]["id/miou"] <= 100
+    assert sum(done.record["distortion"]["id"]["l2"]["counts"]) == 3
+
+
     def identity(*overrides):
         return records.identity(configure("dataset=voc", *overrides), "fp32", {"train": "i"}, "w")
 
