@@ -176,7 +176,12 @@ def _on(device: torch.device, tensor: Tensor) -> Tensor:
 def of_run(
     run: Finished, kind: Kind, device: torch.device, batch_size: int, images: int | None = None
 ) -> Corrupted:
-    """The corrupted images that a run is evaluated on; runs with the same `key` share them."""
+    """The corrupted images that a run is evaluated on; runs with the same `key` share them.
+
+    Raises UserError if there are none that it can classify.
+    """
+    if run.config.segmentation is not None:
+        raise UserError(f"{run}: it segments; corruption errors are of networks that classify whole images")
     if kind == "generated":
         return generated(run.images(device).evaluation["id"], batch_size, images)
     if run.classes != [*cifar.CLASSES]:

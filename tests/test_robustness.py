@@ -309,6 +309,23 @@ def test_a_cell_that_is_no_sample_is_named_and_the_others_are_evaluated(run, scr
     assert f"{run}: mean error" in output
 
 
+def test_a_run_that_segments_is_named_and_the_others_are_evaluated(run, configure, tmp_path, script):
+    masks = experiment.run(
+        configure(
+            *("dataset=shapes_masks", "dataset.image_size=32", "dataset.train_transform=[flip]", "method=lp"),
+            *("dataset.train.images=4", "dataset.id.images=2", "~dataset.ood.painting", "training.steps=1"),
+            *("training.epochs=1", "segmentation.channels=4", "wandb.mode=disabled", "compute.device=cpu"),
+            *(f"paths.{name}={tmp_path / name}" for name in ("runs", "cache", "data", "weights")),
+        )
+    )
+    arguments = ["--images", FEW, "--device", "cpu", "--threads", 1, "--out", tmp_path / "out"]
+    code, output, complaint = script(run.directory.parent, *arguments)
+    assert code == 1
+    assert f"left out: {masks.directory.name}: it segments" in complaint
+    assert f"{run}: mean error" in output
+    assert "shapes_masks" not in (tmp_path / "out" / "robustness.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
