@@ -134,6 +134,7 @@ def test_the_errors_of_whole_sets_are_among_the_metrics_of_a_record(run, monkeyp
     assert record == run.record
     (record,) = robustness.load([run.directory], images=FEW)
     assert record["metrics"]["mce/generated_error"] == pytest.approx(10)
+    assert record["corrupted"] == {"generated": {"images": FEW, "whole": 40}}
     robustness.evaluate(run, robustness.of_run(run, "generated", CPU, 40), CPU)
     (record,) = robustness.load([run.directory])
     assert record["metrics"].items() >= run.record["metrics"].items()
@@ -287,6 +288,13 @@ def test_the_script_evaluates_the_runs_of_a_folder_once_and_writes_their_table(r
     table = pd.read_csv(tmp_path / "out" / "robustness.csv").set_index("metric")
     assert table.loc["mce/generated_error", "mean"] == pytest.approx(mean)
     assert f"| lp | 1 | {table.loc['gaussian_noise/generated_error', 'mean']:.1f} |" in output
+    assert set(table["images"]) == {FEW}
+    assert set(table["whole"]) == {40}
+    said = (tmp_path / "out" / "robustness.md").read_text()
+    assert said in output
+    assert "Of 10 of the 40 ID images, corrupted here, at each severity of each corruption." in said
+    assert "± sample standard deviation (ddof = 1) over n seeds" in said
+    assert "Frost is a random texture" in said
     (run.directory / records.MODEL).unlink()  # is not needed any more
     assert script(*arguments)[0] == 0
     assert file.stat().st_mtime_ns == written
