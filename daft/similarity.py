@@ -9,15 +9,13 @@ from daft import evaluation
 from daft.config import Resize
 from daft.data.images import Resident
 from daft.data.loader import Loader
-from daft.data.transforms import apply, transform
+from daft.data.transforms import NO_DRAWS, apply, transform
 from daft.figures.extremes import FILE, Similarities, Similarity, extremes, read
 from daft.files import made_once, write_atomically
 from daft.finished import Finished
 
 SIDE = 96
 """Pixels that a kept image has at most."""
-
-NO_DRAWS = torch.empty(1, 0)
 
 
 def similarities(run: Finished, device: torch.device) -> Similarities:
