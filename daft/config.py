@@ -420,7 +420,7 @@ class SegmentationConfig:
     atrous_rates: tuple[Size, Size, Size]
     """dilations of the pyramid"""
     separable: bool
-    """whether the pyramid's convolutions are depthwise separable"""
+    """whether the decoder's convolutions of 3 x 3 are depthwise separable"""
     dropout: float = Field(ge=0, lt=1)
     """of the pyramid's output"""
     channels: Size

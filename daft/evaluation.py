@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import safetensors.torch
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from daft import progress
@@ -23,7 +24,8 @@ class Batches(Protocol):
 
     @property
     def device(self) -> torch.device: ...
-    def epoch(self) -> Iterator[Batch]: ...
+    @property
+    def epoch(self) -> Callable[[], Iterator[Batch]]: ...
     def __len__(self) -> int: ...
 
 
@@ -67,18 +69,16 @@ def _correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def features(backbone: nn.Module, loader: Loader, cast: Autocast) -> tuple[Tensor, Tensor]:
-    """Test-mode features [N, D] float32 and labels [N] of the pass before training, in its order."""
+def features(backbone: nn.Module, loader: Loader, cast: Autocast) -> Tensor:
+    """Test-mode features [N, D] float32 of the pass before training, in its order."""
     backbone.eval()
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in loader.epoch():
+    def batches() -> Iterator[Tensor]:
+        for images, _ in loader.epoch():
             with cast():
-                yield backbone(images).float(), labels
+                yield backbone(images).float()
 
-    passed = progress.track(batches(), f"features {loader.name}", loader.batches)
-    extracted, labels = zip(*passed, strict=True)
-    return torch.cat(extracted), torch.cat(labels)
+    return torch.cat([*progress.track(batches(), f"features {loader.name}", loader.batches)])
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,12 @@ class PretrainedFeatures:
     cast: Autocast
     folder: Path
 
-    def __call__(self, loader: Loader) -> tuple[Tensor, Tensor]:
+    def __call__(self, loader: Loader) -> Tensor:
         """As `features`; the backbone must not have been trained yet, unless they are there already."""
         file = self.folder / f"{loader.name}-{digest([self.identity, loader.identity])}.safetensors"
         with made_once(file) as missing:
             if missing:
-                extracted, labels = features(self.backbone, loader, self.cast)
-                kept = {"features": extracted.cpu(), "labels": labels.cpu()}
-                write_atomically(file, lambda path: safetensors.torch.save_file(kept, path))
-        kept = safetensors.torch.load_file(file, device=str(loader.device))
-        return kept["features"], kept["labels"]
+                kept = {"features": features(self.backbone, loader, self.cast).cpu()}
+                write_atomically(file, lambda path: save_file(kept, path))
+        with safe_open(file, "pt", device=str(loader.device)) as opened:
+            return opened.get_tensor("features")

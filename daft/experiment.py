@@ -18,7 +18,7 @@ from torch import Tensor
 
 from daft import backbones, data, distortion, evaluation, methods, probe, progress, records, tasks, training
 from daft.config import Config, plain
-from daft.data.loader import entropy
+from daft.data.loader import Loader, entropy
 from daft.errors import BusyError, UserError
 from daft.evaluation import PretrainedFeatures
 from daft.files import digest, made_once, write_atomically
@@ -129,13 +129,15 @@ def _compute(
     select = images.evaluation["holdout" if config.training.selection == "holdout" else "id"]
     network, cache = records.pretrained_network(identity, device), Path(config.paths.cache)
     pretrained = PretrainedFeatures(task.features(backbone), network, cast, cache / "features")
-    before = {name: pretrained(loader)[0] for name, loader in images.evaluation.items()}
+    before = {name: pretrained(loader) for name, loader in images.evaluation.items()}
     probing = [network, images.train.identity, select.identity, images.classes]
+
+    def labelled(loader: Loader) -> tuple[Tensor, Tensor]:
+        return pretrained(loader), loader.labels[loader.order()].to(device)
+
     linear_probe = _Kept(
         cache / "probes" / f"{digest(probing)}.safetensors",
-        lambda: probe.fit_probe(
-            *pretrained(images.train), *pretrained(select), num_classes=len(images.classes)
-        ),
+        lambda: probe.fit_probe(*labelled(images.train), *labelled(select), num_classes=len(images.classes)),
     )
 
     def probed() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -193,7 +195,7 @@ def _compute(
     if not fitted.diverged:
         for name, loader in images.evaluation.items():
             after = (
-                evaluation.features(task.features(backbone), loader, cast)[0]
+                evaluation.features(task.features(backbone), loader, cast)
                 if prepared.trains_backbone
                 else before[name]
             )

@@ -62,10 +62,8 @@ class Finished:
             raise UserError(f"{self}: {self.config.backbone.checkpoint} is not what it was made with")
         task = tasks.of(self.config, self.classes)
         backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
-        network, folder = (
-            records.pretrained_network(identity, device),
-            Path(self.config.paths.cache) / "features",
-        )
+        network = records.pretrained_network(identity, device)
+        folder = Path(self.config.paths.cache) / "features"
         return PretrainedFeatures(task.features(backbone), network, self.autocast(device), folder)
 
     @property

@@ -30,6 +30,9 @@ FORMAT = 1
 PROTOCOL = 1
 """Raised when the same configuration would give other numbers."""
 
+SEGMENTATION_PROTOCOL = 2
+"""Raised when the same segmentation would, but no other run."""
+
 RECORD = "record.json"
 MODEL = "model.safetensors"
 """Weights of the selected epoch, beside the record."""
@@ -91,7 +94,7 @@ def identity(config: Config, precision: str, images: dict[str, str], weights: st
     if task := settings["segmentation"]:
         for key in ("eval_batch_size", "head_init", "lr_head"):  # the method holds what the last two lead to
             del task[key]
-        facts["segmentation"] = task
+        facts["segmentation"] = task | {"protocol": SEGMENTATION_PROTOCOL}
     return facts
 
 

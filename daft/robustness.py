@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -39,18 +39,29 @@ Kind = Literal["cifar10_c", "generated"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+IMAGES: dict[Kind, str] = {"cifar10_c": "images of CIFAR-10-C", "generated": "ID images, corrupted here,"}
+"""What a block is of."""
+
+MEANS = (
+    "Each number is a mean over the 5 severities and n seeds; the mean is over the 15 corruptions, ± sample "
+    "standard deviation (ddof = 1) over n seeds. Learning rates are those chosen by ID accuracy."
+)
+NOTES: dict[Kind, str] = {
+    "cifar10_c": MEANS,
+    "generated": f"{MEANS} Frost is a random texture in place of the published photographs: that column, and "
+    "the mean with it, do not compare with published errors.",
+}
+"""Below a table: what its numbers are."""
+
 
 @dataclass(frozen=True)
 class Block:
-    """Images under one corruption at one severity, batch by batch."""
+    """Images under one corruption at one severity."""
 
-    batches: Callable[[], Iterator[Batch]]
+    epoch: Callable[[], Iterator[Batch]]
+    """transformed, on the device"""
     images: int
     device: torch.device
-
-    def epoch(self) -> Iterator[Batch]:
-        """Transformed images, on the device."""
-        return self.batches()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -176,7 +187,12 @@ def _on(device: torch.device, tensor: Tensor) -> Tensor:
 def of_run(
     run: Finished, kind: Kind, device: torch.device, batch_size: int, images: int | None = None
 ) -> Corrupted:
-    """The corrupted images that a run is evaluated on; runs with the same `key` share them."""
+    """The corrupted images that a run is evaluated on; runs with the same `key` share them.
+
+    Raises UserError if there are none that it can classify.
+    """
+    if run.config.segmentation is not None:
+        raise UserError(f"{run}: it segments; corruption errors are of networks that classify whole images")
     if kind == "generated":
         return generated(run.images(device).evaluation["id"], batch_size, images)
     if run.classes != [*cifar.CLASSES]:
@@ -255,6 +271,7 @@ def load(directories: Iterable[Path], images: int | None = None) -> list[dict[st
     """`records.load` with the errors of each run among its metrics: of whole sets, or of so many images.
 
     Only those in the run's own precision, of corruptions as they are generated now; of several the newest.
+    The record's `corrupted` says, by kind, of how many `images` in each block, of a `whole` of how many.
     """
     loaded = []
     for directory in directories:
@@ -267,6 +284,8 @@ def load(directories: Iterable[Path], images: int | None = None) -> list[dict[st
                     continue
                 if result and _counts(result, record, images):
                     record["metrics"] |= metrics(result)
+                    of_kind = {key: result[key] for key in ("images", "whole")}
+                    record["corrupted"] = record.get("corrupted", {}) | {result["kind"]: of_kind}
             loaded.append(record)
     return loaded
 
@@ -279,10 +298,18 @@ def _counts(result: dict[str, Any], record: dict[str, Any], images: int | None) 
     )
 
 
-def markdown(runs: pd.DataFrame, kind: Kind) -> str:
-    """Errors of selected runs, a row per cell: mean over seeds, and of the mean error the spread."""
+def aggregate(loaded: Sequence[dict[str, Any]], kind: Kind) -> pd.DataFrame:
+    """`tables.aggregate` of the errors of selected runs, with `images` in each block and their `whole`."""
+    runs = records.rows(loaded)
     means = tables.aggregate(runs, runs)
     means = means[means["metric"].str.endswith(f"/{kind}_error")]
+    blocks = {record["run"]: record.get("corrupted", {}).get(kind) for record in loaded}
+    of_cells = [blocks[ids.split()[0]] for ids in means["runs"]]
+    return means.assign(**{key: [block[key] for block in of_cells] for key in ("images", "whole")})
+
+
+def markdown(means: pd.DataFrame, kind: Kind) -> str:
+    """What `aggregate` has, a row per cell: mean over seeds, and of the mean error the spread."""
     parts = []
     for names, setting in means.groupby(["dataset", "backbone"], sort=False):
         lines = [
@@ -296,5 +323,7 @@ def markdown(runs: pd.DataFrame, kind: Kind) -> str:
             cells = [f"{row['mean']:.1f}" for row in found]
             cells.append(tables.mean_std(rows.loc[f"{MEAN}/{kind}_error"]))
             lines.append(f"| {' | '.join([str(method), str(found[0]['n']), *cells])} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+        sizes = setting[["images", "whole"]].drop_duplicates().itertuples(index=False)
+        of = " or ".join(f"{images:,} of the {whole:,}" for images, whole in sizes)
+        parts += ["\n".join(lines), f"Of {of} {IMAGES[kind]} at each severity of each corruption."]
+    return "\n\n".join([*parts, NOTES[kind]]) + "\n"

@@ -3,8 +3,7 @@
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-from segmentation_models_pytorch.base import SegmentationHead, initialization
-from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import ASPP, SeparableConv2d
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
@@ -18,8 +17,11 @@ from daft.evaluation import Autocast
 from daft.methods import Classifier
 from daft.tasks import Task
 
-UPSAMPLING = 4
-"""From the decoder's resolution to the image's."""
+FINE, FINE_STRIDE = 2, 4
+"""The stage whose features the decoder adds, and its stride."""
+
+FINE_CHANNELS = 48
+"""Of those features, after they are reduced (Chen et al. 2018)."""
 
 
 class Encoder(FeatureExtractor):
@@ -52,25 +54,35 @@ class Encoder(FeatureExtractor):
 
 
 class Decoder(nn.Module):
-    """Features of each stage to logits [B, K, H, W] at the resolution of the padded images."""
+    """Features of each stage to logits [B, K, H, W] at the resolution of the padded images.
+
+    VainF's; the library's own has one more convolution, and aligns corners, which shifts coarse features
+    against fine ones, differently from one side of the image to the other.
+    """
 
     def __init__(self, encoder: Encoder, num_classes: int, cfg: SegmentationConfig) -> None:
         super().__init__()
-        self.decoder = DeepLabV3PlusDecoder(
-            encoder_channels=encoder.channels,
-            encoder_depth=5,
-            out_channels=cfg.channels,
-            atrous_rates=cfg.atrous_rates,
-            output_stride=cfg.output_stride,
-            aspp_separable=cfg.separable,
-            aspp_dropout=cfg.dropout,
+        convolution = SeparableConv2d if cfg.separable else nn.Conv2d
+        coarse, fine, width = encoder.channels[-1], encoder.channels[FINE], cfg.channels
+        self.pyramid = ASPP(coarse, width, cfg.atrous_rates, separable=cfg.separable, dropout=cfg.dropout)
+        self.reduced = nn.Sequential(
+            nn.Conv2d(fine, FINE_CHANNELS, 1, bias=False), nn.BatchNorm2d(FINE_CHANNELS), nn.ReLU()
         )
-        self.classifier = SegmentationHead(cfg.channels, num_classes, kernel_size=1, upsampling=UPSAMPLING)
-        initialization.initialize_decoder(self.decoder)
-        initialization.initialize_head(self.classifier)
+        self.classifier = nn.Sequential(
+            convolution(FINE_CHANNELS + width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, num_classes, 1),
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        return self.classifier(self.decoder(features))
+        fine = self.reduced(features[FINE])
+        coarse = F.interpolate(self.pyramid(features[-1]), size=fine.shape[-2:], mode="bilinear")
+        logits = self.classifier(torch.cat([fine, coarse], 1))
+        return F.interpolate(logits, scale_factor=FINE_STRIDE, mode="bilinear")
 
 
 class Segmenter(Classifier):

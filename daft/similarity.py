@@ -9,15 +9,13 @@ from daft import evaluation
 from daft.config import Resize
 from daft.data.images import Resident
 from daft.data.loader import Loader
-from daft.data.transforms import apply, transform
+from daft.data.transforms import NO_DRAWS, apply, transform
 from daft.figures.extremes import FILE, Similarities, Similarity, extremes, read
 from daft.files import made_once, write_atomically
 from daft.finished import Finished
 
 SIDE = 96
 """Pixels that a kept image has at most."""
-
-NO_DRAWS = torch.empty(1, 0)
 
 
 def similarities(run: Finished, device: torch.device) -> Similarities:
@@ -38,9 +36,8 @@ def _measured(run: Finished, device: torch.device) -> Similarities:
     after, before, images = run.network(device).backbone, run.pretrained_features(device), run.images(device)
     found = {}
     for name, loader in images.evaluation.items():
-        old, labels = before(loader)
-        new, _ = evaluation.features(after, loader, run.autocast(device))
-        cosine, labels = F.cosine_similarity(old, new).clamp(-1, 1).cpu(), labels.cpu()
+        old, new = before(loader), evaluation.features(after, loader, run.autocast(device))
+        cosine, labels = F.cosine_similarity(old, new).clamp(-1, 1).cpu(), loader.labels
         ranked = extremes(cosine, labels, len(images.classes))
         found[name] = Similarity(cosine, labels, ranked, _pictured(loader, ranked))
     return found

@@ -15,7 +15,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import pandas as pd
 import torch
 
 from daft import finished, paper, records, robustness, tables
@@ -117,16 +116,14 @@ def _evaluate(
 
 
 def _show(directories: list[Path], kind: Kind, images: int | None, out: Path | None) -> None:
-    runs = records.rows(robustness.load(directories, images))
-    measured = [column for column in runs if str(column).endswith(f"/{kind}_error")]
-    if not measured:
+    means = robustness.aggregate(robustness.load(directories, images), kind)
+    if means.empty:
         return
-    text = robustness.markdown(runs, kind)
-    print(f"\n{text}")
+    text = robustness.markdown(means, kind)
+    print(f"\n{text}", end="")
     if out:
-        long = tables.aggregate(runs, runs)
-        long = long[long["metric"].isin(measured)].drop(columns=["grid", *tables.EDGES, "diverged"])
-        write_atomically(out / "robustness.csv", pd.DataFrame(long).to_csv(index=False))
+        long = means.drop(columns=["grid", *tables.EDGES, "diverged"])
+        write_atomically(out / "robustness.csv", long.to_csv(index=False))
         write_atomically(out / "robustness.md", text)
 
 

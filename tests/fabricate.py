@@ -227,18 +227,19 @@ def fmow(root: Path, rows: list[tuple[str, str, str, str]], side: int = 224) -> 
             picture(folder / f"images/rgb_img_{number}.png", number, side, side)
 
 
-def _contoured(seed: int, side: int, classes: int) -> np.ndarray:
-    """uint8 [side, side]: blocks of classes, 255 between them."""
+def _contoured(seed: int, height: int, width: int, classes: int) -> np.ndarray:
+    """uint8 [height, width]: blocks of classes, 255 between them."""
     blocks = np.random.default_rng(seed).integers(classes, size=(3, 3), dtype=np.uint8)
-    values = blocks.repeat(-(-side // 3), 0).repeat(-(-side // 3), 1)[:side, :side].copy()
-    values[side // 3] = 255
+    values = blocks.repeat(-(-height // 3), 0).repeat(-(-width // 3), 1)[:height, :width].copy()
+    values[height // 3] = 255
     return values
 
 
 def voc(root: Path, train: list[str], extra: list[str], val: list[str], side: int = 36) -> None:
     """VOC 2012 with masks of `train` and `val`, and SegmentationClassAug and SBD of `train` and `extra`.
 
-    trainaug is `extra`, then `train`; SBD's masks have no 255.
+    Images are `side` high and a third wider, every second one upright. trainaug is `extra`, then `train`;
+    SBD's masks have no 255.
     """
     folder = root / "VOCdevkit/VOC2012"
     for name in ("SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"):
@@ -246,8 +247,9 @@ def voc(root: Path, train: list[str], extra: list[str], val: list[str], side: in
     cls = root / "benchmark_RELEASE/dataset/cls"
     cls.mkdir(parents=True)
     for seed, name in enumerate([*train, *extra, *val]):
-        picture(folder / f"JPEGImages/{name}.jpg", seed, side, side)
-        mask = _contoured(seed, side, 21)
+        height, width = (side, side * 4 // 3)[:: -1 if seed % 2 else 1]
+        picture(folder / f"JPEGImages/{name}.jpg", seed, width, height)
+        mask = _contoured(seed, height, width, 21)
         if name not in extra:
             palette = Image.fromarray(mask, "P")
             palette.putpalette(noise(0, 768).tobytes())

@@ -695,6 +695,16 @@ def test_an_epoch_has_every_image_once_with_its_label(many: LoadTraining) -> Non
     assert set(got.values()) == {1}
 
 
+def test_the_order_of_an_epoch_is_that_of_its_batches(many: LoadTraining) -> None:
+    for loader in (many([RandomCrop(size=1)]), many([], resident_gib=0.0)):
+        for epoch in (0, 5):
+            labels = torch.cat([labels for _, labels in loader.epoch(epoch)])
+            assert torch.equal(loader.labels[loader.order(epoch)], labels)
+    unmoved = many([])
+    pixels = torch.cat([images for images, _ in unmoved.epoch()])
+    assert torch.equal(pixels_of(unmoved)[unmoved.order()], pixels)
+
+
 def test_crops_differ_between_images_and_epochs(many: LoadTraining) -> None:
     loader = many([RandomCrop(size=1)])
     pixels_of(loader)[:] = torch.arange(26).byte()  # a pixel tells its column

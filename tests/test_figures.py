@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 
-from daft import backbones, data, experiment, records, similarity
+from daft import backbones, data, distortion, experiment, records, similarity
 from daft.data.images import Resident
 from daft.errors import UserError
+from daft.figures import accuracy as accuracies
 from daft.figures import change, extremes, features, gallery, mosaic, sensitivity, sheets, style
 from daft.finished import open_run
 from scripts import contact_sheet, figures
@@ -83,6 +85,25 @@ def test_pooled_densities_keep_every_image_whatever_the_bins():
     assert density @ np.diff(edges) == pytest.approx(1)
 
 
+def test_cosines_near_one_fill_many_bins_and_records_with_coarser_bins_are_drawn_with_them():
+    """All images within 0.94 ± 0.03; and the coarse record's 50 bins, of 0.04 each, pooled with it."""
+    before = torch.tensor([[1.0, 0.0]]).repeat(601, 1)
+    angles = torch.linspace(0.91, 0.97, 601).acos()
+    found = distortion.feature_distortion(before, torch.stack([angles.cos(), angles.sin()], 1))["cosine"]
+    edges = features._edges([found], "cosine")
+    assert np.count_nonzero(features.density([found], edges)) >= 6
+    coarse = {"edges": np.linspace(-1, 1, 51).tolist(), "counts": [0] * 45 + [10, 0, 0, 0, 30]}  # from 0.8
+    edges = features._edges([coarse, found], "cosine")
+    assert 0.75 < edges[0] < 0.805
+    assert edges[-1] == 1
+    for histograms in ([coarse], [found], [coarse, found]):
+        assert features.density(histograms, edges) @ np.diff(edges) == pytest.approx(1)
+    everywhere = found | {"counts": [1] * distortion.BINS}
+    wide = features._edges([everywhere], "cosine")
+    assert len(wide) <= features.BINS + 1
+    assert (wide[0], wide[-1]) == (-1, 1)
+
+
 def test_layers_are_put_into_stages_in_network_order_and_the_head_is_left_out():
     names = ["conv1.weight", "layer1.0.conv1.weight", "layer1.1.conv1.weight", "layer4.0.conv1.weight"]
     rows = [
@@ -117,6 +138,38 @@ def test_extremes_are_those_of_a_sort_and_equal_ones_stand_in_order():
     assert (ranked[2] == -1).all()
 
 
+def kept(folder: Path, cosine: float) -> None:
+    """Similarities of two images of two classes, beside a record."""
+    ranked = torch.full((2, 2, extremes.KEPT), -1)
+    ranked[0, :, 0], ranked[1, :, 0] = 0, 1
+    tensors = {
+        "cosine": torch.full((2,), cosine),
+        "labels": torch.tensor([0, 1]),
+        "ranked": ranked,
+        "images": torch.zeros(2, 2, extremes.KEPT, 3, 4, 4, dtype=torch.uint8),
+    }
+    folder.mkdir()
+    save_file({f"id/{key}": tensor for key, tensor in tensors.items()}, folder / extremes.FILE)
+
+
+def test_extremes_are_of_the_lowest_seed_that_the_methods_share(tmp_path):
+    loaded = []
+    for method, seeds in (("ft", (0, 1, 2)), ("daft", (1, 2)), ("lp_ft", (3,))):
+        for seed in seeds:
+            loaded.append(run(f"{method}{seed}", method, seed, distortion={"id": {}}))
+            kept(tmp_path / f"{method}{seed}", 0.1 * seed)
+    (picture,) = gallery.of_extremes(loaded, tmp_path)
+    said = texts(picture.draw())
+    assert "pacs, net, seed 1" in said
+    assert (said.count("0.10"), said.count("0.00")) == (8, 0)  # two methods, two ends, two classes
+    with pytest.raises(UserError, match="ft, lp_ft: the runs of these methods have no seed in common"):
+        gallery.of_extremes(loaded, tmp_path, ["ft", "lp_ft"])
+    with pytest.raises(UserError, match="--methods lp: none to draw here; choose from ft, daft, lp_ft"):
+        gallery.of_extremes(loaded, tmp_path, ["lp"])
+    masks = [record | {"config": record["config"] | {"segmentation": {"channels": 8}}} for record in loaded]
+    assert gallery.of_extremes(masks, tmp_path, ["lp"]) == []  # no class of an image: nothing to draw
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, request):
     """FT and DAFT runs of seconds, by method, in one folder."""
@@ -134,7 +187,7 @@ def test_similarities_are_the_records_image_by_image_and_are_measured_once(made,
     found = similarity.similarities(opened, CPU)
     for split, of_split in found.items():
         assert float(of_split.cosine.double().mean()) == done.record["metrics"][f"{split}/cosine"]
-        counts, _ = torch.histogram(of_split.cosine.double(), 50, range=(-1.0, 1.0))
+        counts, _ = torch.histogram(of_split.cosine.double(), distortion.BINS, range=(-1.0, 1.0))
         assert counts.tolist() == done.record["distortion"][split]["cosine"]["counts"]
     # One image through both networks alone, on the pixels that are kept.
     loaders = data.load(configurations["daft"], data.listing(configurations["daft"]), CPU)
@@ -188,6 +241,11 @@ def test_a_wrong_request_is_named(made, tmp_path, call):
         (["--kind", "training_size", "--out", tmp_path], "runs have 1 different training set sizes"),
         (["--kind", "rate_grid", "--out", tmp_path], "have none of rate_grid"),
         (["--dataset", "pacs", "--out", tmp_path], "no records of pacs here"),
+        (
+            ["--methods", "dfat,ft", "--out", tmp_path],
+            "--methods dfat: none to draw here; choose from ft, daft",
+        ),
+        (["--kind", "extremes", "--methods", "lp", "--out", tmp_path], "--methods lp: none to draw here"),
     ]:
         with pytest.raises(UserError, match=message):
             call(figures, runs, *arguments)
@@ -263,6 +321,33 @@ def test_long_names_break_where_they_can():
 def test_epochs_count_up_to_95_percent_of_the_last():
     assert sensitivity.epochs_to_enough(run("a")) == 2  # 76 of 80
     assert np.isnan(sensitivity.epochs_to_enough(run("a", accuracy=None)))
+    masks = run("a", history=[{"epoch": i + 1, "selection/miou": m} for i, m in enumerate((39.0, 40.0))])
+    masks["config"]["segmentation"] = {"channels": 8}
+    assert sensitivity.epochs_to_enough(masks) == 1
+
+
+def test_the_lines_of_learning_rates_differ_in_more_than_colour():
+    runs = [
+        run(f"{a}{b}", accuracy=80 + 10 * b, lr_backbone=a, lr_head=b)
+        for a in (0.1, 0.01)
+        for b in (0.1, 0.3, 1.0)
+    ]
+    figure: Any = accuracies.learning_rates(records.rows(runs), 0.1)
+    lines = [
+        line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_marker() != "None"
+    ]
+    assert len(lines) == 6
+    assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == 6
+    said = texts(figure)
+    assert "DAFT, pacs, net" in said
+    assert "seed 0, by which rates are chosen: n = 1 run each" in said
+
+
+def test_every_panel_of_the_relative_changes_says_what_its_axes_are():
+    rows = [{"name": "backbone.network.conv1.weight", "kind": kind, "value": 0.1} for kind in change.PANELS]
+    figure: Any = change.relative_change([run("a", relative_change=rows)], ["daft"])
+    assert [axes.get_xlabel() for axes in figure.axes[:5]] == ["layer, by stage"] * 5
+    assert r"$\widetilde{W}$ after training" in texts(figure)
 
 
 def test_a_training_size_has_the_rates_that_it_selects_itself():

@@ -134,6 +134,7 @@ def test_the_errors_of_whole_sets_are_among_the_metrics_of_a_record(run, monkeyp
     assert record == run.record
     (record,) = robustness.load([run.directory], images=FEW)
     assert record["metrics"]["mce/generated_error"] == pytest.approx(10)
+    assert record["corrupted"] == {"generated": {"images": FEW, "whole": 40}}
     robustness.evaluate(run, robustness.of_run(run, "generated", CPU, 40), CPU)
     (record,) = robustness.load([run.directory])
     assert record["metrics"].items() >= run.record["metrics"].items()
@@ -287,6 +288,13 @@ def test_the_script_evaluates_the_runs_of_a_folder_once_and_writes_their_table(r
     table = pd.read_csv(tmp_path / "out" / "robustness.csv").set_index("metric")
     assert table.loc["mce/generated_error", "mean"] == pytest.approx(mean)
     assert f"| lp | 1 | {table.loc['gaussian_noise/generated_error', 'mean']:.1f} |" in output
+    assert set(table["images"]) == {FEW}
+    assert set(table["whole"]) == {40}
+    said = (tmp_path / "out" / "robustness.md").read_text()
+    assert said in output
+    assert "Of 10 of the 40 ID images, corrupted here, at each severity of each corruption." in said
+    assert "± sample standard deviation (ddof = 1) over n seeds" in said
+    assert "Frost is a random texture" in said
     (run.directory / records.MODEL).unlink()  # is not needed any more
     assert script(*arguments)[0] == 0
     assert file.stat().st_mtime_ns == written
@@ -307,6 +315,23 @@ def test_a_cell_that_is_no_sample_is_named_and_the_others_are_evaluated(run, scr
     assert code == 1
     assert "left out: runs of shapes shapes_resnet10 ft differ in training.momentum" in complaint
     assert f"{run}: mean error" in output
+
+
+def test_a_run_that_segments_is_named_and_the_others_are_evaluated(run, configure, tmp_path, script):
+    masks = experiment.run(
+        configure(
+            *("dataset=shapes_masks", "dataset.image_size=32", "dataset.train_transform=[flip]", "method=lp"),
+            *("dataset.train.images=4", "dataset.id.images=2", "~dataset.ood.painting", "training.steps=1"),
+            *("training.epochs=1", "segmentation.channels=4", "wandb.mode=disabled", "compute.device=cpu"),
+            *(f"paths.{name}={tmp_path / name}" for name in ("runs", "cache", "data", "weights")),
+        )
+    )
+    arguments = ["--images", FEW, "--device", "cpu", "--threads", 1, "--out", tmp_path / "out"]
+    code, output, complaint = script(run.directory.parent, *arguments)
+    assert code == 1
+    assert f"left out: {masks.directory.name}: it segments" in complaint
+    assert f"{run}: mean error" in output
+    assert "shapes_masks" not in (tmp_path / "out" / "robustness.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from daft.data.loader import Loader
 from daft.errors import ConfigError
 from daft.finished import open_run
 from daft.segmentation import Decoder, Encoder, Segmenter, cross_entropy, ious
-from tests import fabricate_weights
+from tests import fabricate, fabricate_weights
 
 CPU = torch.device("cpu")
 TINY = [
@@ -116,6 +116,42 @@ def test_sides_that_do_not_fit_are_padded_with_the_mean_and_cropped(configure, s
     assert logits.shape == (2, 11, 33, 50)
     # one rounding of the normalisation apart
     assert torch.allclose(logits, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("shape", [(64, 512), (512, 64)], ids=["right", "down"])
+def test_an_image_moved_by_the_stride_has_its_logits_moved(configure, shape):
+    """Exactly, where no border reaches: the network sees 138 pixels far with a pyramid dilated by 1."""
+    cfg = configure("dataset=shapes_masks").backbone
+    encoder = Encoder(backbones.load(cfg), cfg, 16)
+    model = Segmenter(encoder, Decoder(encoder, 11, replace(SMALL, atrous_rates=(1, 1, 1)))).eval().double()
+    axis = shape.index(512) - 2
+    images = torch.full((2, 3, *shape), 0.5, dtype=torch.float64)
+    for image, start in zip(images, (240, 256), strict=True):
+        image.narrow(axis, start, 32).copy_(
+            noise(3, *(min(side, 64) for side in shape)).narrow(axis, 0, 32) / 255
+        )
+    with torch.no_grad():
+        logits = model(images)
+    here, there = (logits[i].narrow(axis, start, 208) for i, start in ((0, 144), (1, 160)))
+    spread = float(here.std())
+    assert spread > 0.01
+    # float64 rounding, 2e-16, through some thirty layers of up to a thousand products each
+    assert torch.allclose(here, there, rtol=0, atol=1e-10 * spread)
+
+
+@pytest.mark.parametrize("separable", [False, True])
+def test_the_decoders_convolutions_are_vainfs(configure, separable):
+    cfg = configure("dataset=shapes_masks").backbone
+    encoder = Encoder(backbones.load(cfg), cfg, 16)
+    decoder = Decoder(encoder, 11, replace(SMALL, separable=separable))
+    found = [
+        tuple(m.weight.shape)
+        for m in decoder.modules()
+        if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
+    coarse, fused = encoder.channels[-1], 48 + 8
+    plain = [(8, coarse, 3, 3)] * 3 + [(8, fused, 3, 3)]
+    assert found == ([(coarse, 1, 3, 3)] * 3 + [(fused, 1, 3, 3)] if separable else plain)
 
 
 def test_conversion_fits_the_encoder_alone_and_leaves_the_networks_function(configure):
@@ -252,6 +288,24 @@ def test_a_run_opened_again_segments_as_it_was_recorded(tiny):
     task, model = tasks.of(run.config, run.classes), run.network(CPU)
     for split, loader in run.images(CPU).evaluation.items():
         assert task.score(model, loader, nullcontext) == done.record["metrics"][f"{split}/miou"]
+
+
+@pytest.mark.parametrize("method", ["ft", "daft"])
+def test_images_of_their_own_sizes_are_evaluated_whole(configure, folders, tmp_path, method):
+    fabricate.voc(tmp_path / "voc", train=["a", "b"], extra=["c", "d"], val=["e", "f", "g"])
+    done = experiment.run(
+        configure(
+            *("dataset=voc", f"dataset.root={tmp_path}/voc", f"method={method}", *folders),
+            *("dataset.train.known_images=null", "dataset.id.known_images=null", "training.batch_size=4"),
+            *("dataset.train_transform=[{random_scale_crop: 32}, flip]", "dataset.eval_transform=[]"),
+            *("segmentation.eval_batch_size=1", "segmentation.channels=8", "training.epochs=1"),
+            *("training.steps=1", "wandb.mode=disabled", "compute.device=cpu"),
+        )
+    )
+    loader = open_run(done.directory).images(CPU).evaluation["id"]
+    assert [images.shape for images, _ in loader.epoch()] == [(1, 3, 36, 48), (1, 3, 48, 36), (1, 3, 36, 48)]
+    assert 0 <= done.record["metrics"]["id/miou"] <= 100
+    assert sum(done.record["distortion"]["id"]["l2"]["counts"]) == 3
 
 
 def test_masks_learn_more_than_background(configure, folders):

@@ -179,9 +179,9 @@ def test_masks_that_are_none_are_named(miniature, tmp_path):
     folder = tmp_path / "VOCdevkit/VOC2012"
     config = miniature("voc", "dataset.eval_transform=[{center_crop: 16}]")
     for content, words in (
-        (np.full((36, 36), 21, np.uint8), "value 21, which is no class"),
-        (np.zeros((36, 35), np.uint8), "36 x 35 pixels, but its image has 36 x 36"),
-        (np.zeros((36, 36, 3), np.uint8), "one byte a pixel, not the mode RGB"),
+        (np.full((36, 48), 21, np.uint8), "value 21, which is no class"),
+        (np.zeros((36, 47), np.uint8), "36 x 47 pixels, but its image has 36 x 48"),
+        (np.zeros((36, 48, 3), np.uint8), "one byte a pixel, not the mode RGB"),
     ):
         Image.fromarray(content).save(folder / "SegmentationClass/2009_1.png")
         with pytest.raises(UserError, match=words):

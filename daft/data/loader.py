@@ -70,14 +70,14 @@ class Loader:
             before = number * self.batches
             yield from self.epoch(number + 1, slice(max(steps.start - before, 0), steps.stop - before))
 
+    def order(self, number: int = 0) -> Tensor:
+        """Positions of the images in the order of an epoch, int64 [N]."""
+        return self._drawn(number)[0]
+
     def epoch(self, number: int = 0, part: slice = slice(None)) -> Iterator[Batch]:
         """The batches of one epoch, or part of them, on the device; number 0 is the pass before training."""
-        generator = torch.Generator().manual_seed(entropy(self.seed, number))
-        n = len(self)
-        order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
-        # Row i is image i's luck in this epoch, whatever batch it comes in.
-        uniforms = torch.rand(n, draws(self._operations), generator=generator)
-        ends = batch_ends(n, self.batch_size)
+        order, uniforms = self._drawn(number)
+        ends = batch_ends(len(self), self.batch_size)
         chunks = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)][part]
         batches = (
             self._resident_batches(chunks, uniforms)
@@ -88,6 +88,13 @@ class Loader:
             if images.shape[1] > RGB:
                 images, labels = images[:, :RGB], images[:, RGB]
             yield images.contiguous(memory_format=torch.channels_last), labels
+
+    def _drawn(self, number: int) -> tuple[Tensor, Tensor]:
+        """An epoch's order, and in row i image i's luck, whatever batch it comes in."""
+        generator = torch.Generator().manual_seed(entropy(self.seed, number))
+        n = len(self)
+        order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
+        return order, torch.rand(n, draws(self._operations), generator=generator)
 
     def _resident_batches(self, chunks: list[Tensor], uniforms: Tensor) -> Iterator[Batch]:
         for chunk in chunks:

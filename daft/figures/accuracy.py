@@ -11,6 +11,9 @@ from matplotlib.patches import Patch
 from daft import tables
 from daft.figures import features, style
 
+RATE_MARKERS = "o^sDvPX*"
+"""Of the head's rates, the one with the most runs first."""
+
 ROOMY = 40
 """Bars whose numbers can stand upright."""
 
@@ -107,12 +110,16 @@ def learning_rates(runs: pd.DataFrame, chosen: float) -> Figure:
     name, measure = str(grid[tables.METHOD].iloc[0]), tables.measure(grid)
     of_head = list(grid.groupby(tables.RATES[1], dropna=False))
     for i, (rate, line) in enumerate(sorted(of_head, key=lambda group: -len(group[1]))):
-        shade = {"color": style.COLOURS.get(name, style.INK), "alpha": max(1 - 0.25 * i, 0.25)}
+        shade = {"color": style.COLOURS.get(name, style.INK), "alpha": max(1 - 0.2 * i, 0.4)}
+        shade |= {"marker": RATE_MARKERS[i % len(RATE_MARKERS)], "markersize": 5.5}
         suffix = "" if len(of_head) == 1 else f", $\\eta_w$ = {rate:g}"
-        for metric, mark in ((f"id/{measure}", "o-"), (f"ood/{measure}", "s--")):
+        for metric, look in (
+            (f"id/{measure}", {"linestyle": "-"}),
+            (f"ood/{measure}", {"linestyle": "--", "markerfacecolor": "white"}),
+        ):
             if metric in line:
                 split = f"{tables.split_name(metric)}{suffix}"
-                axes.plot(line[tables.RATES[0]], line[metric], mark, markersize=5, label=split, **shade)
+                axes.plot(line[tables.RATES[0]], line[metric], label=split, **shade, **look)
     diverged = grid[grid["status"] == "diverged"][tables.RATES[0]]
     if len(diverged):
         floor = {"transform": axes.get_xaxis_transform(), "label": "diverged"}
@@ -124,7 +131,9 @@ def learning_rates(runs: pd.DataFrame, chosen: float) -> Figure:
     axes.minorticks_off()
     axes.set_xlabel(r"backbone learning rate $\eta_\theta$ (dotted: chosen by ID accuracy)")
     axes.set_ylabel(f"{style.measure(grid)} (%)")
-    axes.set_title(f"{style.label(name)}, seed {grid[tables.SEED].iloc[0]}")
+    first = grid.iloc[0]
+    axes.set_title(f"{style.label(name)}, {first[tables.DATASET]}, {first[tables.BACKBONE]}")
+    style.note(figure, f"seed {first[tables.SEED]}, by which rates are chosen: n = 1 run each")
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     axes.grid()
     return figure

@@ -56,6 +56,7 @@ def relative_change(loaded: Sequence[dict[str, Any]], methods: Iterable[str]) ->
             axes.set_ylim(bottom=0)
         _stages(axes, of_kind.drop_duplicates("layer").sort_values("layer")["stage"])
         axes.set_title(title)
+        axes.set_xlabel("layer, by stage")
         axes.grid(axis="y")
     for row in panels:
         row[0].set_ylabel("relative change (ratio)")
@@ -63,19 +64,15 @@ def relative_change(loaded: Sequence[dict[str, Any]], methods: Iterable[str]) ->
     corner.axis("off")
     corner.legend(*panels[0, 0].get_legend_handles_labels(), loc="upper left", fontsize=10)
     config, n = loaded[0]["config"], rows.groupby("method")["seed"].nunique().loc[methods]
-    seeds = f"n = {n.min()}" + (f" to {n.max()}" if n.min() < n.max() else "")
     lines = [
         f"{config['dataset']['name']}, {config['backbone']['name']}",
-        f"{seeds} seed{'s: mean, and range as a band' if n.max() > 1 else ''}",
+        f"{style.count(n)}{': mean, and range as a band' if n.max() > 1 else ''}",
         r"ratio: $\|\widetilde{W} - W\|_2\,/\,\|W\|_2$ of a layer,",
         r"$W$ before training, for DAFT",
-        r"after BN conversion; $\widetilde{W}$ after",
+        r"after BN conversion; $\widetilde{W}$ after training",
         "IS: input stem; 1-4: stages",
     ]
     corner.text(0.02, 0.66, "\n".join(lines), va="top", transform=corner.transAxes, linespacing=1.5)
-    for axes in panels[-1, :-1]:
-        axes.set_xlabel("layer, by stage")
-    panels[0, -1].set_xlabel("layer, by stage")
     return figure
 
 

@@ -17,6 +17,7 @@ PAPER = ("ft", "lp_ft", "daft")
 """The methods of Figure 1."""
 
 BINS = 50
+"""In a picture, at most; the records' own are finer."""
 
 
 def distributions(loaded: Sequence[dict[str, Any]], methods: Sequence[str], split: str = "id") -> Figure:
@@ -135,11 +136,13 @@ def density(histograms: Sequence[dict[str, Any]], edges: np.ndarray) -> np.ndarr
 
 
 def _edges(histograms: Sequence[dict[str, Any]], measure: str) -> np.ndarray:
-    """Common bins: of cosine the records' own from the lowest that is filled; L2 from 0 to the largest."""
+    """Common bins: of cosine the finest records' own, some in one, from the lowest filled; L2 from 0 on."""
     if measure == "cosine":
-        edges = np.array(histograms[0]["edges"])
-        filled = np.any([np.array(h["counts"]) > 0 for h in histograms], axis=0)
-        return edges[max(int(filled.argmax()) - 1, 0) :]
+        edges = np.array(max((h["edges"] for h in histograms), key=len))
+        lowest = min(h["edges"][int(np.flatnonzero(h["counts"])[0])] for h in histograms)
+        bins = int(np.sum(edges >= lowest))  # and one below, which is empty
+        pooled = -(-bins // BINS)
+        return edges[::-1][: bins + pooled : pooled][::-1]
     return np.linspace(0, max(h["edges"][-1] for h in histograms), BINS + 1)
 
 
@@ -171,8 +174,7 @@ def _split(split: str) -> str:
 def _runs(loaded: Sequence[dict[str, Any]], methods: Iterable[str]) -> str:
     """`n = 3 seeds`: how many runs are pooled."""
     counts = pd.Series([r["config"]["method"]["name"] for r in loaded]).value_counts()
-    low, high = (int(f(counts.get(m, 0) for m in methods)) for f in (min, max))
-    return f"n = {low}{'' if low == high else f' to {high}'} seed{'' if high == 1 else 's'} pooled"
+    return f"{style.count(counts.reindex([*methods], fill_value=0))} pooled"
 
 
 def _note(loaded: Sequence[dict[str, Any]], methods: Sequence[str], split: str) -> str:

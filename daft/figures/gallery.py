@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from daft import records, tables
+from daft.errors import UserError
 from daft.figures import accuracy, change, extremes, features, sensitivity, style
 
 Measure = Callable[[Path], extremes.Similarities]
@@ -51,7 +52,8 @@ KINDS = (
 def of_runs(loaded: Sequence[dict[str, Any]], methods: Sequence[str] = ()) -> list[Picture]:
     """The pictures of one dataset and backbone, at the selected rates, as far as its records have them.
 
-    methods: of Figures 1 and 2, instead of the paper's. Raises UserError if runs of a method are no sample.
+    methods: of Figures 1 and 2, instead of the paper's. Raises UserError if one is not there, or if runs of a
+    method are no sample.
     """
     runs = records.rows(loaded)
     chosen = tables.select(runs)
@@ -77,24 +79,33 @@ def of_extremes(
     methods: Sequence[str] = (),
     measure: Measure | None = None,
 ) -> list[Picture]:
-    """Figures 6 to 9, a picture per evaluation split, of the lowest seed of each method.
+    """Figures 6 to 9, a picture per evaluation split, of the lowest seed that all methods have.
 
     loaded: records of one dataset and backbone at the selected rates, of runs in this folder; images with
-    masks have no one class, and no such picture. methods:
-    instead of the paper's. measure: for what is not kept beside the runs; None: that is left out.
+    masks have no one class, and no such picture. methods: instead of the paper's. measure: for what is not
+    kept beside the runs; None: that is left out. Raises UserError if a method is not there, or has no seed in
+    common with the others.
     """
+    there: dict[str, dict[int, dict[str, Any]]] = {}
+    for record in loaded:
+        config = record["config"]
+        if not config.get("segmentation"):
+            there.setdefault(config["method"]["name"], {})[config["seed"]] = record
+    compared = _compared(methods, extremes.PAPER, list(there)) if there else []
+    if not compared:
+        return []
+    seeds = set.intersection(*(set(there[method]) for method in compared))
+    if not seeds:
+        raise UserError(f"{', '.join(compared)}: the runs of these methods have no seed in common")
     found: dict[str, extremes.Similarities] = {}
-    known: dict[str, Any] = {}
-    for method in methods or extremes.PAPER:
-        of_method = [record for record in loaded if record["config"]["method"]["name"] == method]
-        of_method = [record for record in of_method if not record["config"].get("segmentation")]
-        for record in sorted(of_method, key=lambda record: record["config"]["seed"])[:1]:
-            directory = next(folder.glob(f"*{record['run']}"), folder / record["run"])
-            kept = extremes.read(directory) or (measure(directory) if measure else {})
-            if kept:
-                found[method], known = kept, record
+    for method in compared:
+        name = there[method][min(seeds)]["run"]
+        directory = next(folder.glob(f"*{name}"), folder / name)
+        if kept := extremes.read(directory) or (measure(directory) if measure else {}):
+            found[method] = kept
     if not found:
         return []
+    known = there[compared[0]][min(seeds)]
     config, classes = known["config"], known["data"]["classes"]
     title = f"{config['dataset']['name']}, {config['backbone']['name']}, seed {config['seed']}"
     return [
@@ -126,17 +137,24 @@ def _distortion(loaded: Sequence[dict[str, Any]], methods: Sequence[str]) -> lis
     """Figures 1 and 2 of records of one dataset and backbone."""
     found = []
     if moved := [m for m in features.methods_of(loaded) if m != "lp"]:
-        compared = [m for m in methods or features.PAPER if m in moved] or moved
+        compared = _compared(methods, features.PAPER, moved) or moved
         draw = partial(features.distributions, loaded, compared)
         found.append(Picture("features", "Feature distortion, ID (Figure 1)", draw))
         for measure, name in features.MEASURES.items():
             draw = partial(features.ridges, loaded, measure)
             found.append(Picture(measure, f"{name.capitalize()} of features, per split and method", draw))
     if changed := change.methods_of(loaded):
-        compared = [m for m in methods or change.PAPER if m in changed] or changed
+        compared = _compared(methods, change.PAPER, changed) or changed
         draw = partial(change.relative_change, loaded, compared)
         found.append(Picture("change", "Relative change of weights and BN layers (Figure 2)", draw))
     return found
+
+
+def _compared(asked: Sequence[str], paper: Sequence[str], there: Sequence[str]) -> list[str]:
+    """The methods asked for, all of which must be there, or those of the paper's that are."""
+    if unknown := [method for method in asked if method not in there]:
+        raise UserError(f"--methods {','.join(unknown)}: none to draw here; choose from {', '.join(there)}")
+    return [*asked] or [method for method in paper if method in there]
 
 
 def named(kind: str, pictures: Sequence[Picture]) -> list[Picture]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from daft import records, tables
+from daft import config, records, tables
 from daft.errors import UserError
 from daft.figures import style
 
@@ -44,7 +44,7 @@ def frame(loaded: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def epochs_to_enough(record: Mapping[str, Any]) -> float:
     """The first epoch with 95 % of the last one's accuracy, on the split that selects; NaN if diverged."""
-    metric = f"selection/{record.get('measure', 'accuracy')}"
+    metric = f"selection/{config.measure(record['config'].get('segmentation'))}"
     accuracies = [row.get(metric) for row in record["history"]]
     if record["status"] != "finished" or not accuracies or None in accuracies:
         return float("nan")

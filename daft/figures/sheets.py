@@ -12,7 +12,7 @@ from daft.config import CenterCrop, Config, Operation, Resize
 from daft.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from daft.data import Listing, shapes
 from daft.data.images import IGNORED, Labelled, Streamed, read_image
-from daft.data.transforms import RGB, transform
+from daft.data.transforms import NO_DRAWS, RGB, transform
 from daft.errors import UserError
 from daft.figures import mosaic
 
@@ -24,9 +24,6 @@ CLASSES = 10
 
 SQUARE = [Resize(size=SIDE), CenterCrop(size=SIDE)]
 """The middle of an image, whatever its shape."""
-
-NOTHING = torch.empty(1, 0)
-"""Luck of operations that need none."""
 
 
 def classification(
@@ -94,7 +91,7 @@ def corruptions(file: Path | None = None, side: int = 64) -> Figure:
     if file is None:
         clean = torch.from_numpy(shapes.generate("photo", 1, 0, side)[0])
     else:
-        clean = transform(read_image(file)[None], [Resize(size=side), CenterCrop(size=side)], NOTHING)
+        clean = transform(read_image(file)[None], [Resize(size=side), CenterCrop(size=side)], NO_DRAWS)
     columns = [
         torch.cat([clean, *(corrupt(clean, name, severity, [0]) for severity in SEVERITIES)])
         for name in CORRUPTIONS
@@ -149,4 +146,4 @@ def _middle(split: Labelled, place: int, shift: Sequence[Operation]) -> Tensor:
     """One image, and its mask if it has one, as uint8 [3 or 4, SIDE, SIDE]."""
     held = split.images
     image = held[place] if isinstance(held, Tensor) else Streamed(held, split.masks).read(place)
-    return transform(image[None], [*shift, *SQUARE], NOTHING)[0]
+    return transform(image[None], [*shift, *SQUARE], NO_DRAWS)[0]

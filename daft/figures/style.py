@@ -104,11 +104,15 @@ def note(figure: Figure, text: str) -> None:
 
 def seeds(counts: "pd.Series[int]") -> str:
     """What a mean and its bars are, from the number of runs of each mean."""
-    low, high = int(counts.min()), int(counts.max())
-    if high == 1:
+    if counts.max() == 1:
         return "one seed"
-    n = f"{low}" if low == high else f"{low} to {high}"
-    return f"mean over n = {n} seeds, bars ± sample standard deviation (ddof = 1)"
+    return f"mean over {count(counts)}, bars ± sample standard deviation (ddof = 1)"
+
+
+def count(counts: "pd.Series[int]") -> str:
+    """`n = 1 to 3 seeds`, from the number of runs of each mean."""
+    low, high = int(counts.min()), int(counts.max())
+    return f"n = {low}{'' if low == high else f' to {high}'} seed{'' if high == 1 else 's'}"
 
 
 def save(figure: Figure, file: Path) -> None:
