@@ -20,8 +20,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from matplotlib.figure import Figure
-
 from daft import paper, progress, records
 from daft.errors import UserError
 from daft.figures import gallery, style
@@ -64,19 +62,16 @@ def main() -> None:
         raise UserError(
             f"{args.out}: one file for {found}; choose with --dataset and --kind, or name a folder"
         )
-    drawn: dict[str, tuple[Figure, str]] = {}
     for name, picture in pictures.items():
-        figure = picture.draw()
-        drawn[name] = figure, picture.caption
         for file in [args.out] if single else [args.out / f"{name}.{kind}" for kind in ("png", "pdf")]:
-            style.save(figure, file)
+            style.save(picture.draw(), file)  # anew: one format's layout is left in the figure
             print(f"wrote {file}")
     if args.wandb:
         from daft import sync  # the client takes a second
 
-        images = {name: (style.pixels(figure), caption) for name, (figure, caption) in drawn.items()}
+        images = {name: (style.pixels(p.draw()), p.caption) for name, p in pictures.items()}
         sync.send_pictures(images, args.what, args.project, args.entity)
-        print(f"logged {len(drawn)} figure(s) to W&B")
+        print(f"logged {len(images)} figure(s) to W&B")
 
 
 def _loaded(what: str, runs: Path, dataset: str | None) -> tuple[Path, list[dict[str, Any]]]:
