@@ -4,6 +4,7 @@ import colorsys
 import math
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -216,6 +217,24 @@ def test_a_corruption_is_its_definition(definition, shape):
         assert off.mean() <= 0.01
 
 
+# Made by the functions of make_cifar_c.py with OpenCV 5.0.0, scikit-image 0.26.0 and this project's random
+# numbers, of the photo in it as image number 5: `np.uint8` of what they return, [severity, 32, 32, 3].
+OUTPUTS = np.load(Path(__file__).parent / "published_corruptions.npz")
+
+
+@pytest.mark.parametrize("name", [name for name in OUTPUTS if name != "image"])
+def test_a_corruption_is_the_published_codes_but_for_rounding_errors_at_whole_levels(name):
+    """There the published code may be cut to the level below, as often as it cuts; nowhere is it above."""
+    cuts = 2 if name == "glass_blur" else 1
+    for severity in SEVERITIES:
+        published = OUTPUTS[name][severity - 1].astype(int)
+        above = corrupted(OUTPUTS["image"], name, severity) - published
+        assert above.min() >= 0
+        assert above.max() <= cuts
+        assert np.mean(above > 0) < 0.1
+        assert np.mean(published != OUTPUTS["image"]) > 0.5
+
+
 def test_shot_noise_is_poisson_in_mean_and_variance():
     grey = np.full((64, 64, 3), 102, np.uint8)
     for severity in SEVERITIES:
@@ -293,9 +312,97 @@ def test_the_worst_severity_is_farther_from_the_image_than_the_mildest(name, sid
 def test_parameters_are_those_of_the_nearest_published_size():
     sides = {24: 32, 32: 32, 45: 32, 46: 64, 64: 64, 96: 64, 119: 64, 120: 224, 224: 224, 500: 224}
     assert {side: parameters(side)["side"] for side in sides} == sides
-    for side in (32, 64, 224):
-        published = parameters(side)
-        assert {len(published[name]) for name in CORRUPTIONS} == {5}
+
+
+PUBLISHED: dict[int, dict[str, list[Any]]] = {
+    32: {  # make_cifar_c.py
+        "gaussian_noise": [0.04, 0.06, 0.08, 0.09, 0.10],
+        "shot_noise": [500, 250, 100, 75, 50],
+        "impulse_noise": [0.01, 0.02, 0.03, 0.05, 0.07],
+        "defocus_blur": [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)],
+        "glass_blur": [(0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)],
+        "motion_blur": [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)],
+        "zoom_blur": [(1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)],
+        "snow": [
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+        ],
+        "frost": [(1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)],
+        "fog": [(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)],
+        "brightness": [0.05, 0.1, 0.15, 0.2, 0.3],
+        "contrast": [0.75, 0.5, 0.4, 0.3, 0.15],
+        "elastic_transform": [  # of 32 pixels
+            *((0, 0, 32 * 0.08), (32 * 0.05, 32 * 0.2, 32 * 0.07), (32 * 0.08, 32 * 0.06, 32 * 0.06)),
+            *((32 * 0.1, 32 * 0.04, 32 * 0.05), (32 * 0.1, 32 * 0.03, 32 * 0.03)),
+        ],
+        "pixelate": [0.95, 0.9, 0.85, 0.75, 0.65],
+        "jpeg_compression": [80, 65, 58, 50, 40],
+    },
+    64: {  # make_tinyimagenet_c.py
+        "gaussian_noise": [0.04, 0.08, 0.12, 0.15, 0.18],
+        "shot_noise": [250, 100, 50, 30, 15],
+        "impulse_noise": [0.01, 0.02, 0.05, 0.08, 0.14],
+        "defocus_blur": [(0.5, 0.6), (1, 0.1), (1.5, 0.1), (2.5, 0.01), (3, 0.1)],
+        "glass_blur": [(0.1, 1, 1), (0.5, 1, 1), (0.6, 1, 2), (0.7, 2, 1), (0.9, 2, 2)],
+        "motion_blur": [(10, 1), (10, 1.5), (10, 2), (10, 2.5), (12, 3)],
+        "zoom_blur": [(1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)],
+        "snow": [
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.8),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.8),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.7),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.65),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.6),
+        ],
+        "frost": [(1, 0.3), (0.9, 0.4), (0.8, 0.45), (0.75, 0.5), (0.7, 0.55)],
+        "fog": [(0.4, 3), (0.7, 3), (1, 2.5), (1.5, 2), (2, 1.75)],
+        "brightness": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "contrast": [0.4, 0.3, 0.2, 0.1, 0.05],
+        "elastic_transform": [  # of 64 pixels
+            *((0, 0, 64 * 0.08), (64 * 0.05, 64 * 0.3, 64 * 0.06), (64 * 0.1, 64 * 0.08, 64 * 0.06)),
+            *((64 * 0.1, 64 * 0.03, 64 * 0.03), (64 * 0.16, 64 * 0.03, 64 * 0.02)),
+        ],
+        "pixelate": [0.9, 0.8, 0.7, 0.6, 0.5],
+        "jpeg_compression": [65, 58, 50, 40, 25],
+    },
+    224: {  # make_imagenet_c.py
+        "gaussian_noise": [0.08, 0.12, 0.18, 0.26, 0.38],
+        "shot_noise": [60, 25, 12, 5, 3],
+        "impulse_noise": [0.03, 0.06, 0.09, 0.17, 0.27],
+        "defocus_blur": [(3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)],
+        "glass_blur": [(0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)],
+        "motion_blur": [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)],
+        "zoom_blur": [(1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)],
+        "snow": [
+            (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+            (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+            (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+            (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+            (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+        ],
+        "frost": [(1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)],
+        "fog": [(1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)],
+        "brightness": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "contrast": [0.4, 0.3, 0.2, 0.1, 0.05],
+        "elastic_transform": [  # of 244 pixels, which should have been 224
+            *((244 * 2, 244 * 0.7, 244 * 0.1), (244 * 2, 244 * 0.08, 244 * 0.2)),
+            *((244 * scale, 244 * 0.01, 244 * 0.02) for scale in (0.05, 0.07, 0.12)),
+        ],
+        "pixelate": [0.6, 0.5, 0.4, 0.3, 0.25],
+        "jpeg_compression": [25, 18, 15, 10, 7],
+    },
+}
+"""The `c` of each function in hendrycks/robustness, ImageNet-C/create_c; of zoom_blur: end and step."""
+
+
+@pytest.mark.parametrize("side", PUBLISHED)
+def test_parameters_are_those_of_the_published_code(side):
+    held = parameters(side)
+    assert held.keys() == {"side", "frost_contrast", *CORRUPTIONS}  # the contrasts are of our own frost
+    for name in CORRUPTIONS:
+        np.testing.assert_allclose(held[name], PUBLISHED[side][name], rtol=1e-12, err_msg=name)
 
 
 def test_images_without_room_for_a_blur_are_refused():
