@@ -162,6 +162,7 @@ def test_extremes_are_of_the_lowest_seed_that_the_methods_share(tmp_path):
     said = texts(picture.draw())
     assert "pacs, net, seed 1" in said
     assert (said.count("0.10"), said.count("0.00")) == (8, 0)  # two methods, two ends, two classes
+    assert gallery.of_extremes(loaded[:1] + loaded[-2:-1], tmp_path) == []  # of the paper's, without a word
     with pytest.raises(UserError, match="ft, lp_ft: the runs of these methods have no seed in common"):
         gallery.of_extremes(loaded, tmp_path, ["ft", "lp_ft"])
     with pytest.raises(UserError, match="--methods lp: none to draw here; choose from ft, daft, lp_ft"):

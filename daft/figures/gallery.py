@@ -83,8 +83,8 @@ def of_extremes(
 
     loaded: records of one dataset and backbone at the selected rates, of runs in this folder; images with
     masks have no one class, and no such picture. methods: instead of the paper's. measure: for what is not
-    kept beside the runs; None: that is left out. Raises UserError if a method is not there, or has no seed in
-    common with the others.
+    kept beside the runs; None: that is left out. Raises UserError if one of `methods` is not there, or if
+    they have no seed in common.
     """
     there: dict[str, dict[int, dict[str, Any]]] = {}
     for record in loaded:
@@ -95,10 +95,10 @@ def of_extremes(
     if not compared:
         return []
     seeds = set.intersection(*(set(there[method]) for method in compared))
-    if not seeds:
+    if methods and not seeds:
         raise UserError(f"{', '.join(compared)}: the runs of these methods have no seed in common")
     found: dict[str, extremes.Similarities] = {}
-    for method in compared:
+    for method in compared if seeds else ():
         name = there[method][min(seeds)]["run"]
         directory = next(folder.glob(f"*{name}"), folder / name)
         if kept := extremes.read(directory) or (measure(directory) if measure else {}):
