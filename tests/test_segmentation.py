@@ -273,7 +273,7 @@ def test_every_method_runs_and_lp_ft_starts_from_lps_decoder(tiny, tmp_path):
     for name, parameter in open_run(runs["lp_ft"].directory).network(CPU).named_parameters():
         # five steps of 1e-12 with gradients far below 1e3
         assert torch.allclose(parameter, lp[name], rtol=0, atol=1e-8), name
-    assert len(list((tmp_path / "runs").iterdir())) == 4  # LP-FT found LP's run
+    assert len(records.below(tmp_path / "runs")) == 4  # LP-FT found LP's run
     assert runs["lp_ft"].record["probe"]["run"] == runs["lp"].record["run"]
 
     frame = records.frame(run.directory for run in runs.values())
