@@ -44,7 +44,8 @@ $(TABLES:=-plan): setup
 
 # How the result depends on a setting: each study is a file of conf/sweep, on the embedded images unless DATASET and
 # BACKBONE name others. ARGS='key=value …' changes anything else.
-study = $(train) sweep=$(1) paths.runs=$(RUNS) $(if $(DATASET),dataset=$(DATASET)) $(if $(BACKBONE),backbone=$(BACKBONE)) $(ARGS)
+study = $(train) sweep=$(1) wandb.mode=disabled paths.runs=$(RUNS) $(if $(DATASET),dataset=$(DATASET)) \
+	$(if $(BACKBONE),backbone=$(BACKBONE)) $(ARGS)
 training_size: over = dataset.train.images
 conversion_batches: over = method.conversion_batches
 shift_family: over = dataset.shift_strength
