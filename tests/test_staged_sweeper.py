@@ -23,6 +23,7 @@ from daft import gpus, records, reports, status
 from daft.cells import Cell, Run
 from daft.cli import complaint
 from daft.config import plain
+from daft.errors import UserError
 from daft.sweep import Protocol, Rates
 from hydra_plugins.staged_sweeper import Blocking, Report, StagedSweeper
 from scripts import figures, tables
@@ -461,6 +462,9 @@ def test_a_study_is_run_drawn_and_tabled(study, fewer, over, command, tmp_path, 
         script.main()
     assert sorted(file.suffix for file in out.glob(f"*-{study}*")) == [".pdf", ".png"]
     assert len(pd.read_csv(out / "runs.csv")) == 4
+    monkeypatch.setattr(sys, "argv", [study, str(runs), "--over", "dataset.imags", "--out", str(out)])
+    with pytest.raises(UserError, match="--over dataset.imags: the runs in .* have no such setting"):
+        tables.main()
     tabled = pd.read_csv(out / "table.csv", keep_default_na=False)
     if over:
         values = [override.partition("=")[2].split(",") for override in fewer if override.startswith(over)]
