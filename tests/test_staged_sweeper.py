@@ -463,7 +463,7 @@ def test_a_study_is_run_drawn_and_tabled(study, fewer, over, command, tmp_path, 
     assert sorted(file.suffix for file in out.glob(f"*-{study}*")) == [".pdf", ".png"]
     assert len(pd.read_csv(out / "runs.csv")) == 4
     monkeypatch.setattr(sys, "argv", [study, str(runs), "--over", "dataset.imags", "--out", str(out)])
-    with pytest.raises(UserError, match="--over dataset.imags: the runs in .* have no such setting"):
+    with pytest.raises(UserError, match=r"--over dataset\.imags: the runs in .* have no such setting"):
         tables.main()
     tabled = pd.read_csv(out / "table.csv", keep_default_na=False)
     if over:
