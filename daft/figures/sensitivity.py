@@ -264,6 +264,7 @@ def _curves(axes: Axes, chosen: pd.DataFrame, column: str, metric: str) -> None:
         _line(axes, cell.groupby(column)[metric], style.label(method), method, beside)
         dots: dict[str, Any] = {"s": 9, "alpha": 0.5, "linewidths": 0, "transform": beside}
         axes.scatter(cell[column], cell[metric], **dots, **style.mark(method))
+        axes.update_datalim(cell[[column, metric]].to_numpy(float))
     axes.grid(visible=True, axis="y")
 
 
@@ -276,9 +277,11 @@ def _beside(axes: Axes, count: int) -> list[Transform]:
 
 def _line(axes: Axes, over: Any, label: str, method: str, beside: Transform) -> None:
     """Means of a grouped column with their sample standard deviations, in a method's colour."""
-    bars: dict[str, Any] = {"yerr": over.std(ddof=1).fillna(0), "capsize": 2, "markersize": 5}
-    means = over.mean()
-    axes.errorbar(means.index, means, **bars, label=label, transform=beside, **style.mark(method))
+    means, stds = over.mean(), over.std(ddof=1).fillna(0)
+    bars: dict[str, Any] = {"yerr": stds, "capsize": 2, "markersize": 5, "transform": beside}
+    axes.errorbar(means.index, means, **bars, label=label, **style.mark(method))
+    for ends in (means - stds, means + stds):  # what is moved aside does not count for the axes by itself
+        axes.update_datalim(list(ends.items()))
 
 
 def _percent(share: float) -> str:
