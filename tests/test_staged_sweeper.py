@@ -425,7 +425,7 @@ PHOTOS = ["dataset.ood.photo.images=20"]
             "training_size",
             PHOTOS,
             5 * (3 + 2 + 3 + 2 + 2),
-        ),  # sizes; FT's grid and seeds, DAFT's two and seeds
+        ),  # FT's grid and seeds, DAFT's two and seeds
         ("conversion_batches", [*PHOTOS, "dataset.train.images=20"], 6 * 2 * 3),
         ("rate_grid", [*PHOTOS, "dataset.train.images=20"], 5 * 5),
         ("shift_family", ["method=ft,daft"], 2 * 5 * 2 * 3),  # families, strengths, methods, seeds
