@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+STUDIES := training_size conversion_batches rate_grid shift_family
 TABLES := table2 table3 table4 table5 table5_onefactor table6 small
 OUT = $(if $(filter small,$@),results/small,results)
 # Variables that narrow a table's runs, as lists with commas: make table5 BACKBONES=swav SEEDS=0 LAUNCHER=workers
 narrow = $(if $(DATASETS),--datasets '$(DATASETS)') $(if $(BACKBONES),--backbones '$(BACKBONES)') $(if $(METHODS),--methods '$(METHODS)') $(if $(SEEDS),--seeds '$(SEEDS)')
 train = $(BIN)/python scripts/train.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
-.PHONY: setup demo test kill-test benchmark figures report wandb-sync dashboard clean $(TABLES) $(TABLES:=-plan)
+.PHONY: setup demo test kill-test benchmark figures report wandb-sync dashboard clean $(TABLES) $(TABLES:=-plan) $(STUDIES) $(STUDIES:=-plan)
 
 setup: .venv/.ready
 
@@ -40,6 +41,25 @@ $(TABLES): setup
 $(TABLES:=-plan): setup
 	@sweeps=$$($(BIN)/python scripts/tables.py $(@:-plan=) --overrides $(narrow)) || exit 1; \
 	echo "$$sweeps" | xargs -L1 $(train) sweep.plan=true
+
+# How the result depends on a setting: each study is a file of conf/sweep, on the embedded images unless DATASET and
+# BACKBONE name others. ARGS='key=value …' changes anything else.
+study = $(train) sweep=$(1) wandb.mode=disabled paths.runs=$(RUNS) $(if $(DATASET),dataset=$(DATASET)) \
+	$(if $(BACKBONE),backbone=$(BACKBONE)) $(if $(SEEDS),sweep.seeds=[$(SEEDS)]) $(ARGS)
+training_size: over = dataset.train.images
+conversion_batches: over = method.conversion_batches
+shift_family: over = dataset.shift_strength
+$(STUDIES): RUNS = $(or $(DAFT_RUNS),runs)/$@
+$(STUDIES): OUT = results/small/sensitivity/$@
+
+$(STUDIES): setup
+	$(call study,$@)
+	$(BIN)/python scripts/figures.py $(RUNS) --kind $@ --out $(OUT)
+	$(BIN)/python scripts/tables.py $(RUNS) $(if $(over),--over $(over)) --out $(OUT)
+
+$(STUDIES:=-plan): RUNS = $(or $(DAFT_RUNS),runs)/$(@:-plan=)
+$(STUDIES:=-plan): setup
+	@$(call study,$(@:-plan=)) sweep.plan=true
 
 # The paper's figures of the small runs, as PNG and PDF, and with WANDB=1 there too; other runs: scripts/figures.py --help.
 figures: setup

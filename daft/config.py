@@ -63,6 +63,14 @@ class Grayscale:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Darken:
+    """Pixel values times 1 - share; at 0 the image itself."""
+
+    share: Annotated[float, Field(ge=0, lt=1)]
+    random = False
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RandomCrop:
     """Square of `size` pixels at a uniform position."""
 
@@ -126,6 +134,7 @@ OPERATIONS = {
     "resize": Resize,
     "center_crop": CenterCrop,
     "grayscale": Grayscale,
+    "darken": Darken,
     "random_crop": RandomCrop,
     "random_resized_crop": RandomResizedCrop,
     "flip": Flip,
@@ -163,7 +172,15 @@ def _named(operation: Any) -> dict[str, Any]:
 
 
 Operation = Annotated[
-    Resize | CenterCrop | Grayscale | RandomCrop | RandomResizedCrop | Flip | RandomScaleCrop | ColorJitter,
+    Resize
+    | CenterCrop
+    | Grayscale
+    | Darken
+    | RandomCrop
+    | RandomResizedCrop
+    | Flip
+    | RandomScaleCrop
+    | ColorJitter,
     BeforeValidator(_operation),
     PlainSerializer(_named),
 ]
@@ -205,7 +222,8 @@ class SplitConfig:
 
     path: str = "."
     """what to read, in the words of the dataset's source: a folder or CSV below the root, a style of
-    `shapes`, `living17/source/train`, `sketch/test`, `id_val/Europe+Africa`, …"""
+    `shapes` or one between two (`photo/sketch/0.25`), `living17/source/train`, `sketch/test`,
+    `id_val/Europe+Africa`, …"""
     known_images: Size | None = None
     """how many there must be, before `images` thins them"""
     least_per_folder: Size | None = None

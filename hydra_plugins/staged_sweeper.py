@@ -11,12 +11,12 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
@@ -55,6 +55,8 @@ class StagedSweeperConf:
     """What `override /hydra/sweeper: staged` stands for."""
 
     _target_: str = "hydra_plugins.staged_sweeper.StagedSweeper"
+    params: dict[str, Any] = field(default_factory=dict)
+    """what runs are told ahead of the command line, lists with commas included: as of Hydra's own sweeper"""
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="staged", node=StagedSweeperConf, provider="daft")
@@ -182,8 +184,9 @@ class Blocking:
 class StagedSweeper(Sweeper):
     """Launches what is ready, of all cells together, as soon as there is a place for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        self._params = for_schema([f"{key}={value}" for key, value in (params or {}).items()])
         self._runs: dict[str, Run] = {}
         self._launched = 0
 
@@ -203,7 +206,7 @@ class StagedSweeper(Sweeper):
         from daft import reports, status
 
         options = validate_section(self._config, "sweep", SweepConfig)
-        cells = self._cells(arguments, options)
+        cells = self._cells([*self._params, *arguments], options)
         standings = self._advance(cells)
         if options.plan:
             reports.show_plan(reports.plan(cells, standings), keep_all=options.checkpoints == "all")
@@ -222,26 +225,21 @@ class StagedSweeper(Sweeper):
         reports.finish(cells, standings)
 
     def _cells(self, arguments: list[str], options: SweepConfig) -> list[Cell]:
-        """The product of what the command line sweeps."""
+        """The product of what the sweep's own parameters and the command line name."""
         axes: dict[str, list[tuple[str, str]]] = {}  # what is said twice counts as said last
         parser = OverridesParser.create(config_loader=self._context.config_loader)
         for override in parser.parse_overrides(arguments):
             name, key = override.key_or_group, override.get_key_element()
-            if name in ("seed", "method.lr_backbone"):
-                own = "sweep.seeds=[0,1]" if name == "seed" else "sweep.grids.<method>=[0.1,0.01]"
-                raise UserError(f"{name}: a staged sweep sets it; say what it takes by {own}")
+            if name == "seed":
+                raise UserError("seed: a staged sweep sets it; say what it takes by sweep.seeds=[0,1]")
             if not override.is_sweep_override():
                 if name != "sweep" and not name.startswith("sweep."):
                     axes[key] = [(override.input_line or "", "")]
                 continue
             if name == "sweep" or name.startswith("sweep.") or not override.is_discrete_sweep():
                 line = (override.input_line or key).lstrip("+")
-                lists = (
-                    f"a list has brackets, as in {name}=[0,1]"
-                    if name.startswith("sweep.")
-                    else "as in method=ft,daft"
-                )
-                raise UserError(f"{line}: a staged sweep sweeps over names and settings, {lists}")
+                right = f"{name}=[0,1]" if name.startswith("sweep.") else "lists as in method=ft,daft"
+                raise UserError(f"{line}: a staged sweep takes {right}")
             values = list(dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator()))
             axes[key] = [(value, "" if name in GROUPS else value) for value in values]
         cells = []
@@ -249,7 +247,14 @@ class StagedSweeper(Sweeper):
             overrides = [text for text, _ in choice]
             config = self._compose(overrides)
             setting = " ".join(label.lstrip("+") for _, label in choice if label)
-            cells.append(Cell(overrides, setting, config, protocol(options, config)))
+            cell = Cell(overrides, setting, config, protocol(options, config))
+            staged = [stage.rate for stage in cell.protocol.stages]
+            if "lr_backbone" in staged and any("method.lr_backbone=" in text for text in overrides):
+                raise UserError(
+                    "method.lr_backbone: a staged sweep sets it; say what it takes by "
+                    f"sweep.grids.{config.method.name}=[0.1,0.01]"
+                )
+            cells.append(cell)
         return cells
 
     def _compose(self, overrides: list[str]) -> Config:

@@ -2,12 +2,14 @@
 
 python scripts/tables.py table5 --runs runs --out results   a table of the paper, ours beside the paper's
 python scripts/tables.py runs/demo --out results/demo       every cell of a folder of runs
+python scripts/tables.py runs/sizes --over dataset.train.images --out sizes     for each value of a setting
 """
 
 import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -36,6 +38,7 @@ def main() -> None:
     )
     for axis in (*AXES, "seeds"):
         parser.add_argument(f"--{axis}", default="", help="with --overrides: only these, separated by commas")
+    parser.add_argument("--over", default="", help="of a folder: the setting that its runs differ in")
     args = parser.parse_args()
     only = {axis: _listed(getattr(args, axis)) for axis in AXES}
     seeds = _listed(args.seeds)
@@ -45,6 +48,8 @@ def main() -> None:
         )
     if wrong := [seed for seed in seeds if not seed.isdigit()]:
         raise UserError(f"--seeds {args.seeds}: {wrong[0]!r} is no seed; write whole numbers as in 0,1,2")
+    if args.over and (args.overrides or args.what in paper.names()):
+        parser.error("--over is of a folder of runs")
     if not args.out and not args.overrides:
         parser.error("the following arguments are required: --out")
     if args.overrides:
@@ -54,7 +59,7 @@ def main() -> None:
     elif args.what in paper.names():
         _table(paper.load(args.what), args.runs, args.out)
     else:
-        _folder(Path(args.what), args.out)
+        _folder(Path(args.what), args.out, args.over)
 
 
 def _listed(names: str) -> list[str]:
@@ -70,16 +75,29 @@ def _table(table: paper.Table, runs: Path, out: Path) -> None:
     print(rendering.markdown(table, compared))
 
 
-def _folder(folder: Path, out: Path) -> None:
+def _folder(folder: Path, out: Path, over: str) -> None:
     runs = records.rows(robustness.load(records.below(folder)))
     if runs.empty:
         raise UserError(f"{folder}: no records below this folder, and no table of that name")
-    table = tables.aggregate(tables.select(runs), runs)
-    kept = [c for c in runs.columns if "/" in c or c in (*tables.CELL, *tables.RATES, tables.SEED)]
+    setting = f"config.{over}"
+    if over and setting not in runs:
+        raise UserError(f"--over {over}: the runs in {folder} have no such setting")
+    parts = dict(iter(runs.groupby(setting, dropna=False))) if over else {"": runs}
+    made = {_text(value): tables.aggregate(tables.select(part), part) for value, part in parts.items()}
+    own = (*tables.CELL, *tables.RATES, tables.SEED, setting)
+    kept = [c for c in runs.columns if "/" in c or c in own]
     _write(runs[["run", "status", "best_epoch", *kept]], out / "runs.csv")
-    _write(table, out / "table.csv")
-    write_atomically(out / "table.md", tables.markdown(table))
-    print(tables.markdown(table))
+    columns = {value: {over: value} if over else {} for value in made}
+    _write(pd.concat(table.assign(**columns[value]) for value, table in made.items()), out / "table.csv")
+    heads = {value: f"## {over} = {value}\n\n" if over else "" for value in made}
+    text = "\n".join(heads[value] + tables.markdown(table) for value, table in made.items())
+    write_atomically(out / "table.md", text)
+    print(text)
+
+
+def _text(value: Any) -> str:
+    """A setting's value as on the command line."""
+    return "null" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _write(table: pd.DataFrame, file: Path) -> None:

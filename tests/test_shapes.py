@@ -47,6 +47,30 @@ def test_shapes_types_and_balance(count: int) -> None:
     assert np.ptp(np.bincount(labels, minlength=len(CLASSES))) <= 1
 
 
+def test_between_two_styles_the_same_shapes_are_drawn_in_both_and_mixed() -> None:
+    photos, labels = generate("photo", 130, seed=3, size=32)
+    start, half, end = (generate(f"photo/sketch/{share}", 130, seed=3, size=32) for share in (0, 0.5, 1))
+    for _, same in (start, half, end):
+        assert np.array_equal(same, labels)
+    assert np.array_equal(start[0], photos)
+    ends = np.stack([start[0], end[0]]).astype(int)
+    unclipped = ((ends > 0) & (ends < 255)).all(0)
+    off = np.abs(half[0] - ends.mean(0))[unclipped]
+    assert off.max() <= 1  # each end is rounded by at most half a level, and so is what is between
+    # Paper is light and lines are thin: the ends are as far apart as the styles.
+    sketches = generate("sketch", 130, seed=3, size=32)[0]
+    assert abs(end[0].mean() - sketches.mean()) < 5 < abs(photos.mean() - sketches.mean())
+
+
+@pytest.mark.parametrize(
+    "style",
+    ["photo/crayon/0.5", "photo/sketch", "photo/sketch/2", "photo/sketch/x", "photo/sketch/nan", "a/b/c/d"],
+)
+def test_what_is_between_no_two_styles_is_named(style: str) -> None:
+    with pytest.raises(ValueError, match=rf"'{style}'.*photo/sketch/0\.25"):
+        generate(style, 1, seed=0)
+
+
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"'crayon'.*photo, sketch, clipart, painting, neon"):
         generate("crayon", 1, seed=0)

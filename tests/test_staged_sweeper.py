@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
+import pandas as pd
 import pytest
 import torch
 from hydra.core.utils import JobReturn, JobStatus
@@ -23,8 +24,10 @@ from daft import gpus, records, reports, status
 from daft.cells import Cell, Run
 from daft.cli import complaint
 from daft.config import plain
+from daft.errors import UserError
 from daft.sweep import Protocol, Rates
 from hydra_plugins.staged_sweeper import Blocking, Report, StagedSweeper
+from scripts import figures, tables
 from scripts.kill_test import RUNS, SWEEP, Kill, contents, disturbed, places, stamps
 from tests.forked import TRAIN, Forked
 from tests.test_records import RECORD, spoiled
@@ -44,8 +47,8 @@ def start(folder: Path, *arguments: str) -> Forked:
 
 
 @pytest.fixture
-def here(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
-    """Exit code, output and errors of a sweep in this process."""
+def command(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
+    """Exit code, output and errors of train.py in this process."""
     spec = importlib.util.spec_from_file_location("train", TRAIN)
     assert spec is not None
     assert spec.loader is not None
@@ -55,8 +58,8 @@ def here(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     for name in ("HYDRA_FULL_ERROR", "PYTHONPATH"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
 
-    def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", "-m", *SMALL, *places(folder), *arguments])
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         code, message = 0, ""
         try:
             train.main()
@@ -66,6 +69,12 @@ def here(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
         return code, output, errors + message
 
     return run
+
+
+@pytest.fixture
+def here(command) -> Callable[..., tuple[int, str, str]]:
+    """Of a sweep that writes below a folder."""
+    return lambda folder, *arguments: command("-m", *SMALL, *places(folder), *arguments)
 
 
 def table(output: str) -> list[str]:
@@ -417,10 +426,104 @@ def test_a_launch_that_breaks_down_costs_the_run_that_broke_it_alone(tmp_path, c
         (["hydra/launcher=workers", "hydra.launcher.n_jobs=0"], ["hydra.launcher.n_jobs: 0", "-1"]),
         (["hydra/launcher=workers", "hydra.launcher.n_job=2"], ["hydra.launcher.n_job", "--cfg hydra"]),
         (["method=ft", "paths.runs=/proc/nothing"], ["/proc/nothing"]),
+        (["method=ft", "method.lr_backbone=0.1,0.2"], ["method.lr_backbone", "sweep.grids.ft"]),
     ],
 )
 def test_what_a_sweep_cannot_take_is_one_line_before_any_run(arguments, words, tmp_path, here):
     code, _, errors = here(tmp_path, *arguments)
+    assert code == 1
+    assert len(errors.splitlines()) == 1, errors
+    for word in words:
+        assert word in errors
+    assert not list(tmp_path.glob("runs/*-*-*"))
+
+
+TOY = [
+    "dataset.image_size=16",
+    *(f"~dataset.ood.{style}" for style in ("clipart", "painting")),
+    *(f"dataset.{split}.images=20" for split in ("id", "ood.neon")),
+    "training.epochs=1",
+    "compute.device=cpu",
+    "compute.threads=1",
+    "wandb.mode=disabled",
+]
+
+
+PHOTOS = ["dataset.ood.photo.images=20"]
+
+
+@pytest.mark.parametrize(
+    ("study", "narrow", "planned"),
+    [
+        (
+            "training_size",
+            PHOTOS,
+            5 * (3 + 2 + 3 + 2 + 2),
+        ),  # FT's grid and seeds, DAFT's two and seeds
+        ("conversion_batches", [*PHOTOS, "dataset.train.images=20"], 6 * 2 * 3),
+        ("rate_grid", [*PHOTOS, "dataset.train.images=20"], 5 * 5),
+        ("shift_family", ["method=ft,daft"], 2 * 5 * 2 * 3),  # families, strengths, methods, seeds
+    ],
+)
+def test_a_study_is_one_option_that_names_all_its_runs(study, narrow, planned, command, tmp_path):
+    told = [f"sweep={study}", *TOY, *places(tmp_path), *narrow, "sweep.plan=true"]
+    code, output, errors = command("-m", *told)
+    assert (code, errors) == (0, "")
+    assert f"{planned} runs, 0 done" in output
+
+
+@pytest.mark.parametrize(
+    ("study", "fewer", "over"),
+    [
+        (
+            "training_size",
+            ["dataset.train.images=10,20", "training.steps=2", "sweep.head_factors=[1]", "sweep.seeds=[0]"],
+            "dataset.train.images",
+        ),
+        (
+            "conversion_batches",
+            ["dataset.train.images=20", "training.batch_size=5", "method.conversion_batches=1,null"],
+            "method.conversion_batches",
+        ),
+        ("rate_grid", ["dataset.train.images=20", "method.lr_backbone=1,0.1", "method.lr_head=1,0.1"], ""),
+        (
+            "shift_family",
+            ["dataset.train.images=20", "dataset=shapes_between", "dataset.shift_strength=0,0.9"],
+            "dataset.shift_strength",
+        ),
+    ],
+)
+def test_a_study_is_run_drawn_and_tabled(study, fewer, over, command, tmp_path, monkeypatch):
+    grids = [f"sweep.grids.{name}=[0.1]" for name in ("ft", "daft") if study == "training_size"]
+    told = [f"sweep={study}", *TOY, *PHOTOS, *places(tmp_path), *fewer, *grids, "sweep.seeds=[0]"]
+    methods = ["method=ft,ft_bnc"] if study == "shift_family" else []
+    assert command("-m", *told, *methods)[0] == 0
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    for script, options in ((figures, ["--kind", study]), (tables, ["--over", over])):
+        monkeypatch.setattr(sys, "argv", [study, str(runs), *options, "--out", str(out)])
+        script.main()
+    assert sorted(file.suffix for file in out.glob(f"*-{study}*")) == [".pdf", ".png"]
+    assert len(pd.read_csv(out / "runs.csv")) == 4
+    monkeypatch.setattr(sys, "argv", [study, str(runs), "--over", "dataset.imags", "--out", str(out)])
+    with pytest.raises(UserError, match=r"--over dataset\.imags: the runs in .* have no such setting"):
+        tables.main()
+    tabled = pd.read_csv(out / "table.csv", keep_default_na=False, dtype=str)
+    if over:
+        values = [override.partition("=")[2].split(",") for override in fewer if override.startswith(over)]
+        assert sorted(set(tabled[over])) == sorted(values[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sweep=shift_family", "dataset.shift_strength=0,1"], ["darken.share", "less than 1"]),
+        (["sweep=conversion_batches", "method=ft"], ["conversion_batches", "bn_conversion=false"]),
+        (["sweep=rate_grid", "method=ft"], ["method.lr_head", "tied"]),
+        (["sweep=training_siz"], ["sweep=training_siz", "training_size"]),
+    ],
+)
+def test_what_a_study_cannot_take_is_one_line_before_any_run(arguments, words, command, tmp_path):
+    code, _, errors = command("-m", *arguments, *TOY, *places(tmp_path))
     assert code == 1
     assert len(errors.splitlines()) == 1, errors
     for word in words:

@@ -373,6 +373,7 @@ def test_an_unknown_operation_is_named_with_the_allowed_ones(written: object) ->
         ({"resize": {"size": 8, "interpolation": "lanczos"}}, "resize.interpolation"),
         ({"resize": {"size": 8, "mode": "bilinear"}}, "resize.mode"),
         ({"grayscale": 3}, "grayscale takes no value"),
+        ({"darken": 1}, "darken.share.*less than 1"),
     ],
 )
 def test_a_bad_argument_of_an_operation_is_named(written: object, named: str) -> None:
@@ -380,10 +381,22 @@ def test_a_bad_argument_of_an_operation_is_named(written: object, named: str) ->
         TypeAdapter(Operation).validate_python(written)
 
 
+@pytest.mark.parametrize("share", [0, 0.25, 0.9])
+def test_darkening_scales_every_pixel_and_leaves_masks_alone(share: float) -> None:
+    images = noise(4, 9, 7)
+    op: Operation = TypeAdapter(Operation).validate_python({"darken": share})
+    darker = apply(op, torch.cat([images, images[:, :1]], 1), NO_DRAWS)
+    assert darker.dtype == torch.uint8
+    assert torch.equal(darker[:, 3:], images[:, :1])
+    # Half a level of rounding, and half a millionth of float32.
+    assert float((darker[:, :3].double() - images.double() * (1 - share)).abs().max()) <= 0.5 + 1e-4
+
+
 def test_every_operation_of_the_vocabulary_is_implemented() -> None:
     smallest = {name: 4 for name in OPERATIONS if name == "resize" or name.endswith("crop")}
+    values = smallest | {"darken": 0.5}
     for name in OPERATIONS:
-        written = {name: smallest[name]} if name in smallest else name
+        written = {name: values[name]} if name in values else name
         op: Operation = TypeAdapter(Operation).validate_python(written)
         transformed = transform(noise(2, 8, 8), [op], table(2, [op]))
         assert transformed.shape[:2] == (2, 3)

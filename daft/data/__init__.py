@@ -235,10 +235,10 @@ def _require_classes(before: Labelled, after: Labelled, classes: list[str], mess
 
 
 def _generated(cfg: DatasetConfig, split: SplitConfig, name: str, with_masks: bool) -> Labelled:
-    if split.path not in shapes.STYLES:
-        raise UserError(
-            f"dataset.{name}.path: no style {split.path!r}; choose from {', '.join(shapes.STYLES)}"
-        )
+    try:
+        shapes.between(split.path)
+    except ValueError as error:
+        raise UserError(f"dataset.{name}.path: {error}") from None
     if split.images is None:
         raise UserError(f"dataset.{name}.images: shapes are generated; say how many")
     drawing = (split.path, split.images, split.seed, cfg.image_size)

@@ -41,6 +41,8 @@ def generate(
     """Draw `count` images [count, 3, size, size] and labels [count] indexing `CLASSES`.
 
     A pure function of its arguments: classes are balanced to within one image and shuffled.
+    style: one of `STYLES`, or between two of them as `photo/sketch/0.25`, where the same shapes are drawn in
+    both and mixed pixel by pixel; at 0 that is the first style itself.
 
     Raises:
         ValueError: if the style is unknown, the count below 1, the seed negative or the size
@@ -48,8 +50,12 @@ def generate(
     """
     images = np.empty((count, 3, size, size), np.uint8)
     labels = np.empty(count, np.int64)
-    for part, scene in _scenes(style, count, seed, size):
-        images[part] = np.clip(_DRAW[style](scene) * 255 + 0.5, 0, 255)
+    first, second, share = between(style)
+    for part, scene in _scenes(first, count, seed, size):
+        canvas = _DRAW[first](scene)
+        if share:
+            canvas = canvas + share * (_DRAW[second](scene) - canvas)
+        images[part] = np.clip(canvas * 255 + 0.5, 0, 255)
         labels[part] = scene.labels
     return images, labels
 
@@ -60,17 +66,29 @@ def masks(style: str, count: int, seed: int, size: int = 64) -> NDArray[np.uint8
     The outline, two pixels wide, is IGNORED. Raises as `generate` does.
     """
     drawn = np.empty((count, size, size), np.uint8)
-    for part, scene in _scenes(style, count, seed, size):
+    for part, scene in _scenes(between(style)[0], count, seed, size):
         distance = scene.distance()
         inside = np.where(distance < 0, scene.labels[:, None, None] + 1, 0)
         drawn[part] = np.where(np.abs(distance) < 1 / size, IGNORED, inside)
     return drawn
 
 
+def between(style: str) -> tuple[str, str, float]:
+    """The two styles that a style is between, and how far from the first; raises ValueError if it is none."""
+    first, *rest = style.split("/")
+    second, share = rest if len(rest) == 2 else (first, "0" if not rest else "")
+    try:
+        if {first, second} <= {*STYLES} and 0 <= float(share) <= 1:
+            return first, second, float(share)
+    except ValueError:
+        pass
+    raise ValueError(
+        f"no style {style!r}; choose from {', '.join(STYLES)}, or between two: photo/sketch/0.25"
+    )
+
+
 def _scenes(style: str, count: int, seed: int, size: int) -> Iterator[tuple[slice, "Scene"]]:
     """The scenes to draw, a chunk at a time, and which images they are."""
-    if style not in STYLES:
-        raise ValueError(f"unknown style {style!r}; choose from {', '.join(STYLES)}")
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     if seed < 0:

@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as F
 from daft.config import (
     CenterCrop,
     ColorJitter,
+    Darken,
     Flip,
     Grayscale,
     Operation,
@@ -118,6 +119,11 @@ def _(op: CenterCrop, images: Tensor, uniforms: Tensor) -> Tensor:
 @apply.register
 def _(op: Grayscale, images: Tensor, uniforms: Tensor) -> Tensor:
     return _recolour(images, lambda rgb: F.rgb_to_grayscale(rgb, num_output_channels=RGB))
+
+
+@apply.register
+def _(op: Darken, images: Tensor, uniforms: Tensor) -> Tensor:
+    return _recolour(images, lambda rgb: (rgb * (1 - op.share)).round().byte())
 
 
 @apply.register

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from daft import config, records, tables
 from daft.errors import UserError
@@ -22,6 +23,9 @@ EPOCHS = "epochs_to_95"
 
 ENOUGH = 0.95
 """Of the last epoch's accuracy."""
+
+APART = 4.0
+"""Points of a page between the bars of neighbouring methods."""
 
 PAIRS = {"ft": "ft_bnc", "lp_ft": "lp_ft_bnc", "lp_ft_train": "lp_ft_bnc", "integrated_lp_ft": "daft"}
 PAIRS |= {"integrated_lp_ft_train": "daft"}
@@ -64,8 +68,7 @@ def training_size(runs: pd.DataFrame) -> Figure:
     most = chosen[IMAGES].max()
     figure, panels = _panels(chosen)
     for axes, metric in zip(panels, _metrics(chosen), strict=True):
-        for method in style.methods(chosen[tables.METHOD]):
-            _curve(axes, chosen[chosen[tables.METHOD] == method], IMAGES, metric, method)
+        _curves(axes, chosen, IMAGES, metric)
         axes.set_ylabel(ACCURACIES[metric])
         _log_ticks(axes, chosen[IMAGES], lambda n: f"{_percent(n / most)} %\n{n:,.0f}")
         axes.set_xlabel("share of the largest training set, and images")
@@ -101,8 +104,7 @@ def conversion_batches(runs: pd.DataFrame) -> Figure:
     left.set_ylabel("distance from the estimate of all\n(root mean square over BN layers)")
     left.grid()
     for axes, metric in zip(panels[1:], metrics, strict=True):
-        for method in style.methods(chosen[tables.METHOD]):
-            _curve(axes, chosen[chosen[tables.METHOD] == method], BATCHES, metric, method)
+        _curves(axes, chosen, BATCHES, metric)
         axes.set_ylabel(ACCURACIES[metric])
     most = chosen[BATCHES].max()
     for axes in panels:
@@ -196,9 +198,10 @@ def shift_family(runs: pd.DataFrame) -> Figure:
     figure, panels = _panels(chosen)
     for axes, metric in zip(panels, _metrics(chosen), strict=True):
         axes.axhline(0, color=style.INK, linewidth=0.8)
-        for without in style.methods(gained["method"]):
+        pairs = style.methods(gained["method"])
+        for without, beside in zip(pairs, _beside(axes, len(pairs)), strict=True):
             over = gained[gained["method"] == without].groupby(STRENGTH)[metric]
-            _line(axes, over, f"{style.label(PAIRS[without])} − {style.label(without)}", without)
+            _line(axes, over, f"{style.label(PAIRS[without])} − {style.label(without)}", without, beside)
             if (end := crossing(over.mean())) is not None:
                 axes.axvline(end, color=style.mark(without)["color"], linestyle=":", linewidth=1)
         axes.set_ylabel(f"gain in {ACCURACIES[metric].replace(' (%)', '')} (points)")
@@ -253,16 +256,32 @@ def _panels(runs: pd.DataFrame) -> tuple[Figure, Sequence[Axes]]:
     return figure, panels
 
 
-def _curve(axes: Axes, cell: pd.DataFrame, column: str, metric: str, method: str) -> None:
-    _line(axes, cell.groupby(column)[metric], style.label(method), method)
-    axes.scatter(cell[column], cell[metric], s=9, alpha=0.5, linewidths=0, **style.mark(method))
-    axes.grid(axis="y")
+def _curves(axes: Axes, chosen: pd.DataFrame, column: str, metric: str) -> None:
+    """Each method's runs, means and standard deviations over a column."""
+    methods = style.methods(chosen[tables.METHOD])
+    for method, beside in zip(methods, _beside(axes, len(methods)), strict=True):
+        cell = chosen[chosen[tables.METHOD] == method]
+        _line(axes, cell.groupby(column)[metric], style.label(method), method, beside)
+        dots: dict[str, Any] = {"s": 9, "alpha": 0.5, "linewidths": 0, "transform": beside}
+        axes.scatter(cell[column], cell[metric], **dots, **style.mark(method))
+        axes.update_datalim(cell[[column, metric]].to_numpy(float))
+    axes.grid(visible=True, axis="y")
 
 
-def _line(axes: Axes, over: Any, label: str, method: str) -> None:
+def _beside(axes: Axes, count: int) -> list[Transform]:
+    """Places side by side for what stands at the same x, so that bars do not cover each other."""
+    scale = axes.figure.dpi_scale_trans
+    shifts = [(i - (count - 1) / 2) * APART / 72 for i in range(count)]
+    return [axes.transData + ScaledTranslation(shift, 0, scale) for shift in shifts]
+
+
+def _line(axes: Axes, over: Any, label: str, method: str, beside: Transform) -> None:
     """Means of a grouped column with their sample standard deviations, in a method's colour."""
     means, stds = over.mean(), over.std(ddof=1).fillna(0)
-    axes.errorbar(means.index, means, yerr=stds, capsize=2, markersize=5, label=label, **style.mark(method))
+    bars: dict[str, Any] = {"yerr": stds, "capsize": 2, "markersize": 5, "transform": beside}
+    axes.errorbar(means.index, means, **bars, label=label, **style.mark(method))
+    for ends in (means - stds, means + stds):  # what is moved aside does not count for the axes by itself
+        axes.update_datalim(list(ends.items()))
 
 
 def _percent(share: float) -> str:
