@@ -97,6 +97,8 @@ def show_plan(items: Sequence[Item], keep_all: bool) -> None:
     rest = f" and {unknown} run(s) of unknown time" if hours and unknown else ""
     print(f"{runs} runs, {done} done, {runs - done} to compute: {known}{rest}")
     if to_come := [item for item in items if item.left]:
+        if unknown:
+            print("unknown: of a linear probe, or where images or a GPU are not here to time a few steps on")
         sources = {item.each.source: item.cell for item in to_come if item.each}
         for source in sources.keys() & NOTES.keys():
             device, _ = experiment.machine(sources[source].config)
