@@ -14,12 +14,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 class SavesFirst:
     """While it is entered, a signal first calls `save`, between steps, and then does what it would have done.
 
-    A second one does not wait for the end of the step.
+    A second Ctrl-C does not wait for the end of the step.
     """
 
     def __init__(self, save: Callable[[], None]) -> None:
         self._save = save
-        self._in_step, self._waiting = False, 0
+        self._in_step = self._saving = False
+        self._waiting = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -27,11 +28,13 @@ class SavesFirst:
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
             found = {number: signal.getsignal(number) for number in SIGNALS}
             self._before = {n: old for n, old in found.items() if old not in (None, signal.SIG_IGN)}
-        self._install()
+        for number in self._before:
+            signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -40,27 +43,21 @@ class SavesFirst:
         yield
         self._in_step = False
         if self._waiting:
-            self._act(self._waiting)
+            self._act()
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self._in_step and not self._waiting:
-            self._waiting = number
-        else:
-            self._act(number)
+        first, self._waiting = not self._waiting, number
+        waits = first or number != signal.SIGINT
+        if not self._saving and not (self._in_step and waits):
+            self._act()
 
-    def _act(self, number: int) -> None:
-        self._waiting = 0
-        self._restore()
+    def _act(self) -> None:
         # Workers that read images are forks, and have these handlers too.
         if not self._in_step and os.getpid() == self._process:
+            self._saving = True
             self._save()
+            self._saving = False
+        number, self._waiting = self._waiting, 0  # the last one, where others came meanwhile
+        signal.signal(number, self._before[number])
         signal.raise_signal(number)
-        self._install()  # it was one that is only logged
-
-    def _install(self) -> None:
-        for number in self._before:
-            signal.signal(number, self._on_signal)
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        signal.signal(number, self._on_signal)  # it was one that is only logged

@@ -83,6 +83,14 @@ def _shared(places: int) -> AbstractContextManager[None]:
     return env_override({"OMP_NUM_THREADS": given or str(max(1, joblib.cpu_count() // places))})
 
 
+def _terminated(pid: int) -> bool:
+    """Ask a process to end; whether it was there."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+        return True
+    return False
+
+
 class Workers(JoblibLauncher):
     """`n_jobs` processes that do run after run; one that dies costs the run that it was at, and no other."""
 
@@ -122,12 +130,11 @@ class Workers(JoblibLauncher):
     def stop(self) -> None:
         """End the processes; those that train may save where they are first."""
         pids = [pid for executor in self._last for pid in executor._processes]
+        until = time.monotonic() + SAVING_SECONDS
         try:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-            until = time.monotonic() + SAVING_SECONDS
-            while any(Path("/proc", str(pid)).exists() for pid in pids) and time.monotonic() < until:
+            while pids := [pid for pid in pids if _terminated(pid)]:
+                if time.monotonic() > until:
+                    break
                 time.sleep(PAUSE_SECONDS)
         finally:
             for executor in self._last:

@@ -46,7 +46,25 @@ def test_a_signal_between_steps_does_not_wait():
     assert done == ["step", "saved"]
 
 
-def test_a_second_signal_waits_for_nothing_and_saves_no_half_step():
+@pytest.mark.parametrize("when", ["in the step", "while saving"])
+def test_a_worker_that_is_interrupted_with_its_driver_and_then_ended_by_it_saves_first(when: str):
+    done: list[str] = []
+    signal.signal(signal.SIGTERM, lambda *_: done.append("terminated"))
+
+    def save() -> None:
+        if when == "while saving":
+            signal.raise_signal(signal.SIGTERM)
+        done.append("saved")
+
+    with SavesFirst(save) as interruption, interruption.step():
+        signal.raise_signal(signal.SIGINT)
+        if when == "in the step":
+            signal.raise_signal(signal.SIGTERM)
+        done.append("step")
+    assert done == ["step", "saved", "terminated"]
+
+
+def test_a_second_ctrl_c_waits_for_nothing_and_saves_no_half_step():
     done: list[str] = []
 
     def work() -> None:
