@@ -1,5 +1,6 @@
 """What the tests share: configurations as the command line composes them, and a run small enough."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,12 @@ TINY = [
     "~dataset.ood.painting",
     *FAST,
 ]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so would all that tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -140,7 +140,8 @@ def test_a_run_that_is_no_longer_the_best_changes_its_stage_and_nothing_else(onl
 
 
 def test_what_is_measured_after_the_run_is_added_to_it(online: Service, tmp_path: Path):
-    made = record("b4") | {"identity": {"training": {"precision": "fp32"}}}
+    inputs = {"dataset": {"images": {}}, "backbone": {"weights": ""}}
+    made = record("b4") | {"identity": {"training": {"precision": "fp32"}, **inputs}}
     directories = written(tmp_path / "runs", made)
     assert synced(directories) == ["send"]
     before = copy.deepcopy(online.run("b4"))
