@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from daft import backbones, data, experiment, progress, records, tables, throughput
+from daft import backbones, data, progress, records, tables, throughput
 from daft.cells import Cell
 from daft.config import plain
 from daft.errors import UserError
@@ -35,7 +35,7 @@ PASSES = 3
 MARKS = {"measured": "", "scaled": "~", "probed": "≈"}
 NOTES = {
     "scaled": "~: by runs of the same network on other images, scaled by images and epochs",
-    "probed": "≈: by a few training steps here, on {device}; reading images is not in it",
+    "probed": "≈: by a few training steps on this machine; reading images is not in it",
 }
 
 
@@ -99,10 +99,10 @@ def show_plan(items: Sequence[Item], keep_all: bool) -> None:
     if to_come := [item for item in items if item.left]:
         if unknown:
             print("unknown: of a linear probe, or where images or a GPU are not here to time a few steps on")
-        sources = {item.each.source: item.cell for item in to_come if item.each}
-        for source in sources.keys() & NOTES.keys():
-            device, _ = experiment.machine(sources[source].config)
-            print(NOTES[source].format(device=device))
+        sources = {item.each.source for item in to_come if item.each}
+        for source, note in NOTES.items():
+            if source in sources:
+                print(note)
         for name, key in (("memory", "host_gib"), ("GPU memory", "gpu_gib")):
             peaks = [getattr(item.each, key, None) for item in to_come]
             known = [peak for peak in peaks if peak is not None]
@@ -213,7 +213,8 @@ def _same_images(one: dict[str, Any], other: dict[str, Any]) -> bool:
     places = {place.removeprefix("dataset.") for place in records.PLACES}
     known = one["dataset"].keys() & other["dataset"].keys() - places
     same = all(one["dataset"][key] == other["dataset"][key] for key in known)
-    return same and one["training"]["epochs"] == other["training"]["epochs"]
+    lengths = [[config["training"].get(key) for key in ("epochs", "steps")] for config in (one, other)]
+    return same and lengths[0] == lengths[1]
 
 
 def _view(config: dict[str, Any]) -> Any:
@@ -225,9 +226,11 @@ def _view(config: dict[str, Any]) -> Any:
 
 def _work(config: dict[str, Any], images: dict[str, int]) -> float:
     """Forward passes of an image in a run that trains the backbone; a training step is PASSES of them."""
-    epochs, evaluated = config["training"]["epochs"], sum(images.values()) - images["train"]
-    select = images["holdout" if config["training"]["selection"] == "holdout" else "id"]
-    return epochs * (PASSES * images["train"] + select) + 2 * evaluated
+    training, evaluated = config["training"], sum(images.values()) - images["train"]
+    select = images["holdout" if training["selection"] == "holdout" else "id"]
+    steps = training.get("steps")  # records of before have none
+    trained = steps * training["batch_size"] if steps else training["epochs"] * images["train"]
+    return PASSES * trained + training["epochs"] * select + 2 * evaluated
 
 
 def _hours(record: dict[str, Any]) -> float:

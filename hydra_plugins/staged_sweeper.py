@@ -193,9 +193,8 @@ class StagedSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra gives, and make the launcher that the user chose."""
         self._context, self._config = hydra_context, config
-        self._folder = str(
-            config.hydra.sweep.dir
-        )  # of the jobs: in another process it would be of another time
+        # Of all jobs: in another process it would be named after another time.
+        self._folder = str(config.hydra.sweep.dir)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=Guarded(task_function), config=config
         )

@@ -199,6 +199,13 @@ def test_a_plan_scales_past_runs_of_a_network_and_times_steps_where_there_are_no
     assert 0 < timed.hours < 1  # 840 passes of a small network
 
 
+def test_work_that_is_told_in_steps_is_counted_in_steps(configure):
+    images = {"train": 100, "id": 40, "photo": 40}
+    config = plain(configure("method=ft", "training.epochs=4", "training.steps=32", "training.batch_size=8"))
+    # 32 batches of 8 forward and backward; 40 to select each epoch; all 80 before and after.
+    assert reports._work(config, images) == 3 * 32 * 8 + 4 * 40 + 2 * 80
+
+
 def test_jobs_of_submitit_are_never_more_than_there_are_places_and_give_the_table_of_one_process(
     whole, tmp_path, here
 ):
