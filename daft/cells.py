@@ -92,6 +92,8 @@ class Cell:
     def configure(self, trial: Trial) -> Config:
         """The configuration of one of its runs."""
         method = replace(self.config.method, **trial.rates.given())
+        if trial.is_probe:
+            method = method.probe()
         return replace(self.config, method=method, seed=trial.seed)
 
     def standing(self) -> Standing:
@@ -115,7 +117,7 @@ def discard_weights(cells: Iterable[Cell], standings: Iterable[Standing]) -> Non
     for cell, standing in zip(cells, standings, strict=True):
         for trial in standing.trials:
             run = cell.runs[trial]
-            frozen = cell.config.method.rates == "frozen"  # LP-FT may start from it
+            frozen = run.config.method.rates == "frozen"  # LP-FT may start from it
             if standing.status == "chosen" and trial.rates != standing.rates and not frozen:
                 lost.append(run)
             else:

@@ -6,7 +6,7 @@ Imports neither torch nor timm, so that a mistyped key fails in a fraction of a 
 import difflib
 import os
 import re
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -406,6 +406,21 @@ class MethodConfig:
         if self.rates == "separate" and self.lr_head is None:
             raise ConfigError("lr_head", "null with rates=separate; set it, or use rates=tied")
 
+    def probe(self) -> "MethodConfig":
+        """LP at η_w = `lr_probe`, whose run this one takes its decoder from."""
+        return replace(
+            self,
+            name="lp",
+            head_init="random",
+            rates="frozen",
+            bn_mode="test",
+            bn_conversion=False,
+            conversion_batches=None,
+            lr_backbone=None,
+            lr_head=self.lr_probe,
+            lr_probe=None,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainingConfig:
@@ -488,14 +503,15 @@ class PathsConfig:
 class SweepConfig:
     """A protocol of many runs: grids of learning rates in stages, then seeds; no part of a run."""
 
-    stages: dict[str, list[Literal["lr_backbone", "lr_head"]]]
-    """by method: the rates that are swept, one after the other, the earlier ones at their best"""
+    stages: dict[str, list[Literal["lr_backbone", "lr_head", "lr_probe"]]]
+    """by method: the rates that are swept, one after the other, the earlier ones at their best; `lr_probe` by
+    the runs of LP that a segmentation's decoder may come from"""
     cell_grids: dict[str, dict[str, Grid]]
     """grids of η_θ by method, then by `backbone/dataset`, `backbone` or `default`: the first that fits"""
     grids: dict[str, Grid] = field(default_factory=dict)
     """yours, by method, in place of those"""
     head_factors: Grid
-    """grid of η_w in multiples of its anchor; the anchor itself is a candidate too"""
+    """grid of η_w, of LP's too, in multiples of its anchor; the anchor itself is a candidate too"""
     seeds: Annotated[list[Seed], Field(min_length=1)]
     """of the chosen rates; the grids run on the lowest"""
     extend: bool = False
@@ -511,6 +527,8 @@ class SweepConfig:
         for method, rates in self.stages.items():
             if len(set(rates)) != len(rates):
                 raise ConfigError(f"stages.{method}", f"{rates} names a rate twice")
+            if "lr_probe" in rates[1:]:
+                raise ConfigError(f"stages.{method}", f"{rates}, but LP comes before all else")
             known = "default" in self.cell_grids.get(method, {}) or method in self.grids
             if "lr_backbone" in rates and not known:
                 raise ConfigError(f"grids.{method}", "missing; the stages sweep lr_backbone over it")

@@ -233,22 +233,10 @@ def _compute(
 
 def _trained_head(config: Config) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The head that LP trains on the frozen backbone, in a run of its own, and that run's metrics."""
-    frozen = replace(
-        config.method,
-        name="lp",
-        head_init="random",
-        rates="frozen",
-        bn_mode="test",
-        bn_conversion=False,
-        conversion_batches=None,
-        lr_backbone=None,
-        lr_head=config.method.lr_probe,
-        lr_probe=None,
-    )
     done = None
     while done is None:
         try:
-            done = run(replace(config, method=frozen))
+            done = run(replace(config, method=config.method.probe()))
         except BusyError:  # runs that differ in η_θ alone start from the same one
             time.sleep(BUSY_SECONDS)
     head = open_run(done.directory).network(torch.device("cpu")).head

@@ -264,7 +264,8 @@ def _lacking(sweep: str, cell: Cell, runs: pd.DataFrame, chosen: pd.DataFrame) -
         return 0
 
     def trials(rows: pd.DataFrame) -> list[Trial]:
-        columns = rows[[*tables.RATES, tables.SEED]].astype(object)
+        rates = [f"config.method.{rate}" for rate in Rates._fields]
+        columns = rows.reindex(columns=[*rates, tables.SEED]).astype(object)  # old records lack some
         known = columns.where(columns.notna(), None).itertuples(index=False, name=None)
         return [Trial(Rates(*rates), seed) for *rates, seed in known]
 

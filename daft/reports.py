@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, NamedTuple
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from daft import backbones, data, progress, records, tables, throughput
 from daft.cells import Cell
-from daft.config import plain
+from daft.config import Config, plain
 from daft.errors import UserError
 from daft.sweep import Standing
 
@@ -66,8 +67,10 @@ def plan(cells: Sequence[Cell], standings: Sequence[Standing]) -> list[Item]:
     paces: dict[str, float] = {}
     items, seen = [], set()
     for cell, standing in zip(cells, standings, strict=True):
-        each = _estimate(cell, past[cell.config.paths.runs], paces)
         for step in standing.steps:
+            method = cell.config.method.probe() if step.name == "lr_probe" else cell.config.method
+            config = replace(cell.config, method=method)
+            each = _estimate(config, past[config.paths.runs], paces)
             runs = [cell.runs[trial] for trial in step.trials]
             fresh = [run for run in runs if id(run) not in seen]
             seen |= {id(run) for run in runs}
@@ -157,8 +160,8 @@ def _table(pairs: Sequence[tuple[Cell, Standing]]) -> str:
     """The long table of these cells as Markdown; records go by their cell's names, not by their own."""
     frames = []
     for cell, standing in pairs:
-        told = [cell.runs[trial] for trial in standing.trials if not cell.runs[trial].is_missing]
-        runs = records.frame(run.directory for run in told if run.directory)
+        told = [cell.runs[trial] for trial in standing.trials if not trial.is_probe]
+        runs = records.frame(run.directory for run in told if run.directory and not run.is_missing)
         frames.append(runs.assign(**dict(zip(tables.CELL, cell.names, strict=True))))
     runs = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     return "" if runs.empty else tables.markdown(tables.aggregate(tables.select(runs), runs))
@@ -169,11 +172,11 @@ def _past(folder: str) -> list[dict[str, Any]]:
     return records.load(records.below(Path(folder)))
 
 
-def _estimate(cell: Cell, past: Sequence[dict[str, Any]], paces: dict[str, float]) -> Estimate | None:
+def _estimate(run: Config, past: Sequence[dict[str, Any]], paces: dict[str, float]) -> Estimate | None:
     """By runs with as much to train: on the same images for as many epochs, or else scaled from others; or
     by a probe, whose paces are kept for other cells.
     """
-    config = plain(cell.config)
+    config = plain(run)
     alike = [record for record in past if _trains_alike(record["config"], config)]
     if same := [record for record in alike if _same_images(record["config"], config)]:
         memory = [record.get("memory", {}) for record in same]  # records of before have none
@@ -185,7 +188,7 @@ def _estimate(cell: Cell, past: Sequence[dict[str, Any]], paces: dict[str, float
         return None
     others = [r for r in alike if _view(r["config"]) == _view(config) and "images" in r.get("data", {})]
     try:
-        listed = data.listing(cell.config)
+        listed = data.listing(run)
         images = {name: len(split) for name, split in {"train": listed.train, **listed.evaluation}.items()}
         if others:
             pace = mean(
@@ -194,8 +197,8 @@ def _estimate(cell: Cell, past: Sequence[dict[str, Any]], paces: dict[str, float
         else:
             key = json.dumps([config["backbone"], config["method"]["bn_mode"], *_view(config)])
             if key not in paces:
-                progress.console.print(f"timing {cell} …", highlight=False)
-                paces[key] = throughput.seconds_per_image(cell.config, listed) / 3600 / PASSES
+                progress.console.print(f"timing {run.backbone.name} on {run.dataset.name} …", highlight=False)
+                paces[key] = throughput.seconds_per_image(run, listed) / 3600 / PASSES
             pace = paces[key]
     except UserError:  # the images are not here, or the GPU
         return None

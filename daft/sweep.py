@@ -13,7 +13,7 @@ from daft.errors import ConfigError
 EXTENSIONS = 4
 """Values that `extend` adds to one grid, at most."""
 
-RateName = Literal["lr_backbone", "lr_head"]
+RateName = Literal["lr_backbone", "lr_head", "lr_probe"]
 Status = Literal["open", "chosen", "diverged", "failed"]
 """Of a choice: it waits for outcomes; is made; all that it is between diverged; one of them failed."""
 
@@ -23,6 +23,7 @@ class Rates(NamedTuple):
 
     lr_backbone: float | None = None
     lr_head: float | None = None
+    lr_probe: float | None = None
 
     def given(self) -> dict[str, float]:
         """Those that the method has, by name."""
@@ -34,6 +35,11 @@ class Trial(NamedTuple):
 
     rates: Rates
     seed: int
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether it is the run of LP at `lr_probe` that the cell's own runs start from."""
+        return self.rates.lr_probe is not None and self.rates.lr_backbone is None
 
     def __str__(self) -> str:
         rates = [f"{name}={rate:g}" for name, rate in self.rates.given().items()]
@@ -54,6 +60,16 @@ class Stage:
 
     rate: RateName
     grid: tuple[float, ...]
+
+    def trial(self, rates: Rates, value: float, seed: int) -> Trial:
+        """Its run at this value, with the rates of the stages before; of `lr_probe` it is a run of LP."""
+        changed = {self.rate: value}
+        return Trial(Rates(**changed) if self.is_probe else rates._replace(**changed), seed)
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether it chooses the LP run that the cell's own runs start from."""
+        return self.rate == "lr_probe"
 
 
 @dataclass(frozen=True)
@@ -106,12 +122,13 @@ def protocol(sweep: SweepConfig, config: Config) -> Protocol:
             f"missing; choose a method of {', '.join(sweep.stages)}, or say what to sweep, "
             f"such as sweep.stages.{method.name}=[lr_backbone] sweep.grids.{method.name}=[0.1,0.01]",
         )
-    start, stages = Rates(method.lr_backbone, method.lr_head), []
+    start, stages = Rates(method.lr_backbone, method.lr_head, method.lr_probe), []
     for rate in sweep.stages[method.name]:
         value = start.given().get(rate)
         if value is None:
-            raise ConfigError(f"sweep.stages.{method.name}", f"{rate}, but method.rates={method.rates}")
-        if rate == "lr_head":
+            problem = f"{rate}, but method.{rate} is null with method.rates={method.rates}"
+            raise ConfigError(f"sweep.stages.{method.name}", problem)
+        if rate != "lr_backbone":
             grid = [_round(factor * value) for factor in sweep.head_factors]
         elif (grid := sweep.grids.get(method.name)) is None:
             known = sweep.cell_grids[method.name]
@@ -132,16 +149,18 @@ def stand(protocol: Protocol, outcomes: Mapping[Trial, Outcome]) -> Standing:
     status: Status = "chosen"
     steps: list[Step] = []
     edges: list[RateName] = []
-    for earlier, stage in enumerate(protocol.stages):
+    ran = False  # the rates so far, on the lowest seed
+    for stage in protocol.stages:
         # The stages before have tried what this one sweeps, at the value that it starts from.
-        tried = {getattr(rates, stage.rate)} if earlier else set()
+        tried = {getattr(rates, stage.rate)} if ran else set()
+        ran = ran or not stage.is_probe
         values = sorted({*stage.grid} | tried, reverse=True)
         if status != "chosen":
             steps.append(Step(stage.rate, [], len(values) - len(tried)))
             continue
         limit = len(values) + protocol.extend * EXTENSIONS
         while True:
-            trials = [Trial(rates._replace(**{stage.rate: value}), first) for value in values]
+            trials = [stage.trial(rates, value, first) for value in values]
             status, best = _decide(trials, outcomes)
             at_edge = best in (trials[0], trials[-1]) and len(values) > 1
             if not at_edge or len(values) >= limit:
@@ -150,10 +169,10 @@ def stand(protocol: Protocol, outcomes: Mapping[Trial, Outcome]) -> Standing:
         new = [t for t, value in zip(trials, values, strict=True) if value not in tried]
         steps.append(Step(stage.rate, new, len(new)))
         if best is not None:
-            rates = best.rates
+            rates = rates._replace(**{stage.rate: getattr(best.rates, stage.rate)})
         if at_edge:
             edges.append(stage.rate)
-    seeds = [seed for seed in protocol.seeds if seed != first or not protocol.stages]
+    seeds = [seed for seed in protocol.seeds if seed != first or not ran]
     trials = [Trial(rates, seed) for seed in seeds] if status == "chosen" else []
     steps.append(Step("seeds", trials, len(seeds)))
     return Standing(status, steps, rates, edges)
@@ -162,11 +181,12 @@ def stand(protocol: Protocol, outcomes: Mapping[Trial, Outcome]) -> Standing:
 def lacking(protocol: Protocol, trials: Collection[Trial], seed: int, chosen: Rates) -> int:
     """How many trials a cell lacks of its protocol: of each stage's grid on this seed, and on other seeds.
 
-    chosen: the rates that its runs select.
+    chosen: the rates that its runs select. A stage that runs LP counts for the cell of LP.
     """
     wanted, rates = {Trial(chosen, seed)}, protocol.start
     for stage in protocol.stages:
-        wanted |= {Trial(rates._replace(**{stage.rate: value}), seed) for value in stage.grid}
+        if not stage.is_probe:
+            wanted |= {stage.trial(rates, value, seed) for value in stage.grid}
         rates = rates._replace(**{stage.rate: getattr(chosen, stage.rate)})
     others = {trial.seed for trial in trials if trial.rates == chosen} - {seed}
     return len(wanted - set(trials)) + max(0, len(protocol.seeds) - 1 - len(others))

@@ -7,6 +7,7 @@ what is heavy is imported late.
 import errno
 import io
 import itertools
+import json
 import os
 import re
 import time
@@ -14,7 +15,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -247,12 +248,15 @@ class StagedSweeper(Sweeper):
             config = self._compose(overrides)
             setting = " ".join(label.lstrip("+") for _, label in choice if label)
             cell = Cell(overrides, setting, config, protocol(options, config))
-            staged = [stage.rate for stage in cell.protocol.stages]
-            if "lr_backbone" in staged and any("method.lr_backbone=" in text for text in overrides):
-                raise UserError(
-                    "method.lr_backbone: a staged sweep sets it; say what it takes by "
-                    f"sweep.grids.{config.method.name}=[0.1,0.01]"
-                )
+            name = config.method.name
+            stages = options.stages[name]
+            instead = {
+                "lr_backbone": f"say what it takes by sweep.grids.{name}=[0.1,0.01]",
+                "lr_probe": f"to set it yourself, say sweep.stages.{name}=[{','.join(stages[1:])}]",
+            }
+            for rate in instead.keys() & stages:
+                if any(f"method.{rate}=" in text for text in overrides):
+                    raise UserError(f"method.{rate}: a staged sweep sets it; {instead[rate]}")
             cells.append(cell)
         return cells
 
@@ -278,8 +282,9 @@ class StagedSweeper(Sweeper):
         from daft import experiment, records
 
         config = cell.configure(trial)
-        rates = [f"method.{name}={rate!r}" for name, rate in trial.rates.given().items()]
-        overrides = [*cell.overrides, *for_schema([*rates, f"seed={trial.seed}"])]
+        before, method = asdict(cell.config.method), asdict(config.method)
+        changed = [f"method.{key}={json.dumps(method[key])}" for key in method if method[key] != before[key]]
+        overrides = [*cell.overrides, *for_schema([*changed, f"seed={trial.seed}"])]
         try:
             directory = experiment.identify(config)
         except UserError:  # no GPU or no images here, on a login node, say

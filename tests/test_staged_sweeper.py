@@ -31,6 +31,7 @@ from scripts import figures, tables
 from scripts.kill_test import RUNS, SWEEP, Kill, contents, disturbed, places, stamps
 from tests.forked import TRAIN, Forked
 from tests.test_records import RECORD, spoiled
+from tests.test_segmentation import TINY as TINY_MASKS
 
 CELLS = [
     "method=lp,ft,ft_bnc,lp_ft,daft,alias",
@@ -141,6 +142,37 @@ def test_the_same_again_computes_nothing_and_prints_the_same_table(whole, here):
     assert "to compute" not in again
     assert table(again) == table(output)
     assert stamps(folder) == before
+
+
+def test_lp_ft_of_a_segmentation_takes_the_decoder_of_lps_best_run(command, tmp_path):
+    sweep = [
+        *("-m", "sweep=segmentation", *TINY_MASKS, *places(tmp_path), "sweep.seeds=[0,1]"),
+        *("sweep.head_factors=[1,0.01]", "sweep.grids.lp_ft=[0.01,0.001]"),
+    ]
+    _, plan, _ = command(*sweep, "method=lp_ft", "sweep.plan=true")
+    assert [line.split("│")[2:4] for line in plan.splitlines() if "│" in line] == [
+        [" lr_probe    ", "    2 "],
+        [" lr_backbone ", "    2 "],
+        [" seeds       ", "    1 "],
+    ]
+    code, output, errors = command(*sweep, "method=lp_ft,lp")
+    assert code == 0, errors
+    assert [row.split()[1] for row in table(output) if row.startswith("| lp")] == ["lp", "lp_ft"]
+    found = [json.loads(file.read_text()) for file in tmp_path.glob("runs/*/record.json")]
+    lp, lp_ft = ([r for r in found if r["config"]["method"]["name"] == name] for name in ("lp", "lp_ft"))
+    best = max(
+        (r for r in lp if r["config"]["seed"] == 0),
+        key=lambda r: (r["metrics"]["id/miou"], r["config"]["method"]["lr_head"]),
+    )
+    assert (len(lp), len(lp_ft)) == (3, 3)
+    for record in lp_ft:
+        assert record["config"]["method"]["lr_probe"] == best["config"]["method"]["lr_head"]
+    assert {r["probe"]["run"] for r in lp_ft if r["config"]["seed"] == 0} == {best["run"]}
+
+    code, _, errors = command(*sweep, "method=lp_ft", "method.lr_probe=0.1")
+    assert code == 1
+    assert "method.lr_probe: a staged sweep sets it; to set it yourself, say" in errors
+    assert "sweep.stages.lp_ft=[lr_backbone]" in errors
 
 
 def test_a_plan_counts_what_is_done_and_runs_nothing(whole, here):

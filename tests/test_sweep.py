@@ -96,6 +96,26 @@ def test_the_best_of_the_first_stage_is_a_candidate_of_the_second():
     assert waves[-1] == [trial(0.03, 1.0, seed=1), trial(0.03, 1.0, seed=2)]
 
 
+def test_lp_ft_of_a_segmentation_starts_from_the_best_of_lps_runs():
+    """LP's runs are told by `lr_probe` alone; both rates of LP-FT's own runs are then known."""
+    stages = (Stage("lr_probe", (1.0, 0.1)), Stage("lr_backbone", (0.03, 0.01)))
+    lp_ft = Protocol(Rates(0.01, lr_probe=0.1), stages, (0, 1))
+    standing, waves = go_through(lp_ft, lambda rates: rates.lr_probe - (rates.lr_backbone or 0))
+    assert waves == [
+        [Trial(Rates(lr_probe=1.0), 0), Trial(Rates(lr_probe=0.1), 0)],
+        [Trial(Rates(0.03, lr_probe=1.0), 0), Trial(Rates(0.01, lr_probe=1.0), 0)],  # the anchor is run, too
+        [Trial(Rates(0.01, lr_probe=1.0), 1)],
+    ]
+    assert [t.is_probe for wave in waves for t in wave] == [True, True, False, False, False]
+    assert standing.rates == Rates(0.01, lr_probe=1.0)
+    own = [t for t in standing.trials if not t.is_probe]  # LP's stand in the cell of LP
+    assert lacking(lp_ft, own, 0, standing.rates) == 0
+    assert lacking(lp_ft, own[1:], 0, standing.rates) == 1
+
+    _, waves = go_through(Protocol(lp_ft.start, stages[:1], (0, 1)), lambda rates: rates.lr_probe)
+    assert waves[1] == [Trial(Rates(0.01, lr_probe=1.0), seed) for seed in (0, 1)]
+
+
 def test_a_grid_that_names_the_anchor_does_not_run_it_twice():
     stages = (Stage("lr_backbone", (0.1,)), Stage("lr_head", (3.0, 1.0)))
     _, waves = go_through(Protocol(Rates(0.01, 1.0), stages, (0,)), lambda rates: 50.0)
@@ -311,6 +331,7 @@ def test_the_small_protocol_has_three_values_a_grid_for_every_method(configure):
         ("sweep.grids.lp=[0.1]", ["sweep.grids.lp", "ft"]),
         ("sweep.stages.mine=[lr_backbone]", ["sweep.grids.mine", "missing"]),
         ("sweep.stages.ft=[lr]", ["sweep.stages.ft.0", "'lr'", "lr_backbone"]),
+        ("sweep.stages.lp_ft=[lr_backbone,lr_probe]", ["sweep.stages.lp_ft", "LP comes before"]),
         ("sweep.max_jobs=0", ["sweep.max_jobs", "0"]),
         ("sweep.plan=maybe", ["sweep.plan", "'maybe'"]),
     ],
@@ -328,5 +349,7 @@ def test_a_method_that_no_stage_knows_or_that_has_no_such_rate_is_named(configur
         protocol(options("paper"), mine)
     own = options("paper", "sweep.stages.mine=[lr_backbone]", "sweep.grids.mine=[0.1,0.01]")
     assert protocol(own, mine).stages == (Stage("lr_backbone", (0.1, 0.01)),)
-    with pytest.raises(ConfigError, match=r"sweep\.stages\.ft: lr_head, but method\.rates=tied"):
+    with pytest.raises(ConfigError, match=r"sweep\.stages\.ft: lr_head, but .* null with method\.rates=tied"):
         protocol(options("paper", "sweep.stages.ft=[lr_head]"), configure("method=ft"))
+    with pytest.raises(ConfigError, match=r"sweep\.stages\.lp_ft: lr_probe, but method\.lr_probe is null"):
+        protocol(options("segmentation"), configure("method=lp_ft"))
