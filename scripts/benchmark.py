@@ -21,6 +21,10 @@ one warm-up, so that noise hits all alike; median and range are of the ratios of
   and resized, against as many test-mode passes over one resident batch of the network's size.
 - i: the same with the corruptions generated from resident images of the network's size as they are needed.
   Stated, without a target: on a CPU, corrupting and classifying share the cores.
+- j: a sweep of several runs of the embedded network, on one thread each, by `hydra/launcher=workers` with one
+  worker, against the same with two. Whole commands, start included, without a warm-up.
+- k: seconds by which a finished sweep of 100 runs, started again, takes longer than one of a single run,
+  over the 99 runs. Whole commands.
 """
 
 import argparse
@@ -28,6 +32,7 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +41,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -98,11 +104,15 @@ class Bench:
     batch: int = 64
     samples: int = 20_000  # of rows e and f
     photos: int = 512  # of row g
+    epochs: int = 60  # of the runs of row j
+    finished: int = 100  # runs of row k
 
-    def interleaved(self, variants: dict[str, Callable[[], float]], times: int = 1) -> list[list[float]]:
+    def interleaved(
+        self, variants: dict[str, Callable[[], float]], times: int = 1, warm_up: bool = True
+    ) -> list[list[float]]:
         """Per variant what it returned in each (of `times` as many) repetitions after the warm-up."""
         measured: dict[str, list[float]] = {name: [] for name in variants}
-        for repetition in range(times * self.repeats + 1):
+        for repetition in range(0 if warm_up else 1, times * self.repeats + 1):
             names = list(variants)
             for i in range(len(names)):
                 name = names[(i + repetition) % len(names)]
@@ -110,7 +120,7 @@ class Bench:
                 print(
                     f"  {repetition}/{times * self.repeats} {name:<24}{measured[name][-1]:10.4g}", flush=True
                 )
-        return [values[1:] for values in measured.values()]
+        return [values[int(warm_up) :] for values in measured.values()]
 
     def seconds(self, work: Callable[..., object], *args: Any) -> float:
         """Wall-clock time until the device has done the work."""
@@ -399,6 +409,50 @@ def corrupted(bench: Bench) -> list[Row]:
     ]
 
 
+def sweeps(bench: Bench) -> list[Row]:
+    """Rows j and k."""
+    count = 6
+
+    def seconds(runs: Path, *overrides: str) -> float:
+        places = [f"paths.runs={runs}", f"paths.cache={runs}/cache", f"hydra.sweep.dir={runs}/sweep"]
+        settings = [f"compute.device={bench.device.type}", "compute.threads=1", "wandb.mode=disabled"]
+        command = [sys.executable, str(ROOT / "scripts/train.py"), "-m", "sweep=paper", "method=ft"]
+        started = time.perf_counter()
+        subprocess.run([*command, *settings, *places, *overrides], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+    def by_workers(workers: int) -> float:
+        grid = [round(0.1 / (1 + i), 4) for i in range(count)]
+        with tempfile.TemporaryDirectory() as folder:
+            return seconds(
+                Path(folder),
+                *("hydra/launcher=workers", f"hydra.launcher.n_jobs={workers}", "sweep.seeds=[0]"),
+                *(f"sweep.grids.ft={grid}".replace(" ", ""), f"training.epochs={bench.epochs}"),
+            )
+
+    one, two = bench.interleaved(
+        {"one worker, s": lambda: by_workers(1), "two workers, s": lambda: by_workers(2)}, warm_up=False
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = [f"dataset.{split}.images=20" for split in ("train", "id", "ood.photo")]
+        tiny += [f"~dataset.ood.{style}" for style in ("clipart", "painting", "neon")]
+        tiny += ["dataset.image_size=32", "training.epochs=1", "sweep.stages.ft=[]"]
+        again = {
+            f"{runs} finished, s": partial(
+                seconds, Path(folder), *tiny, f"sweep.seeds={list(range(runs))}".replace(" ", "")
+            )
+            for runs in (1, bench.finished)
+        }
+        single, many = bench.interleaved(again)  # the warm-up computes them
+    each = [(all_ - alone) / (bench.finished - 1) for all_, alone in zip(many, single, strict=True)]
+    return [
+        Row("j. sweep by one worker / by two, time", ratios(one, two), ">= 1.7",
+            f"{count} runs on a thread each: {median(one):.0f} s / {median(two):.0f} s"),
+        Row("k. seconds that each finished run adds to a sweep", each, "<= 0.1",
+            f"{bench.finished} runs: {median(many):.1f} s, 1 run: {median(single):.1f} s"),
+    ]  # fmt: skip
+
+
 def write_jpegs(folder: Path, classes: list[str], count: int, size: tuple[int, int]) -> None:
     """Smooth images with grain, which compress about as photos do, the classes in turn.
 
@@ -445,7 +499,7 @@ def report(rows: list[Row], machine: str) -> str:
 def main() -> int:
     """Measure, print, write; 1 if --check and a target is missed."""
     rows_of = {"conversion": conversion, "training": train, "probe": probe, "memory": memory, "cache": cached}
-    rows_of |= {"corrupted": corrupted}
+    rows_of |= {"corrupted": corrupted, "sweeps": sweeps}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
@@ -467,6 +521,7 @@ def main() -> int:
         bench = Bench(device, args.repeats, "resnet18", side=64, stored=64, steps=20)
     if args.quick:
         bench = replace(bench, model="resnet18", side=32, stored=40, steps=3, batch=8, samples=500, photos=32)
+        bench = replace(bench, epochs=1, finished=3)
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True
     rows: list[Row] = []

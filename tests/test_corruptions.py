@@ -217,8 +217,10 @@ def test_a_corruption_is_its_definition(definition, shape):
         assert off.mean() <= 0.01
 
 
-# Made by the functions of make_cifar_c.py with OpenCV 5.0.0, scikit-image 0.26.0 and this project's random
-# numbers, of the photo in it as image number 5: `np.uint8` of what they return, [severity, 32, 32, 3].
+# Made by the functions of make_cifar_c.py with OpenCV 5.0.0, scikit-image 0.26.0, ImageMagick 6.9.11-60 and
+# this project's random numbers, of the photo in it as image number 5: `np.uint8` of what they return,
+# [severity, 32, 32, 3]. ImageMagick's 16 bits were rounded to 8, as it did itself up to 6.9.11-54; since then
+# it cuts (its issue 129).
 OUTPUTS = np.load(Path(__file__).parent / "published_corruptions.npz")
 
 
