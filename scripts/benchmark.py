@@ -104,7 +104,7 @@ class Bench:
     batch: int = 64
     samples: int = 20_000  # of rows e and f
     photos: int = 512  # of row g
-    epochs: int = 60  # of the runs of row j
+    epochs: int = 6  # of the runs of row j
     finished: int = 100  # runs of row k
 
     def interleaved(
@@ -430,7 +430,8 @@ def sweeps(bench: Bench) -> list[Row]:
                 *(f"sweep.grids.ft={grid}".replace(" ", ""), f"training.epochs={bench.epochs}"),
             )
 
-    one, two = bench.interleaved(
+    few = replace(bench, repeats=min(3, bench.repeats))  # of minutes each
+    one, two = few.interleaved(
         {"one worker, s": lambda: by_workers(1), "two workers, s": lambda: by_workers(2)}, warm_up=False
     )
     with tempfile.TemporaryDirectory() as folder:
