@@ -117,13 +117,6 @@ def untrained(cfg: BackboneConfig) -> FeatureExtractor:
     return load(BackboneConfig(weights="random", **{key: getattr(cfg, key) for key in kept}))
 
 
-def size(cfg: BackboneConfig) -> int:
-    """Bytes of the network's weights, found without any of them."""
-    with torch.device("meta"):
-        network = _create(cfg, pretrained=False)
-    return sum(tensor.nbytes for tensor in network.state_dict().values())
-
-
 def _create(cfg: BackboneConfig, pretrained: bool) -> nn.Module:
     """timm's network without its head; raises UserError if timm does not make one of this."""
     arguments: dict[str, Any] = {"num_classes": 0} | cfg.model_args

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from daft.config import Config, measure
+from daft.config import Config, selected_on
 from daft.errors import UserError
 from daft.sweep import Outcome, Protocol, Standing, Trial, stand
 
@@ -52,9 +52,8 @@ class Run:
             self.outcome, self.error = Outcome("failed"), str(error)
             return
         if record is not None:
-            split = "holdout" if self.config.training.selection == "holdout" else "id"
-            score = record["metrics"].get(f"{split}/{measure(self.config.segmentation)}")
-            self.outcome = Outcome(record["status"], score)
+            metric = selected_on(self.config.training.selection, self.config.segmentation)
+            self.outcome = Outcome(record["status"], record["metrics"].get(metric))
 
     def is_ready(self) -> bool:
         """Whether to compute it now: it has no record, and no process is at it."""

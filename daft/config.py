@@ -587,6 +587,11 @@ def measure(segmentation: object) -> str:
     return "accuracy" if segmentation is None else "miou"
 
 
+def selected_on(selection: str, segmentation: object) -> str:
+    """The metric by which epochs and learning rates are selected."""
+    return f"{'holdout' if selection == 'holdout' else 'id'}/{measure(segmentation)}"
+
+
 SECTIONS = [f.name for f in fields(Config) if f.name != "seed"]
 """Top-level keys that have keys below them."""
 

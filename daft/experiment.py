@@ -1,6 +1,7 @@
 """One run, from configuration to record; reads like the paper's method section."""
 
 import json
+import math
 import shutil
 import time
 import traceback
@@ -22,7 +23,7 @@ from daft.data.loader import Loader, entropy
 from daft.errors import BusyError, UserError
 from daft.evaluation import PretrainedFeatures
 from daft.files import digest, made_once, write_atomically
-from daft.finished import open_run
+from daft.finished import Finished
 from daft.tracking import Tracker
 
 BUSY_SECONDS = 5.0
@@ -233,13 +234,16 @@ def _compute(
 
 def _trained_head(config: Config) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The head that LP trains on the frozen backbone, in a run of its own, and that run's metrics."""
-    done = None
+    probing, done = replace(config, method=config.method.probe()), None
     while done is None:
         try:
-            done = run(replace(config, method=config.method.probe()))
+            done = run(probing)
         except BusyError:  # runs that differ in η_θ alone start from the same one
             time.sleep(BUSY_SECONDS)
-    head = open_run(done.directory).network(torch.device("cpu")).head
+    head = Finished(done.directory, done.record, probing).network(torch.device("cpu")).head
+    if done.record["status"] == "diverged":  # so does what starts from it
+        for parameter in head.parameters():
+            parameter.data.fill_(math.nan)
     return head.state_dict(), {"run": done.record["run"], "metrics": done.record["metrics"]}
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from daft.config import Config, measure, plain
+from daft.config import Config, measure, plain, selected_on
 from daft.errors import BusyError, UserError
 from daft.files import PARTIAL, digest, write_atomically
 from daft.progress import console
@@ -217,8 +217,8 @@ def frame(directories: Iterable[Path]) -> pd.DataFrame:
 
 
 def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """A row per record: run, status, best_epoch, measure, inputs (what identifies images and weights), and
-    config.*, split/metric and time.* columns.
+    """A row per record: run, status, best_epoch, measure, inputs (what identifies images and weights), probe
+    (what the LP run that it starts from was selected by), and config.*, split/metric and time.* columns.
     """
     rows = []
     for record in records:
@@ -229,6 +229,7 @@ def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
                 "best_epoch": record["best_epoch"],
                 "measure": measure(record["config"].get("segmentation")),
                 "inputs": _inputs(record),
+                "probe": _probe(record),
                 **settings(record["config"]),
                 **record["metrics"],
                 **{f"time.{key}": value for key, value in record["time"].items()},
@@ -240,6 +241,13 @@ def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def _inputs(record: dict[str, Any]) -> str:
     identity = record.get("identity")
     return digest([identity["dataset"]["images"], identity["backbone"]["weights"]]) if identity else ""
+
+
+def _probe(record: dict[str, Any]) -> float | None:
+    found, config = record.get("probe") or {}, record["config"]
+    if "metrics" not in found:  # a linear probe is no run
+        return None
+    return found["metrics"].get(selected_on(config["training"]["selection"], config["segmentation"]))
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from statistics import mean
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from daft import backbones, data, progress, records, tables, throughput
-from daft.cells import Cell
+from daft import data, progress, records, tables, tasks, throughput
+from daft.cells import Cell, Run
 from daft.config import Config, plain
 from daft.errors import UserError
 from daft.sweep import Standing
@@ -47,13 +48,15 @@ class Item(NamedTuple):
     stage: str
     runs: int
     done: int
+    unusable: list[Run]
+    """whose records are damaged or of another version: they are neither taken nor made again"""
     each: Estimate | None
     """of its runs; None if no past run tells"""
 
     @property
     def left(self) -> int:
         """Runs to compute."""
-        return self.runs - self.done
+        return self.runs - self.done - len(self.unusable)
 
     @property
     def hours(self) -> float | None:
@@ -75,8 +78,9 @@ def plan(cells: Sequence[Cell], standings: Sequence[Standing]) -> list[Item]:
             fresh = [run for run in runs if id(run) not in seen]
             seen |= {id(run) for run in runs}
             size = step.size - len(runs) + len(fresh)
-            done = sum(run.outcome is not None for run in fresh)
-            items.append(Item(cell, step.name, size, done, each))
+            unusable = [run for run in fresh if run.is_missing]
+            done = sum(run.outcome is not None for run in fresh) - len(unusable)
+            items.append(Item(cell, step.name, size, done, unusable, each))
     return items
 
 
@@ -93,12 +97,16 @@ def show_plan(items: Sequence[Item], keep_all: bool) -> None:
         hours = "unknown" if item.hours is None else f"{about}{item.hours:.2f}"
         table.add_row(str(item.cell), item.stage, str(item.runs), str(item.done), hours)
     _print(table)
-    runs, done = (sum(getattr(item, key) for item in items) for key in ("runs", "done"))
+    unusable = [run for item in items for run in item.unusable]
+    for run in unusable:
+        print(f"no use: {run.name}: {run.error}")
+    runs, done, left = (sum(getattr(item, key) for item in items) for key in ("runs", "done", "left"))
     hours = sum(item.hours or 0 for item in items)
     unknown = sum(item.left for item in items if item.hours is None)
     known = f"{hours:.2f} device-hours" if hours or not unknown else "time unknown"
     rest = f" and {unknown} run(s) of unknown time" if hours and unknown else ""
-    print(f"{runs} runs, {done} done, {runs - done} to compute: {known}{rest}")
+    lost = f"{len(unusable)} of no use, " if unusable else ""
+    print(f"{runs} runs, {done} done, {lost}{left} to compute: {known}{rest}")
     if to_come := [item for item in items if item.left]:
         if unknown:
             print("unknown: of a linear probe, or where images or a GPU are not here to time a few steps on")
@@ -120,11 +128,24 @@ def _disk(to_come: Sequence[Item], keep_all: bool) -> str:
     """What the runs to come write: the weights, which are nearly all of it."""
     stays, most = 0, 0
     for cell in {id(item.cell): item.cell for item in to_come}.values():
-        weights, runs = backbones.size(cell.config.backbone), sum(i.left for i in to_come if i.cell is cell)
-        stays += weights * (runs if keep_all else min(runs, len(cell.protocol.seeds)))
+        weights, frozen = _weights(cell.config), cell.config.method.rates == "frozen"
+        own = [item for item in to_come if item.cell is cell]
+        kept = sum(
+            i.left for i in own if keep_all or frozen or i.stage == "lr_probe"
+        )  # LP-FT may start there
+        others = sum(item.left for item in own) - kept
+        stays += weights * (kept + min(others, len(cell.protocol.seeds)))
         # A checkpoint holds weights and momentum: the last one, the next one, and two best epochs meanwhile.
-        most = max(most, weights * (1 if cell.config.method.rates == "frozen" else 2 + 2 + 2))
+        most = max(most, weights * (1 if frozen and cell.config.segmentation is None else 2 + 2 + 2))
     return f"disk: {_size(stays)} of weights stay; a run at work takes up to {_size(most)}"
+
+
+def _weights(config: Config) -> int:
+    """Bytes of a run's network, but for the width of its last layer, found without any of them."""
+    task = tasks.of(config, ["one", "another"])
+    with torch.device("meta"):
+        network = task.network(task.backbone(pretrained=False))
+    return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
 def _size(count: int) -> str:
@@ -152,8 +173,13 @@ def finish(cells: Sequence[Cell], standings: Sequence[Standing]) -> None:
     for cell, standing in pairs:
         if standing.status == "failed":
             print(f"missing: {cell}: its later stages, which need what failed")
+        if standing.status == "diverged" and all(trial.is_probe for trial in standing.trials):
+            print(f"diverged: {cell}: every run of LP that it could start from")
     if missing:
-        raise UserError(f"{len(missing)} run(s) are missing, as listed; the same command tries them again")
+        again = (
+            "; the same command tries again what failed" if any(run.attempts for *_, run in missing) else ""
+        )
+        raise UserError(f"{len(missing)} run(s) are missing, as listed{again}")
 
 
 def _table(pairs: Sequence[tuple[Cell, Standing]]) -> str:

@@ -1,6 +1,7 @@
 """The state of runs, from their directories and what sweeps leave there: also of those at work."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,8 +14,8 @@ from daft.files import write_atomically
 
 State = Literal["finished", "diverged", "running", "waiting", "interrupted", "failed"]
 
-SWEEPS, WAITING = "sweeps", "waiting.json"
-"""Folder of sweeps below that of their runs, and in each what its driver has not started yet."""
+SWEEPS, QUEUE = "sweeps", "queue.json"
+"""Folder of sweeps below that of their runs, and in each what its driver has not started yet, or given up."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ class RunState:
 
 
 class Queue:
-    """What waits for a place, in a sweep's own folder, for as long as the sweep goes on."""
+    """What waits for a place and what has failed, in a sweep's own folder; after its end the latter alone."""
 
     def __init__(self, sweep: Path) -> None:
-        self._file, self._shown = sweep / WAITING, None
+        self._file = sweep / QUEUE
+        self._shown: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -48,24 +50,30 @@ class Queue:
 
     def __exit__(self, *_: object) -> None:
         self._claim.release()
-        self._file.unlink(missing_ok=True)
+        if not self._shown.get("failed"):
+            self._file.unlink(missing_ok=True)
 
-    def show(self, names: list[str]) -> None:
-        """Say that these wait, by the names of their directories."""
-        if names != self._shown:
-            write_atomically(self._file, json.dumps(names))
-            self._shown = names
+    def show(self, waiting: list[str], failed: Mapping[str, str]) -> None:
+        """Say what waits, and what has failed with which error, by the names of directories."""
+        shown = {"waiting": waiting, "failed": dict(failed)}
+        if shown != self._shown:
+            write_atomically(self._file, json.dumps(shown))
+            self._shown = shown
 
 
 def look(runs: Path) -> list[RunState]:
     """The state of every run below a folder, by name, then what waits; raises UserError if there is none."""
     found = [_look(folder) for folder in sorted(runs.glob("*")) if records.run_id(folder) and folder.is_dir()]
-    waiting = {
-        name: RunState(name, "waiting")
-        for file in sorted(runs.glob(f"{SWEEPS}/*/{WAITING}"))
-        if records.is_claimed(file.parent)  # by its driver
-        for name in _read(file) or []
-    }
+    waiting: dict[str, RunState] = {}
+    sweeps = sorted(runs.glob(f"{SWEEPS}/*"))  # each is named after the time of its start
+    for sweep in sweeps:
+        queue = _read(sweep / QUEUE) or {"waiting": [], "failed": {}}
+        at_work = records.is_claimed(sweep)  # by its driver
+        waiting |= {name: RunState(name, "waiting") for name in queue["waiting"] if at_work}
+        if at_work or sweep == sweeps[-1]:  # what failed before is of sweeps that were begun again since
+            known = {run.name for run in found}
+            failed = {name: error for name, error in queue["failed"].items() if name not in known}
+            found += [RunState(name, "failed", error=error) for name, error in failed.items()]
     # One that was interrupted, or failed, waits again.
     ended = {run.name for run in found if run.state in ("finished", "diverged", "running")}
     found = [run for run in found if run.name in ended or run.name not in waiting]
@@ -100,5 +108,5 @@ def _read(file: Path) -> Any:
     """What a file of JSON says; None if it is not there yet, or was just removed."""
     try:
         return json.loads(file.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None

@@ -66,6 +66,10 @@ class Stage:
         changed = {self.rate: value}
         return Trial(Rates(**changed) if self.is_probe else rates._replace(**changed), seed)
 
+    def candidates(self, rates: Rates) -> set[float]:
+        """Its grid; of a head's rate also the value that it starts from, the anchor of its factors."""
+        return {*self.grid} if self.rate == "lr_backbone" else {*self.grid, getattr(rates, self.rate)}
+
     @property
     def is_probe(self) -> bool:
         """Whether it chooses the LP run that the cell's own runs start from."""
@@ -146,6 +150,7 @@ def stand(protocol: Protocol, outcomes: Mapping[Trial, Outcome]) -> Standing:
     paper's grids (as in `tables.select`).
     """
     first, rates = min(protocol.seeds), protocol.start
+    others = [seed for seed in protocol.seeds if seed != first]
     status: Status = "chosen"
     steps: list[Step] = []
     edges: list[RateName] = []
@@ -154,9 +159,10 @@ def stand(protocol: Protocol, outcomes: Mapping[Trial, Outcome]) -> Standing:
         # The stages before have tried what this one sweeps, at the value that it starts from.
         tried = {getattr(rates, stage.rate)} if ran else set()
         ran = ran or not stage.is_probe
-        values = sorted({*stage.grid} | tried, reverse=True)
+        values = sorted(stage.candidates(rates) | tried, reverse=True)
         if status != "chosen":
-            steps.append(Step(stage.rate, [], len(values) - len(tried)))
+            size = len(values) - len(tried) if status != "diverged" else 0
+            steps.append(Step(stage.rate, [], size))
             continue
         limit = len(values) + protocol.extend * EXTENSIONS
         while True:
@@ -167,14 +173,17 @@ def stand(protocol: Protocol, outcomes: Mapping[Trial, Outcome]) -> Standing:
                 break
             values = _beyond(values, up=best == trials[0])
         new = [t for t, value in zip(trials, values, strict=True) if value not in tried]
-        steps.append(Step(stage.rate, new, len(new)))
+        size = len(new) + (len(others) if stage.is_probe and status != "diverged" else 0)
         if best is not None:
             rates = rates._replace(**{stage.rate: getattr(best.rates, stage.rate)})
+            if stage.is_probe:  # the cell's runs on other seeds start from LP's on those
+                new += [Trial(best.rates, seed) for seed in others]
+        steps.append(Step(stage.rate, new, size))
         if at_edge:
             edges.append(stage.rate)
-    seeds = [seed for seed in protocol.seeds if seed != first or not ran]
+    seeds = others if ran else [first, *others]
     trials = [Trial(rates, seed) for seed in seeds] if status == "chosen" else []
-    steps.append(Step("seeds", trials, len(seeds)))
+    steps.append(Step("seeds", trials, len(seeds) if status != "diverged" else 0))
     return Standing(status, steps, rates, edges)
 
 
@@ -186,7 +195,7 @@ def lacking(protocol: Protocol, trials: Collection[Trial], seed: int, chosen: Ra
     wanted, rates = {Trial(chosen, seed)}, protocol.start
     for stage in protocol.stages:
         if not stage.is_probe:
-            wanted |= {stage.trial(rates, value, seed) for value in stage.grid}
+            wanted |= {stage.trial(rates, value, seed) for value in stage.candidates(rates)}
         rates = rates._replace(**{stage.rate: getattr(chosen, stage.rate)})
     others = {trial.seed for trial in trials if trial.rates == chosen} - {seed}
     return len(wanted - set(trials)) + max(0, len(protocol.seeds) - 1 - len(others))

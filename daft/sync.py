@@ -94,7 +94,7 @@ def stages(runs: pd.DataFrame, tags: Sequence[Sequence[str]]) -> list[str | None
         except UserError:
             continue
         head, anchors = group[tables.RATES[1]], group.reindex(columns=ANCHORS).astype(float)
-        moved = head.notna() & (head != anchors.bfill(axis=1)[ANCHORS[0]])
+        moved = head.notna() & ((head != anchors.bfill(axis=1)[ANCHORS[0]]) | group[tables.RATES[0]].isna())
         found |= moved.map({True: "lr_head", False: "lr_backbone"}).to_dict()
         found |= dict.fromkeys(selected, SELECTED)
     return [found.get(row) for row in runs.index]

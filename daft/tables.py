@@ -14,6 +14,7 @@ from daft.errors import UserError
 
 DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]
 RATES = ["config.method.lr_backbone", "config.method.lr_head"]
+LR_PROBE = "config.method.lr_probe"
 SEED = "config.seed"
 MEASURES = ("/accuracy", "/miou")
 EDGES = ["at_edge", "head_at_edge"]
@@ -55,7 +56,8 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
     """Per cell the runs at the learning rates with the best ID accuracy at the seed of its grid.
 
     Selection reads the split that the runs selected their epoch on, never an OOD one. Diverged runs are
-    never selected; of equal ones the larger rates are, which stand first in the paper's grids.
+    never selected; of equal ones the larger rates are, which stand first in the paper's grids. Of runs that
+    start from several LP runs, those that start from the best of these are the cell.
     """
     chosen = []
     for names, cell in runs.groupby(CELL, sort=False):
@@ -64,6 +66,9 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
         if cell.empty:
             continue
         grid = cell[cell[SEED] == grid_seed(cell)]
+        if LR_PROBE in cell and grid[LR_PROBE].nunique() > 1:
+            first = grid.sort_values(["probe", LR_PROBE], ascending=False, kind="stable").iloc[0]
+            cell, grid = (rows[rows[LR_PROBE] == first[LR_PROBE]] for rows in (cell, grid))
         holdout = grid["config.training.selection"].iloc[0] == "holdout"
         metric = f"{'holdout' if holdout else 'id'}/{measure(cell)}"
         best = grid.sort_values([metric, *RATES], ascending=False, kind="stable").iloc[0]
@@ -83,6 +88,7 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
     """Raise UserError if runs of a cell differ in more than rates and seed: they are no sample."""
     free = (
         *RATES,
+        LR_PROBE,
         SEED,
         "config.compute.",
         "config.wandb.",
@@ -101,7 +107,7 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
         mixed = ["the images or weights that they read"]
     if mixed:
         raise UserError(f"runs of {name} differ in {', '.join(mixed)}; give a folder with one setting")
-    if cell.duplicated([*RATES, SEED]).any():
+    if cell.duplicated([*RATES, *({LR_PROBE} & {*cell}), SEED]).any():
         raise UserError(f"several runs of {name} have the same rates and seed; give a folder with one")
 
 
@@ -115,9 +121,12 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for names, cell in chosen.groupby(CELL, sort=False):
         everything = runs[(runs[CELL] == list(names)).all(axis=1)]
+        if LR_PROBE in cell and pd.notna(probe := cell[LR_PROBE].iloc[0]):
+            everything = everything[everything[LR_PROBE] == probe]
         rate, head = (cell[name].iloc[0] for name in RATES)
         grid = sorted(everything[RATES[0]].dropna().unique(), reverse=True)
-        heads = sorted(everything.loc[everything[RATES[0]] == rate, RATES[1]].dropna().unique(), reverse=True)
+        same = everything[RATES[0]].isna() if pd.isna(rate) else everything[RATES[0]] == rate
+        heads = sorted(everything.loc[same, RATES[1]].dropna().unique(), reverse=True)
         for metric in metrics:
             values = cell[metric].dropna()
             if values.empty:
@@ -193,10 +202,12 @@ def _metric_head(metric: str) -> str:
 def rates(row: Any) -> list[str]:
     """η_θ and η_w of a row of the long table, with a * at the edge of their grids."""
     backbone, head = row["lr_backbone"], row["lr_head"]
-    if pd.isna(backbone):
-        return ["-", "-" if pd.isna(head) else f"{head:g}"]
     edge, head_edge = ("*" if row[name] else "" for name in EDGES)
-    return [f"{backbone:g}{edge}", "= η_θ" if pd.isna(head) else f"{head:g}{head_edge}"]
+    tied = "-" if pd.isna(backbone) else "= η_θ"
+    return [
+        "-" if pd.isna(backbone) else f"{backbone:g}{edge}",
+        tied if pd.isna(head) else f"{head:g}{head_edge}",
+    ]
 
 
 def mean_std(row: Any) -> str:

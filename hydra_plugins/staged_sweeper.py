@@ -31,7 +31,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from daft.cells import GROUPS, Cell, Run, discard_weights, unfinished
-from daft.config import Config, SweepConfig, for_schema, validate, validate_section
+from daft.config import Config, SweepConfig, for_schema, plain, validate, validate_section
 from daft.errors import BusyError, UserError
 from daft.sweep import Standing, Trial, protocol
 
@@ -280,6 +280,7 @@ class StagedSweeper(Sweeper):
     def _run(self, cell: Cell, trial: Trial) -> Run:
         """The trial's run: the same object for cells that share it."""
         from daft import experiment, records
+        from daft.files import digest
 
         config = cell.configure(trial)
         before, method = asdict(cell.config.method), asdict(config.method)
@@ -290,8 +291,12 @@ class StagedSweeper(Sweeper):
         except UserError:  # no GPU or no images here, on a login node, say
             directory = None
         run = Run(f"{cell} {trial}", overrides, config, directory)
-        # Cells that call it by other names share it: its id says which run it is.
-        key = f"{directory.parent}/{records.run_id(directory)}" if directory else str(overrides)
+        # Cells that call it by other names share it: its id says which run it is, or else its settings.
+        settings = plain(config)
+        facts = records.identity(config, config.training.precision, {}, "")
+        key = digest([settings["dataset"], settings["backbone"], facts])
+        if directory:
+            key = f"{directory.parent}/{records.run_id(directory)}"
         run = self._runs.setdefault(key, run)
         run.look()
         return run
@@ -312,7 +317,7 @@ class StagedSweeper(Sweeper):
                 jobs = self._launcher.submit([[*run.overrides, folder] for run in ready], self._launched)
                 self._launched += len(ready)
                 at_work += zip(jobs, ready, strict=True)
-            queue.show([run.place for run in todo if not any(run is other for _, other in at_work)])
+            self._show(queue, [run for run in todo if not any(run is other for _, other in at_work)])
             ended = [(job, run) for job, run in at_work if job.done()]
             for job, run in ended:
                 at_work.remove((job, run))
@@ -322,7 +327,12 @@ class StagedSweeper(Sweeper):
             pause = SHORTEST_PAUSE if ready or ended else min(1.2 * pause, LONGEST_PAUSE)
             if not ended:
                 time.sleep(pause)
+        self._show(queue, [])
         return standings
+
+    def _show(self, queue: "Queue", waiting: list[Run]) -> None:
+        failed = {run.place: run.error for run in self._runs.values() if run.is_missing}
+        queue.show([run.place for run in waiting], failed)
 
     def _settle(self, job: Job, run: Run) -> None:
         """Take what became of a run; raises UserError if no other could be written either."""

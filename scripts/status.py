@@ -4,6 +4,7 @@ python scripts/status.py runs
 """
 
 import argparse
+import os
 import sys
 from collections import Counter
 from datetime import timedelta
@@ -21,7 +22,13 @@ from daft.errors import UserError
 def main() -> None:
     """Print a line per run that has no record, then how many there are of each state."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("runs", type=Path, help="folder of run directories")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="?",
+        default=os.environ.get("DAFT_RUNS", "runs"),
+        help="folder of run directories; default: DAFT_RUNS, or runs",
+    )
     parser.add_argument("--all", action="store_true", help="list finished runs too")
     args = parser.parse_args()
     states = status.look(args.runs)

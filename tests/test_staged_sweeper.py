@@ -151,7 +151,7 @@ def test_lp_ft_of_a_segmentation_takes_the_decoder_of_lps_best_run(command, tmp_
     ]
     _, plan, _ = command(*sweep, "method=lp_ft", "sweep.plan=true")
     assert [line.split("│")[2:4] for line in plan.splitlines() if "│" in line] == [
-        [" lr_probe    ", "    2 "],
+        [" lr_probe    ", "    3 "],
         [" lr_backbone ", "    2 "],
         [" seeds       ", "    1 "],
     ]
@@ -168,6 +168,19 @@ def test_lp_ft_of_a_segmentation_takes_the_decoder_of_lps_best_run(command, tmp_
     for record in lp_ft:
         assert record["config"]["method"]["lr_probe"] == best["config"]["method"]["lr_head"]
     assert {r["probe"]["run"] for r in lp_ft if r["config"]["seed"] == 0} == {best["run"]}
+
+    code, output, _ = command(*sweep, "method=lp_ft,lp", "sweep.head_factors=[3,0.01]")  # a wider grid of LP
+    assert code == 0
+    folder = tables.records.frame(path.parent for path in tmp_path.glob("runs/*/record.json"))
+    assert tables.tables.markdown(tables.tables.aggregate(tables.tables.select(folder), folder)) in output
+
+    code, output, _ = command(*sweep, "method=lp_ft", "sweep.head_factors=[10]", "segmentation.lr_head=1e30")
+    assert code == 0
+    assert output.splitlines()[-1].startswith("diverged: shapes_masks ")
+    own = ("sweep.stages.lp_ft=[lr_backbone]", "method.lr_probe=1e30")
+    code, output, _ = command(*sweep, "method=lp_ft", *own)
+    assert code == 0
+    assert "| lp_ft | - | - | 0 | diverged |" in output
 
     code, _, errors = command(*sweep, "method=lp_ft", "method.lr_probe=0.1")
     assert code == 1

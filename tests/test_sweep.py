@@ -103,17 +103,34 @@ def test_lp_ft_of_a_segmentation_starts_from_the_best_of_lps_runs():
     standing, waves = go_through(lp_ft, lambda rates: rates.lr_probe - (rates.lr_backbone or 0))
     assert waves == [
         [Trial(Rates(lr_probe=1.0), 0), Trial(Rates(lr_probe=0.1), 0)],
-        [Trial(Rates(0.03, lr_probe=1.0), 0), Trial(Rates(0.01, lr_probe=1.0), 0)],  # the anchor is run, too
+        [
+            Trial(Rates(lr_probe=1.0), 1),  # which the run on seed 1 starts from
+            *(Trial(Rates(rate, lr_probe=1.0), 0) for rate in (0.03, 0.01)),  # the anchor is run, too
+        ],
         [Trial(Rates(0.01, lr_probe=1.0), 1)],
     ]
-    assert [t.is_probe for wave in waves for t in wave] == [True, True, False, False, False]
+    assert [t.is_probe for wave in waves for t in wave] == [True] * 3 + [False] * 3
+    assert [step.size for step in stand(lp_ft, {}).steps] == [3, 2, 1]
     assert standing.rates == Rates(0.01, lr_probe=1.0)
     own = [t for t in standing.trials if not t.is_probe]  # LP's stand in the cell of LP
     assert lacking(lp_ft, own, 0, standing.rates) == 0
     assert lacking(lp_ft, own[1:], 0, standing.rates) == 1
 
     _, waves = go_through(Protocol(lp_ft.start, stages[:1], (0, 1)), lambda rates: rates.lr_probe)
-    assert waves[1] == [Trial(Rates(0.01, lr_probe=1.0), seed) for seed in (0, 1)]
+    assert waves[1][1:] == [Trial(Rates(0.01, lr_probe=1.0), seed) for seed in (0, 1)]
+
+
+def test_the_anchor_of_a_heads_rate_is_a_candidate_whichever_stage_it_is_in():
+    lp = Protocol(Rates(None, 1.0), (Stage("lr_head", (3.0, 0.3)),), (0,))
+    _, waves = go_through(lp, lambda rates: 50.0)
+    assert waves == [[trial(None, head) for head in (3.0, 1.0, 0.3)]]
+
+
+def test_what_follows_a_stage_that_diverged_is_not_to_come():
+    outcomes = {trial(rate, 1.0): Outcome("diverged") for rate in (0.1, 0.03)}
+    standing = stand(DAFT, outcomes)
+    assert standing.status == "diverged"
+    assert [step.size for step in standing.steps] == [2, 0, 0]
 
 
 def test_a_grid_that_names_the_anchor_does_not_run_it_twice():
@@ -252,7 +269,7 @@ def test_the_table_selects_the_rates_that_the_sweep_chose():
         )
         chosen = tables.select(runs)
         assert set(chosen[tables.SEED]) == {0, 1, 2}
-        assert {tuple(pair) for pair in chosen[tables.RATES].to_numpy().tolist()} == {standing.rates}
+        assert {Rates(*pair) for pair in chosen[tables.RATES].to_numpy().tolist()} == {standing.rates}
 
 
 def options(name: str, *overrides: str) -> SweepConfig:

@@ -30,6 +30,30 @@ def test_the_choice_is_made_on_the_lowest_seed_alone():
     assert tables.select(frame)["run"].tolist() == ["r0"]
 
 
+def test_of_runs_that_start_from_several_lp_runs_those_of_the_best_of_these_are_the_cell():
+    """As when LP's grid was widened afterwards: LP's score decides, not that of what starts from it."""
+    frame = runs(
+        *(("lp_ft", 0.1, 0, 95.0, 1.0), ("lp_ft", 0.01, 0, 99.0, 1.0), ("lp_ft", 0.01, 1, 99.0, 1.0)),
+        *(("lp_ft", 0.1, 0, 80.0, 1.0), ("lp_ft", 0.01, 0, 70.0, 1.0), ("lp_ft", 0.1, 1, 85.0, 1.0)),
+    )
+    frame[tables.LR_PROBE] = [0.1] * 3 + [0.3] * 3
+    frame["probe"] = [60.0] * 3 + [61.0] * 3
+    chosen = tables.select(frame)
+    assert chosen["run"].tolist() == ["r3", "r5"]
+    row = tables.aggregate(chosen, frame).iloc[0]
+    assert (row["grid"], row["mean"]) == ("0.1 0.01", 82.5)
+    frame.loc[4, ["config.method.lr_backbone", tables.LR_PROBE]] = [0.1, 0.3]
+    with pytest.raises(UserError, match="the same rates and seed"):
+        tables.select(frame)
+
+
+def test_the_rate_of_a_head_alone_is_marked_at_the_edge_of_its_grid():
+    frame = runs(("lp", None, 0, 60.0, 1.0), ("lp", None, 0, 61.0, 1.0), ("lp", None, 0, 59.0, 1.0))
+    for heads, shown in (([0.3, 0.1, 1.0], ["-", "0.1*"]), ([0.1, 0.3, 1.0], ["-", "0.3"])):
+        frame["config.method.lr_head"] = heads
+        assert tables.rates(tables.aggregate(tables.select(frame), frame).iloc[0]) == shown
+
+
 def test_a_run_by_hand_on_a_lower_seed_does_not_stand_in_for_the_grid():
     grid = [("ft", 0.1, 1, 80.0, 1.0), ("ft", 0.01, 1, 90.0, 1.0), ("ft", 0.01, 2, 89.0, 1.0)]
     assert tables.select(runs(("ft", 1e-4, 0, 95.0, 1.0), *grid))["run"].tolist() == ["r2", "r3"]
