@@ -54,7 +54,7 @@ $(STUDIES): OUT = results/small/sensitivity/$@
 
 $(STUDIES): setup
 	$(call study,$@)
-	$(BIN)/python scripts/figures.py $(RUNS) --kind $@ --out $(OUT)
+	$(BIN)/python scripts/figures.py $(RUNS) --kind $@ --out $(OUT) $(if $(WANDB),--wandb)
 	$(BIN)/python scripts/tables.py $(RUNS) $(if $(over),--over $(over)) --out $(OUT)
 
 $(STUDIES:=-plan): RUNS = $(or $(DAFT_RUNS),runs)/$(@:-plan=)

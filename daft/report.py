@@ -2,7 +2,8 @@
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,11 @@ def report(loaded: Sequence[dict[str, Any]], title: str, folder: Path | None = N
         heading = ", ".join(map(str, names))
         anchor = "-".join(map(str, names))
         links.append((anchor, heading))
+        of_group = [record for record in loaded if record["run"] in set(group["run"])]
         try:
-            of_group = [record for record in loaded if record["run"] in set(group["run"])]
             body = _cells(group, of_group, folder)
-        except UserError as error:  # one cell of mixed settings does not take the other sections away
-            body = f'<p class="problem">{_escape(error)}</p>'
+        except UserError as error:  # a study of a setting, or a mistake, which leaves the other sections
+            body = f'<p class="problem">{_escape(error)}</p>{_over_a_setting(of_group)}'
         sections.append(f'<section id="{_escape(anchor)}"><h2>{_escape(heading)}</h2>{body}</section>\n')
     links.append(("runs", "runs"))
     sections.append(_runs(runs, loaded))
@@ -67,10 +68,19 @@ def _escape(value: object) -> str:
 def _cells(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], folder: Path | None) -> str:
     """The table and figures of one dataset and backbone."""
     table = _accuracies(tables.aggregate(tables.select(runs), runs), tables.accuracies(runs))
-    pictures = gallery.of_runs(loaded)
+    pictures = gallery.of_runs(loaded) + gallery.of_grids(loaded, whole=True)
     if folder:
         pictures += gallery.of_extremes(gallery.selected(loaded), folder)
-    return f'{table}<div class="figures">{"".join(map(_picture, pictures))}</div>\n'
+    return table + _figures(map(_picture, pictures))
+
+
+def _over_a_setting(loaded: Sequence[dict[str, Any]]) -> str:
+    """The figures of one dataset and backbone over the setting that its runs differ in."""
+    drawn = []
+    for picture in gallery.of_settings(loaded):
+        with suppress(UserError):  # that is not the setting
+            drawn.append(_picture(picture))
+    return _figures(drawn)
 
 
 def _accuracies(table: pd.DataFrame, metrics: list[str]) -> str:
@@ -93,6 +103,10 @@ def _accuracies(table: pd.DataFrame, metrics: list[str]) -> str:
         )
     note = "Mean ± sample standard deviation (ddof = 1) over n seeds; * at the edge of the grid."
     return f'{_html_table(heads, rows)}<p class="notes">{note}</p>\n'
+
+
+def _figures(drawn: Iterable[str]) -> str:
+    return f'<div class="figures">{"".join(drawn)}</div>\n'
 
 
 def _picture(picture: Picture) -> str:

@@ -98,12 +98,16 @@ def _pictures(
     problems = []
     for name, group in gallery.groups(loaded).items():
         sources: list[Callable[[], list[Picture]]] = []
-        if not kinds or set(kinds) - {*OVER_A_SETTING, "extremes"}:
+        if not kinds or set(kinds) - {*OVER_A_SETTING, "extremes", "samples"}:
             sources.append(partial(gallery.of_runs, group, methods))
         if not kinds or "extremes" in kinds:
             sources.append(partial(_extremes, group, folder, methods))
-        if set(kinds) & set(OVER_A_SETTING):
+        if not kinds or "samples" in kinds:
+            sources.append(partial(_samples, group, folder))
+        if set(kinds) & set(gallery.SENSITIVITY):
             sources.append(partial(gallery.of_settings, group))
+        if "rate_grid" in kinds:
+            sources.append(partial(gallery.of_grids, group))
         for source in sources:
             try:
                 pictures = source()
@@ -123,6 +127,24 @@ def _pictures(
 
 def _extremes(group: list[dict[str, Any]], folder: Path, methods: list[str]) -> list[Picture]:
     return gallery.of_extremes(gallery.selected(group), folder, methods, _measured)
+
+
+def _samples(group: list[dict[str, Any]], folder: Path) -> list[Picture]:
+    """A sheet of the images that the runs were evaluated on; raises UserError if they are not here."""
+    from daft import data, finished
+    from daft.figures import sheets
+
+    done = next((record for record in group if record["status"] == "finished"), None)
+    if done is None:
+        return []
+    config = finished.open_run(next(folder.glob(f"*{done['run']}"))).config
+    listed = data.listing(config)
+    sheet = sheets.classification if config.segmentation is None else sheets.segmentation
+    return [
+        Picture(
+            "samples", "Samples of the evaluation images (Figures 3 to 5)", partial(sheet, config, listed)
+        )
+    ]
 
 
 def _measured(directory: Path) -> Similarities:

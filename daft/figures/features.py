@@ -136,9 +136,9 @@ def density(histograms: Sequence[dict[str, Any]], edges: np.ndarray) -> np.ndarr
 
 
 def _edges(histograms: Sequence[dict[str, Any]], measure: str) -> np.ndarray:
-    """Common bins: of cosine the finest records' own, some in one, from the lowest filled; L2 from 0 on."""
+    """Common bins: of cosine the coarsest records' own, some in one, from the lowest filled; L2 from 0 on."""
     if measure == "cosine":
-        edges = np.array(max((h["edges"] for h in histograms), key=len))
+        edges = np.array(min((h["edges"] for h in histograms), key=len))  # else heights would not compare
         lowest = min(h["edges"][int(np.flatnonzero(h["counts"])[0])] for h in histograms)
         bins = int(np.sum(edges >= lowest))  # and one below, which is empty
         pooled = -(-bins // BINS)

@@ -1,5 +1,6 @@
 """Which pictures there are of some runs: for files, for the report, for W&B."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ KINDS = (
     "change",
     "rates",
     "extremes",
+    "samples",
     *SENSITIVITY,
     "rate_grid",
 )
@@ -122,10 +124,16 @@ def of_extremes(
 def of_settings(loaded: Sequence[dict[str, Any]]) -> list[Picture]:
     """Pictures of one dataset and backbone over a setting; each says what it needs when it is drawn."""
     runs = sensitivity.frame(loaded)
-    found = [Picture(name, caption, partial(draw, runs)) for name, (caption, draw) in SENSITIVITY.items()]
+    return [Picture(name, caption, partial(draw, runs)) for name, (caption, draw) in SENSITIVITY.items()]
+
+
+def of_grids(loaded: Sequence[dict[str, Any]], whole: bool = False) -> list[Picture]:
+    """Heat maps over both rates, a picture per method of one dataset and backbone; whole: with no gap."""
+    runs, found = sensitivity.frame(loaded), []
     for method in style.methods(runs[tables.METHOD]):
         cell = runs[runs[tables.METHOD] == method]
-        if all(cell[rate].nunique() > 1 for rate in tables.RATES):
+        sides = [cell[rate].nunique() for rate in tables.RATES]
+        if min(sides) > 1 and (not whole or len(cell[tables.RATES].drop_duplicates()) == math.prod(sides)):
             draw = partial(sensitivity.rate_grid, cell)
             found.append(
                 Picture(f"rate_grid_{method}", f"Grid of learning rates, {style.label(method)}", draw)
