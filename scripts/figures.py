@@ -94,20 +94,21 @@ def _pictures(
     loaded: list[dict[str, Any]], folder: Path, kinds: list[str], methods: list[str]
 ) -> dict[str, Picture]:
     """Pictures by the names of their files; what a dataset's runs do not allow is said and left out."""
+    special = {*OVER_A_SETTING, "extremes", "samples"}
     found: dict[str, Picture] = {}
     problems = []
     for name, group in gallery.groups(loaded).items():
         sources: list[Callable[[], list[Picture]]] = []
-        if not kinds or set(kinds) - {*OVER_A_SETTING, "extremes", "samples"}:
+        if not kinds or set(kinds) - special:
             sources.append(partial(gallery.of_runs, group, methods))
         if not kinds or "extremes" in kinds:
             sources.append(partial(_extremes, group, folder, methods))
-        if not kinds or "samples" in kinds:
-            sources.append(partial(_samples, group, folder))
         if set(kinds) & set(gallery.SENSITIVITY):
             sources.append(partial(gallery.of_settings, group))
         if "rate_grid" in kinds:
             sources.append(partial(gallery.of_grids, group))
+        if "samples" in kinds or (not kinds and not methods):  # asked for methods, it is of no interest
+            sources.append(partial(_samples, group, folder))
         for source in sources:
             try:
                 pictures = source()
@@ -140,11 +141,8 @@ def _samples(group: list[dict[str, Any]], folder: Path) -> list[Picture]:
     config = finished.open_run(next(folder.glob(f"*{done['run']}"))).config
     listed = data.listing(config)
     sheet = sheets.classification if config.segmentation is None else sheets.segmentation
-    return [
-        Picture(
-            "samples", "Samples of the evaluation images (Figures 3 to 5)", partial(sheet, config, listed)
-        )
-    ]
+    caption = "Samples of the evaluation images (Figures 3 to 5)"
+    return [Picture("samples", caption, partial(sheet, config, listed))]
 
 
 def _measured(directory: Path) -> Similarities:

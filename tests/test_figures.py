@@ -222,8 +222,8 @@ def test_a_folder_has_the_papers_pictures(made):
 
 def test_pictures_are_written_as_png_and_pdf_and_are_the_same_again(made, tmp_path, call):
     folder = next(iter(made[1].values())).directory.parent
-    call(figures, folder, "--kind", "change,extremes", "--methods", "daft", "--out", tmp_path)
-    names = ["change", *(f"extremes_{split}" for split in ("id", "photo", "neon"))]
+    call(figures, folder, "--kind", "change,extremes,samples", "--methods", "daft", "--out", tmp_path)
+    names = ["change", "samples", *(f"extremes_{split}" for split in ("id", "photo", "neon"))]
     expected = {f"shapes-shapes_resnet10-{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert {file.name for file in tmp_path.iterdir()} == expected
     assert all(file.stat().st_size < style.LARGEST for file in tmp_path.glob("*.png"))

@@ -123,6 +123,25 @@ def test_runs_that_do_not_belong_together_are_named_and_the_rest_is_shown():
     assert text.count("<details>") == 6
 
 
+def test_a_study_of_a_setting_is_drawn_over_it_and_a_whole_grid_of_rates_as_a_map():
+    study = []
+    for i, images in enumerate((100, 200, 400)):
+        record = run(f"s{i}", "ft", 0.1)
+        record["config"]["dataset"]["train"] = {"images": images}
+        study.append(record | {"data": {"images": {"train": images}}})
+    text = report.report(study, "t")
+    assert "runs of cifar10 swav ft differ in dataset.train.images" in text
+    assert re.findall("<figcaption>(.*?)</figcaption>", text) == [
+        "Accuracy over the size of the training set"
+    ]
+
+    grid = [run(f"g{i}", "daft", rate) for i, rate in enumerate((0.1, 0.1, 0.01, 0.01))]
+    for record, head in zip(grid, (1.0, 0.3, 1.0, 0.3), strict=True):
+        record["config"]["method"]["lr_head"] = head
+    assert "Grid of learning rates, DAFT" in report.report(grid, "t")
+    assert "Grid of learning rates, DAFT" not in report.report(grid[:3], "t")
+
+
 def test_runs_that_all_diverged_have_a_page_too():
     text = report.report([run("c0", "lp_ft", 0.1, accuracy=None)], "t")
     assert "diverged" in text

@@ -244,6 +244,18 @@ def test_a_plan_scales_past_runs_of_a_network_and_times_steps_where_there_are_no
     assert 0 < timed.hours < 1  # 840 passes of a small network
 
 
+def test_a_plan_without_images_counts_a_run_that_several_cells_share_once(command, tmp_path):
+    voc = ["dataset=voc", f"dataset.root={tmp_path}", "method=lp,lp_ft", "sweep.seeds=[0,1]"]
+    _, output, _ = command("-m", "sweep=segmentation", *voc, *places(tmp_path), "sweep.plan=true")
+    lines = [[cell.strip() for cell in line.split("│")[2:4]] for line in output.splitlines() if "│" in line]
+    # LP's grid and its seed 1; LP-FT starts from one of these, on seed 1 from LP at a rate that is not known yet.
+    assert lines == [
+        *(["lr_head", "5"], ["seeds", "1"]),
+        *(["lr_probe", "1"], ["lr_backbone", "5"], ["seeds", "1"]),
+    ]
+    assert "unknown" in output
+
+
 def test_work_that_is_told_in_steps_is_counted_in_steps(configure):
     images = {"train": 100, "id": 40, "photo": 40}
     config = plain(configure("method=ft", "training.epochs=4", "training.steps=32", "training.batch_size=8"))
@@ -304,9 +316,13 @@ def test_a_record_that_cannot_be_used_is_named_and_left_alone_and_the_rest_is_sh
         shutil.copytree(run, tmp_path / "runs" / run.name)
     (file,) = tmp_path.glob("runs/*-lp-s1-*/record.json")
     file.write_bytes(unusable := spoiled(change, file.read_text()))
-    code, output, _ = here(tmp_path, "method=lp")
+    _, plan, _ = here(tmp_path, "method=lp", "sweep.plan=true")
+    assert f"no use: shapes shapes_resnet10 lp seed=1: {file}" in plan
+    assert "2 runs, 1 done, 1 of no use, 0 to compute" in plan
+    code, output, errors = here(tmp_path, "method=lp")
     assert code == 1
     assert f"missing: shapes shapes_resnet10 lp seed=1: {file}" in output
+    assert errors.endswith("1 run(s) are missing, as listed\n")  # nor is it tried again
     assert table(output)[-1].startswith("| lp | - | - | 1 |")
     assert file.read_bytes() == unusable
 

@@ -38,7 +38,8 @@ ACCURACIES |= {"id/miou": "ID mIoU (%)", "ood/miou": "mean OOD mIoU (%)"}
 def frame(loaded: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """`records.rows` with what these pictures need besides: IMAGES, BATCHES, EPOCHS, and `bn_shift`."""
     runs = records.rows(loaded)
-    runs[IMAGES] = [record["data"]["images"]["train"] for record in loaded]
+    counted = [record.get("data", {}).get("images", {}) for record in loaded]  # records of before have none
+    runs[IMAGES] = [images.get("train") for images in counted]
     shifts = [record.get("bn_shift", []) for record in loaded]
     runs["bn_shift"] = shifts
     runs[BATCHES] = [rows[0]["batches"] if rows else np.nan for rows in shifts]
