@@ -572,10 +572,11 @@ class Config:
             raise ConfigError("method.head_hidden", f"{self.method.head_hidden}; the head is the decoder")
         if self.method.head_init == "zero":
             raise ConfigError("method.head_init", "zero, but a decoder has several layers; use random")
-        if (self.method.head_init == "probe") != (self.method.lr_probe is not None):
-            raise ConfigError(
-                "method.lr_probe", f"{self.method.lr_probe} with head_init={self.method.head_init}"
-            )
+        start, rate = self.method.head_init, self.method.lr_probe
+        if start == "probe" and rate is None:
+            raise ConfigError("method.lr_probe", "null, but head_init=probe needs the η_w of an LP run")
+        if start != "probe" and rate is not None:
+            raise ConfigError("method.lr_probe", f"{rate:g}, but head_init={start} needs no LP run; use null")
 
 
 MASKED = ("voc", "cityscapes")

@@ -331,8 +331,9 @@ def test_masks_learn_more_than_background(configure, folders):
         (["dataset=voc", "method.head_hidden=[8]"], "the head is the decoder"),
         (
             ["dataset=voc", "method=lp_ft", "method.lr_probe=null"],
-            "method.lr_probe: None with head_init=probe",
+            "method.lr_probe: null, but head_init=probe",
         ),
+        (["dataset=voc", "method=lp", "method.lr_probe=0.1"], "method.lr_probe: 0.1, but head_init=random"),
         (["dataset=voc", "dataset.cache_side=64"], "masks are not cached"),
         (["dataset=voc", "training.steps=3"], "training.steps: 3 for 30 epochs"),
         (["dataset=voc", "segmentation.output_stride=32"], "segmentation.output_stride"),
