@@ -70,17 +70,18 @@ def plan(cells: Sequence[Cell], standings: Sequence[Standing]) -> list[Item]:
     paces: dict[str, float] = {}
     items, seen = [], set()
     for cell, standing in zip(cells, standings, strict=True):
+        config, estimates = cell.config, dict[bool, Estimate | None]()
         for step in standing.steps:
-            method = cell.config.method.probe() if step.name == "lr_probe" else cell.config.method
-            config = replace(cell.config, method=method)
-            each = _estimate(config, past[config.paths.runs], paces)
+            if (lp := step.name == "lr_probe") not in estimates:
+                of_step = replace(config, method=config.method.probe()) if lp else config
+                estimates[lp] = _estimate(of_step, past[config.paths.runs], paces)
             runs = [cell.runs[trial] for trial in step.trials]
             fresh = [run for run in runs if id(run) not in seen]
             seen |= {id(run) for run in runs}
             size = step.size - len(runs) + len(fresh)
             unusable = [run for run in fresh if run.is_missing]
             done = sum(run.outcome is not None for run in fresh) - len(unusable)
-            items.append(Item(cell, step.name, size, done, unusable, each))
+            items.append(Item(cell, step.name, size, done, unusable, estimates[lp]))
     return items
 
 
