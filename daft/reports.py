@@ -71,6 +71,7 @@ def plan(cells: Sequence[Cell], standings: Sequence[Standing]) -> list[Item]:
     items, seen = [], set()
     for cell, standing in zip(cells, standings, strict=True):
         config, estimates = cell.config, dict[bool, Estimate | None]()
+        shared = False  # with another cell, and so is what follows and is not known yet
         for step in standing.steps:
             if (lp := step.name == "lr_probe") not in estimates:
                 of_step = replace(config, method=config.method.probe()) if lp else config
@@ -78,7 +79,9 @@ def plan(cells: Sequence[Cell], standings: Sequence[Standing]) -> list[Item]:
             runs = [cell.runs[trial] for trial in step.trials]
             fresh = [run for run in runs if id(run) not in seen]
             seen |= {id(run) for run in runs}
-            size = step.size - len(runs) + len(fresh)
+            shared = not fresh if runs else shared
+            size = len(fresh) + (0 if shared else step.size - len(runs))
+            shared = shared and not lp
             unusable = [run for run in fresh if run.is_missing]
             done = sum(run.outcome is not None for run in fresh) - len(unusable)
             items.append(Item(cell, step.name, size, done, unusable, estimates[lp]))
@@ -176,11 +179,9 @@ def finish(cells: Sequence[Cell], standings: Sequence[Standing]) -> None:
             print(f"missing: {cell}: its later stages, which need what failed")
         if standing.status == "diverged" and all(trial.is_probe for trial in standing.trials):
             print(f"diverged: {cell}: every run of LP that it could start from")
-    if missing:
-        again = (
-            "; the same command tries again what failed" if any(run.attempts for *_, run in missing) else ""
-        )
-        raise UserError(f"{len(missing)} run(s) are missing, as listed{again}")
+    if lost := list({id(run): run for *_, run in missing}.values()):
+        again = "; the same command tries again what failed" if any(run.attempts for run in lost) else ""
+        raise UserError(f"{len(lost)} run(s) are missing, as listed{again}")
 
 
 def _table(pairs: Sequence[tuple[Cell, Standing]]) -> str:

@@ -17,6 +17,9 @@ State = Literal["finished", "diverged", "running", "waiting", "interrupted", "fa
 SWEEPS, QUEUE = "sweeps", "queue.json"
 """Folder of sweeps below that of their runs, and in each what its driver has not started yet, or given up."""
 
+NOTHING: dict[str, Any] = {"runs": [], "waiting": [], "failed": {}}
+"""That a sweep says which is no staged one."""
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -36,7 +39,7 @@ class RunState:
 
 
 class Queue:
-    """What waits for a place and what has failed, in a sweep's own folder; after its end the latter alone."""
+    """Which runs a sweep has, which of them wait for a place, and which have failed, in its own folder."""
 
     def __init__(self, sweep: Path) -> None:
         self._file = sweep / QUEUE
@@ -50,12 +53,10 @@ class Queue:
 
     def __exit__(self, *_: object) -> None:
         self._claim.release()
-        if not self._shown.get("failed"):
-            self._file.unlink(missing_ok=True)
 
-    def show(self, waiting: list[str], failed: Mapping[str, str]) -> None:
-        """Say what waits, and what has failed with which error, by the names of directories."""
-        shown = {"waiting": waiting, "failed": dict(failed)}
+    def show(self, runs: list[str], waiting: list[str], failed: Mapping[str, str]) -> None:
+        """Say what there is, what of it waits, and what has failed how, by the names of directories."""
+        shown = {"runs": runs, "waiting": waiting, "failed": dict(failed)}
         if shown != self._shown:
             write_atomically(self._file, json.dumps(shown))
             self._shown = shown
@@ -65,15 +66,16 @@ def look(runs: Path) -> list[RunState]:
     """The state of every run below a folder, by name, then what waits; raises UserError if there is none."""
     found = [_look(folder) for folder in sorted(runs.glob("*")) if records.run_id(folder) and folder.is_dir()]
     waiting: dict[str, RunState] = {}
-    sweeps = sorted(runs.glob(f"{SWEEPS}/*"))  # each is named after the time of its start
-    for sweep in sweeps:
-        queue = _read(sweep / QUEUE) or {"waiting": [], "failed": {}}
-        at_work = records.is_claimed(sweep)  # by its driver
-        waiting |= {name: RunState(name, "waiting") for name in queue["waiting"] if at_work}
-        if at_work or sweep == sweeps[-1]:  # what failed before is of sweeps that were begun again since
-            known = {run.name for run in found}
-            failed = {name: error for name, error in queue["failed"].items() if name not in known}
-            found += [RunState(name, "failed", error=error) for name, error in failed.items()]
+    failed: dict[str, RunState] = {}
+    for sweep in sorted(path for path in runs.glob(f"{SWEEPS}/*") if path.is_dir()):  # by their start
+        queue = _read(sweep / QUEUE) or NOTHING
+        if records.is_claimed(sweep):  # by its driver
+            waiting |= {name: RunState(name, "waiting") for name in queue["waiting"]}
+        for name in queue["runs"]:  # what failed before is tried anew
+            failed.pop(name, None)
+        failed |= {name: RunState(name, "failed", error=error) for name, error in queue["failed"].items()}
+    known = {run.name for run in found}
+    found += [run for name, run in failed.items() if name not in known]
     # One that was interrupted, or failed, waits again.
     ended = {run.name for run in found if run.state in ("finished", "diverged", "running")}
     found = [run for run in found if run.name in ended or run.name not in waiting]
@@ -108,5 +110,5 @@ def _read(file: Path) -> Any:
     """What a file of JSON says; None if it is not there yet, or was just removed."""
     try:
         return json.loads(file.read_text())
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None

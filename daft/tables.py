@@ -73,7 +73,7 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
         metric = f"{'holdout' if holdout else 'id'}/{measure(cell)}"
         best = grid.sort_values([metric, *RATES], ascending=False, kind="stable").iloc[0]
         same = pd.Series(True, index=cell.index)
-        for rate in RATES:
+        for rate in [name for name in (*RATES, LR_PROBE) if name in cell]:
             same &= cell[rate].isna() if pd.isna(best[rate]) else cell[rate] == best[rate]
         chosen.append(cell[same])
     return pd.concat(chosen) if chosen else runs.iloc[:0]
@@ -120,9 +120,7 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     metrics = [c for c in chosen.columns if "/" in c]
     rows = []
     for names, cell in chosen.groupby(CELL, sort=False):
-        everything = runs[(runs[CELL] == list(names)).all(axis=1)]
-        if LR_PROBE in cell and pd.notna(probe := cell[LR_PROBE].iloc[0]):
-            everything = everything[everything[LR_PROBE] == probe]
+        everything = beside(cell, runs[(runs[CELL] == list(names)).all(axis=1)])
         rate, head = (cell[name].iloc[0] for name in RATES)
         grid = sorted(everything[RATES[0]].dropna().unique(), reverse=True)
         same = everything[RATES[0]].isna() if pd.isna(rate) else everything[RATES[0]] == rate
@@ -157,6 +155,13 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
             rows.append(row | dict.fromkeys(EDGES, False))
     columns = ["dataset", "backbone", "method", "metric", "mean", "std", "n", "lr_backbone", "lr_head"]
     return pd.DataFrame(rows, columns=[*columns, "grid", *EDGES, "diverged", "runs"])
+
+
+def beside(chosen: pd.DataFrame, cell: pd.DataFrame) -> pd.DataFrame:
+    """The runs of a cell that these were chosen among, which start from LP at the same rate, if any do."""
+    if LR_PROBE not in chosen or pd.isna(probe := chosen[LR_PROBE].iloc[0]):
+        return cell
+    return cell[cell[LR_PROBE] == probe]
 
 
 def _at_edge(rate: float, grid: Sequence[float]) -> bool:

@@ -332,7 +332,7 @@ class StagedSweeper(Sweeper):
 
     def _show(self, queue: "Queue", waiting: list[Run]) -> None:
         failed = {run.place: run.error for run in self._runs.values() if run.is_missing}
-        queue.show([run.place for run in waiting], failed)
+        queue.show([run.place for run in self._runs.values()], [run.place for run in waiting], failed)
 
     def _settle(self, job: Job, run: Run) -> None:
         """Take what became of a run; raises UserError if no other could be written either."""

@@ -48,33 +48,36 @@ def test_each_state_is_told_from_the_directory(runs: Path):
 def test_what_a_sweep_has_not_started_waits_for_as_long_as_the_sweep_goes_on(runs: Path):
     listed = ["a-000000000000", "b-000000000001", "c-000000000002", "g-000000000006"]
     with records.claimed(runs / "b-000000000001"), Queue(runs / "sweeps" / "1") as queue:
-        queue.show(listed, {})
+        queue.show(listed, listed, {})
         states = {state.name[0]: state.state for state in status.look(runs)}
         # What another process computes runs; what was interrupted, or is not there yet, waits.
         assert [states[name] for name in "abcg"] == ["finished", "running", "waiting", "waiting"]
         assert len(states) == 7
-        queue.show(listed[:3], {})
+        queue.show(listed, listed[:3], {})
         assert len(status.look(runs)) == 6
     assert [state.state for state in status.look(runs)][2] == "interrupted"
-    left = json.dumps({"waiting": listed, "failed": {}})  # by a driver that was killed
+    left = json.dumps(status.NOTHING | {"waiting": listed})  # by a driver that was killed
     (runs / "sweeps" / "1" / status.QUEUE).write_text(left)
     assert "waiting" not in {state.state for state in status.look(runs)}
 
 
-def test_a_run_that_failed_before_it_had_a_directory_is_told_by_the_last_sweep(runs: Path):
-    """Its images are absent, say; of older sweeps it is not known what was tried again since."""
+def test_a_run_that_failed_before_it_had_a_directory_is_told_until_a_sweep_tries_it_anew(runs: Path):
+    """Its images are absent, say."""
     failed = {"pacs net ft seed=0": "dataset.root: not there", "e-000000000004": "the same error again"}
     with Queue(runs / "sweeps" / "1") as queue:
-        queue.show([], failed)
+        queue.show([*failed], [], failed)
+    (runs / "sweeps" / "zz.txt").write_text("no sweep")
     states = {state.name: state for state in status.look(runs)}
     assert states["pacs net ft seed=0"] == RunState(
         "pacs net ft seed=0", "failed", error="dataset.root: not there"
     )
     assert states["e-000000000004"].error == "ValueError: what was wrong"  # its own
     with Queue(runs / "sweeps" / "2") as queue:
-        assert "pacs net ft seed=0" not in {state.name for state in status.look(runs)}
-        queue.show([], {})
-    assert not (runs / "sweeps" / "2" / status.QUEUE).exists()
+        queue.show(["another"], [], {})
+    assert "pacs net ft seed=0" in {state.name for state in status.look(runs)}
+    with Queue(runs / "sweeps" / "3") as queue:
+        queue.show([*failed], [], {})
+    assert "pacs net ft seed=0" not in {state.name for state in status.look(runs)}
 
 
 def test_looking_takes_no_claim_away(runs: Path):

@@ -42,6 +42,8 @@ def test_of_runs_that_start_from_several_lp_runs_those_of_the_best_of_these_are_
     assert chosen["run"].tolist() == ["r3", "r5"]
     row = tables.aggregate(chosen, frame).iloc[0]
     assert (row["grid"], row["mean"]) == ("0.1 0.01", 82.5)
+    frame.loc[5, tables.LR_PROBE] = 0.1  # seed 1 starts from another: it is no sample of the same
+    assert tables.select(frame)["run"].tolist() == ["r3"]
     frame.loc[4, ["config.method.lr_backbone", tables.LR_PROBE]] = [0.1, 0.3]
     with pytest.raises(UserError, match="the same rates and seed"):
         tables.select(frame)

@@ -67,9 +67,10 @@ def of_runs(loaded: Sequence[dict[str, Any]], methods: Sequence[str] = ()) -> li
         found.append(Picture("id_ood", "OOD over ID accuracy", partial(accuracy.id_against_ood, chosen)))
     found += _distortion(kept, methods)
     for method in style.methods(chosen[tables.METHOD]):
-        cell = runs[runs[tables.METHOD] == method]
+        best = chosen[chosen[tables.METHOD] == method]
+        cell = tables.beside(best, runs[runs[tables.METHOD] == method])
         if cell[tables.RATES[0]].nunique() > 1:
-            rate = chosen[chosen[tables.METHOD] == method][tables.RATES[0]].iloc[0]
+            rate = best[tables.RATES[0]].iloc[0]
             draw = partial(accuracy.learning_rates, cell, rate)
             found.append(Picture(f"rates_{method}", f"Learning rates, {style.label(method)}", draw))
     return found

@@ -19,6 +19,9 @@ IMAGES, BATCHES, STRENGTH = "train.images", "conversion.batches", "config.datase
 """Columns by which runs are told apart: images trained on, mini-batches of the conversion, and the strength
 of the shift between pretraining and target, a number of the dataset's own scale."""
 
+SETTING = "config.method.conversion_batches"
+"""What BATCHES differ by in a study of them."""
+
 EPOCHS = "epochs_to_95"
 
 ENOUGH = 0.95
@@ -83,6 +86,8 @@ def conversion_batches(runs: pd.DataFrame) -> Figure:
     not.
     """
     runs = runs[runs[BATCHES].notna()]
+    if SETTING in runs and runs[SETTING].nunique(dropna=False) < 2:  # as of training sets of several sizes
+        raise UserError("runs have 1 value of method.conversion_batches; the picture needs two or more")
     chosen = _selected(runs, BATCHES, "numbers of mini-batches (method.conversion_batches)")
     metrics = _metrics(chosen)
     figure, (panels,) = style.canvas(1, 1 + len(metrics), 3.2)
@@ -240,7 +245,7 @@ def _selected(runs: pd.DataFrame, column: str, what: str) -> pd.DataFrame:
     if runs.empty or runs[column].nunique() < 2:
         found = 0 if runs.empty else runs[column].nunique()
         raise UserError(f"runs have {found} different {what}; the picture needs two or more")
-    ignored = ["bn_shift", "config.dataset.train.images", "config.method.conversion_batches"]
+    ignored = ["bn_shift", "config.dataset.train.images", SETTING]
     same = runs.drop(
         columns=ignored, errors="ignore"
     )  # lists and the setting itself are no setting to compare
