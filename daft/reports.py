@@ -112,8 +112,8 @@ def show_plan(items: Sequence[Item], keep_all: bool) -> None:
     lost = f"{len(unusable)} of no use, " if unusable else ""
     print(f"{runs} runs, {done} done, {lost}{left} to compute: {known}{rest}")
     if to_come := [item for item in items if item.left]:
-        if unknown:
-            print("unknown: of a linear probe, or where images or a GPU are not here to time a few steps on")
+        for why in dict.fromkeys(_why_unknown(item) for item in to_come if item.hours is None):
+            print(f"unknown: {why}")
         sources = {item.each.source for item in to_come if item.each}
         for source, note in NOTES.items():
             if source in sources:
@@ -126,6 +126,16 @@ def show_plan(items: Sequence[Item], keep_all: bool) -> None:
                 others = ", of some unknown" if known and len(known) < len(peaks) else ""
                 print(f"{name} of a run: {at_most}{others}")
         print(_disk(to_come, keep_all))
+
+
+def _why_unknown(item: Item) -> str:
+    if item.stage == "lr_probe" or item.cell.config.method.rates == "frozen":
+        return "no past run tells the time of a linear probe"
+    try:
+        data.listing(item.cell.config)
+    except UserError as error:
+        return str(error)
+    return "there is no GPU here to time a few steps on"
 
 
 def _disk(to_come: Sequence[Item], keep_all: bool) -> str:

@@ -81,7 +81,7 @@ def look(runs: Path) -> list[RunState]:
     found = [run for run in found if run.name in ended or run.name not in waiting]
     found += [run for name, run in waiting.items() if name not in ended]
     if not found:
-        raise UserError(f"{runs}: no runs below this folder")
+        raise UserError(f"{runs}: no runs in this folder; name the one that paths.runs named")
     return found
 
 

@@ -313,11 +313,13 @@ class StagedSweeper(Sweeper):
             taken = [run for _, run in at_work]
             limits = [limit - len(taken) for limit in (self._launcher.places, options.max_jobs) if limit]
             waiting = (run for run in todo if not any(run is other for other in taken) and run.is_ready())
-            if ready := list(itertools.islice(waiting, min(limits, default=None))):
+            ready = list(itertools.islice(waiting, min(limits, default=None)))
+            taken += ready
+            self._show(queue, [run for run in todo if not any(run is other for other in taken)])
+            if ready:
                 jobs = self._launcher.submit([[*run.overrides, folder] for run in ready], self._launched)
                 self._launched += len(ready)
                 at_work += zip(jobs, ready, strict=True)
-            self._show(queue, [run for run in todo if not any(run is other for _, other in at_work)])
             ended = [(job, run) for job, run in at_work if job.done()]
             for job, run in ended:
                 at_work.remove((job, run))

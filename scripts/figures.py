@@ -62,10 +62,16 @@ def main() -> None:
         raise UserError(
             f"{args.out}: one file for {found}; choose with --dataset and --kind, or name a folder"
         )
-    for name, picture in pictures.items():
-        for file in [args.out] if single else [args.out / f"{name}.{kind}" for kind in ("png", "pdf")]:
-            style.save(picture.draw(), file)  # anew: one format's layout is left in the figure
-            print(f"wrote {file}")
+    for name, picture in [*pictures.items()]:
+        try:
+            for file in [args.out] if single else [args.out / f"{name}.{kind}" for kind in ("png", "pdf")]:
+                style.save(picture.draw(), file)  # anew: one format's layout is left in the figure
+                print(f"wrote {file}")
+        except UserError as error:  # the runs do not differ in this setting, say
+            if len(pictures) == 1:
+                raise
+            del pictures[name]
+            _left_out(f"{name}: {error}")
     if args.wandb:
         from daft import sync  # the client takes a second
 
@@ -120,10 +126,14 @@ def _pictures(
     if problems and not found:
         raise UserError(problems[0])
     for problem in problems:
-        progress.console.print(
-            f"left out: {problem}", style="yellow", soft_wrap=True, markup=False, highlight=False
-        )
+        _left_out(problem)
     return found
+
+
+def _left_out(problem: str) -> None:
+    progress.console.print(
+        f"left out: {problem}", style="yellow", soft_wrap=True, markup=False, highlight=False
+    )
 
 
 def _extremes(group: list[dict[str, Any]], folder: Path, methods: list[str]) -> list[Picture]:

@@ -253,7 +253,11 @@ def test_a_plan_without_images_counts_a_run_that_several_cells_share_once(comman
         *(["lr_head", "5"], ["seeds", "1"]),
         *(["lr_probe", "0"], ["lr_backbone", "5"], ["seeds", "1"]),
     ]
-    assert "unknown" in output
+    assert "unknown: dataset.train: " in output
+    assert "python scripts/prepare.py dataset=voc" in output
+    code, _, errors = command("dataset=voc", f"dataset.root={tmp_path}", *places(tmp_path))
+    assert code == 1
+    assert "python scripts/prepare.py dataset=voc" in errors
 
 
 def test_work_that_is_told_in_steps_is_counted_in_steps(configure):
@@ -290,7 +294,7 @@ def test_a_failed_run_stops_no_other_is_tried_twice_and_shown_when_it_fails(tmp_
     ]
     code, output, errors = here(tmp_path, "method=lp,ft", "sweep.grids.ft=[0.1,0.01]", *checkpoints)
     assert code == 1
-    assert errors == "train.py: 4 run(s) are missing, as listed; the same command tries them again\n"
+    assert errors == "train.py: 4 run(s) are missing, as listed; the same command tries again what failed\n"
     assert len(contents(tmp_path)) == 5  # LP's two and FT's three of the sound checkpoint
     missing = [line for line in output.splitlines() if line.startswith("missing: ")]
     assert len(missing) == 5
@@ -529,8 +533,12 @@ PHOTOS = ["dataset.ood.photo.images=20"]
             5 * (3 + 2 + 3 + 2 + 2),
         ),  # FT's grid and seeds, DAFT's two and seeds
         ("conversion_batches", [*PHOTOS, "dataset.train.images=20"], 6 * 2 * 3),
-        ("rate_grid", [*PHOTOS, "dataset.train.images=20"], 5 * 5),
-        ("shift_family", ["method=ft,daft"], 2 * 5 * 2 * 3),  # families, strengths, methods, seeds
+        ("rate_grid", [*PHOTOS, "dataset.train.images=20"], 6 * 5),
+        (
+            "shift_family",
+            ["method=ft,daft"],
+            2 * 5 * 2 * (3 + 2),
+        ),  # families, strengths, methods; rates, seeds
     ],
 )
 def test_a_study_is_one_option_that_names_all_its_runs(study, narrow, planned, command, tmp_path):
@@ -563,7 +571,8 @@ def test_a_study_is_one_option_that_names_all_its_runs(study, narrow, planned, c
     ],
 )
 def test_a_study_is_run_drawn_and_tabled(study, fewer, over, command, tmp_path, monkeypatch):
-    grids = [f"sweep.grids.{name}=[0.1]" for name in ("ft", "daft") if study == "training_size"]
+    swept = {"training_size": ("ft", "daft"), "shift_family": ("ft", "ft_bnc")}.get(study, ())
+    grids = [f"sweep.grids.{name}=[0.1]" for name in swept]
     told = [f"sweep={study}", *TOY, *PHOTOS, *places(tmp_path), *fewer, *grids, "sweep.seeds=[0]"]
     methods = ["method=ft,ft_bnc"] if study == "shift_family" else []
     assert command("-m", *told, *methods)[0] == 0
