@@ -106,8 +106,7 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
     if not mixed and "inputs" in cell and cell["inputs"].nunique() > 1:
         mixed = ["the images or weights that they read"]
     if mixed:
-        over = f", or tables.py --over {mixed[0]}" if "." in mixed[0] else ""
-        raise UserError(f"runs of {name} differ in {', '.join(mixed)}; give a folder with one setting{over}")
+        raise UserError(f"runs of {name} differ in {', '.join(mixed)}; give a folder with one setting")
     if cell.duplicated([*RATES, *({LR_PROBE} & {*cell}), SEED]).any():
         raise UserError(f"several runs of {name} have the same rates and seed; give a folder with one")
 
