@@ -10,9 +10,8 @@ from daft.errors import UserError
 
 def complaint(program: str, error: Exception) -> str:
     """One line for what the user can mend; Hydra spreads a wrong option or key over several."""
-    if isinstance(error, HydraException) and isinstance(
-        error.__cause__, UserError
-    ):  # what it made complained
+    # What Hydra was told to make complained.
+    if isinstance(error, HydraException) and isinstance(error.__cause__, UserError):
         error = error.__cause__
     text = str(error)
     if launcher := re.search(

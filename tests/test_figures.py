@@ -352,6 +352,26 @@ def test_every_panel_of_the_relative_changes_says_what_its_axes_are():
     assert r"$\widetilde{W}$ after training" in texts(figure)
 
 
+def test_statistics_that_have_not_moved_are_drawn_too():
+    """Of BN in test mode, over several seeds: there is nothing to take a logarithm of."""
+    names = ["conv1", "layer1.0.conv1"]
+    rows = [
+        {"name": f"backbone.network.{name}.weight", "kind": kind, "value": 0.1 if kind == "weight" else None}
+        for kind in change.PANELS
+        for name in names
+    ]
+    runs = [run(f"a{seed}", "lp_ft", seed, relative_change=rows) for seed in (0, 1)]
+    assert style.pixels(change.relative_change(runs, ["lp_ft"])).width > 1000
+
+
+def test_training_sets_of_several_sizes_are_no_study_of_conversion_batches():
+    layers = {n: [{"name": "bn", "batches": n, "mean_shift": 0.1, "log2_std_ratio": 0.1}] for n in (1, 2)}
+    frame = sensitivity.frame([run(f"a{n}", bn_shift=layers[n], images=20 * n) for n in (1, 2)])
+    frame[sensitivity.SETTING] = None
+    with pytest.raises(UserError, match=r"1 value of method\.conversion_batches"):
+        sensitivity.conversion_batches(frame)
+
+
 def test_a_training_size_has_the_rates_that_it_selects_itself():
     runs = [
         run(f"{n}{m}{r}", m, accuracy=a, images=n, lr_backbone=r)

@@ -527,18 +527,12 @@ PHOTOS = ["dataset.ood.photo.images=20"]
 @pytest.mark.parametrize(
     ("study", "narrow", "planned"),
     [
-        (
-            "training_size",
-            PHOTOS,
-            5 * (3 + 2 + 3 + 2 + 2),
-        ),  # FT's grid and seeds, DAFT's two and seeds
+        # FT's grid and seeds, DAFT's two grids and seeds
+        ("training_size", PHOTOS, 5 * (3 + 2 + 3 + 2 + 2)),
         ("conversion_batches", [*PHOTOS, "dataset.train.images=20"], 6 * 2 * 3),
         ("rate_grid", [*PHOTOS, "dataset.train.images=20"], 6 * 5),
-        (
-            "shift_family",
-            ["method=ft,daft"],
-            2 * 5 * 2 * (3 + 2),
-        ),  # families, strengths, methods; rates, seeds
+        # families, strengths, methods; each its grid, then seeds
+        ("shift_family", ["method=ft,daft"], 2 * 5 * 2 * (3 + 2)),
     ],
 )
 def test_a_study_is_one_option_that_names_all_its_runs(study, narrow, planned, command, tmp_path):
