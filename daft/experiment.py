@@ -17,14 +17,22 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from daft import backbones, data, distortion, evaluation, methods, probe, progress, records, tasks, training
-from daft.config import Config, plain
+from daft.common import progress
+from daft.common.errors import BusyError, UserError
+from daft.common.files import digest, made_once, write_atomically
+from daft.config.check import plain
+from daft.config.schema import Config
+from daft.data import datasets
 from daft.data.loader import Loader, entropy
-from daft.errors import BusyError, UserError
-from daft.evaluation import PretrainedFeatures
-from daft.files import digest, made_once, write_atomically
-from daft.finished import Finished
-from daft.tracking import Tracker
+from daft.methods import preparation, probe
+from daft.networks import backbones, checkpoints
+from daft.runs import machine, records
+from daft.runs.identity import pretrained_network, run_identity
+from daft.runs.machine import device_and_precision
+from daft.runs.reopened import Finished
+from daft.tracking.mirror import Tracker
+from daft.training import distortion, evaluation, loop, tasks
+from daft.training.evaluation import PretrainedFeatures
 
 BUSY_SECONDS = 5.0
 """Between looks at a run that another process computes."""
@@ -41,15 +49,15 @@ class Run(NamedTuple):
 
 def run(config: Config) -> Run:
     """Fine-tune, evaluate on ID and OOD, record; a run that has a record is not repeated."""
-    device, precision = machine(config)
+    device, precision = device_and_precision(config)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
     torch.backends.cudnn.benchmark = True
 
     # Which run is this? Listing its inputs is enough to know.
-    listing = data.listing(config)
-    weights = backbones.fingerprint(config.backbone)
-    identity = records.identity(config, precision, listing.fingerprints(), weights)
+    listing = datasets.listing(config)
+    weights = checkpoints.fingerprint(config.backbone)
+    identity = run_identity(config, precision, listing.fingerprints(), weights)
     run_id = digest(identity)
     directory = records.run_directory(config, run_id)
     if (record := records.read(directory)) is not None:
@@ -68,34 +76,19 @@ def run(config: Config) -> Run:
         return Run(directory, record, fresh=True)
 
 
-def machine(config: Config) -> tuple[torch.device, str]:
-    """Device and precision of a run; raises UserError if the device is not here."""
-    name, precision = config.compute.device, config.training.precision
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UserError(f"compute.device={name}: {found} CUDA device(s) found; use auto or cpu")
-    if precision == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if has_bf16 else "fp32"
-    return device, precision
-
-
 def identify(config: Config) -> Path:
     """The directory of a configuration's run, whether there is one yet or not; computes nothing.
 
     Raises UserError as `run` does for inputs that are not there. They are listed once a process: what
     changes meanwhile is noticed by the run itself.
     """
-    _, precision = machine(config)
+    _, precision = device_and_precision(config)
     settings = plain(config)
     inputs = json.dumps([settings["dataset"], settings["backbone"], config.training.selection])
     if inputs not in _fingerprints:
-        images = data.listing(config).fingerprints()
-        _fingerprints[inputs] = images, backbones.fingerprint(config.backbone)
-    identity = records.identity(config, precision, *_fingerprints[inputs])
+        images = datasets.listing(config).fingerprints()
+        _fingerprints[inputs] = images, checkpoints.fingerprint(config.backbone)
+    identity = run_identity(config, precision, *_fingerprints[inputs])
     return records.run_directory(config, digest(identity))
 
 
@@ -106,14 +99,14 @@ def _compute(
     config: Config,
     device: torch.device,
     precision: str,
-    listing: data.Listing,
+    listing: datasets.Listing,
     identity: dict[str, Any],
     directory: Path,
     tracker: Tracker,
 ) -> dict[str, Any]:
     """The run itself, in its claimed directory; returns the record that it has written there."""
     clock, run_id = _Clock(), digest(identity)
-    environment = records.environment(device)  # of the code as it runs now, not as it is hours later
+    environment = machine.environment(device)  # of the code as it runs now, not as it is hours later
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -121,14 +114,14 @@ def _compute(
     # Whatever is wrong with the inputs comes out here, before any work.
     task = tasks.of(config, listing.classes)
     backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
-    images = data.load(config, listing, device)
+    images = datasets.load(config, listing, device)
     _require_fit(backbone, images, config)
     tracker.start()
 
     # The pretrained features: what distortion is measured from, and what a probe is fitted on.
     cast = evaluation.autocast(device, precision)
     select = images.evaluation["holdout" if config.training.selection == "holdout" else "id"]
-    network, cache = records.pretrained_network(identity, device), Path(config.paths.cache)
+    network, cache = pretrained_network(identity, device), Path(config.paths.cache)
     pretrained = PretrainedFeatures(task.features(backbone), network, cast, cache / "features")
     before = {name: pretrained(loader) for name, loader in images.evaluation.items()}
     probing = [network, images.train.identity, select.identity, images.classes]
@@ -152,7 +145,7 @@ def _compute(
     converting = config.method.conversion_batches or images.train.batches
     torch.manual_seed(entropy(config.seed, 0))  # a random head depends on the seed alone
     try:
-        prepared = methods.prepare(
+        prepared = preparation.prepare(
             config.method,
             task.network(backbone),
             probe=lambda: probed()[0],
@@ -171,7 +164,7 @@ def _compute(
 
     if config.compute.compile:
         backbone.compile()
-    fitted = training.fit(
+    fitted = loop.fit(
         model,
         images.train,
         prepared.groups,
@@ -183,7 +176,7 @@ def _compute(
         keep="last" if config.training.selection == "last" else "best",
         metric=task.metric,
         step=task.step,
-        set_train_mode=lambda network: methods.set_train_mode(model, config.method),
+        set_train_mode=lambda network: preparation.set_train_mode(model, config.method),
         evaluate=lambda network: task.score(model, select, cast),
         folder=directory / records.CHECKPOINTS,
         autocast=cast,
@@ -215,7 +208,7 @@ def _compute(
         "config": plain(config),
         "identity": identity,
         "environment": environment,
-        "data": data.describe(images),
+        "data": datasets.describe(images),
         "best_epoch": fitted.best_epoch,
         "metrics": metrics,
         "history": fitted.history,
@@ -224,7 +217,7 @@ def _compute(
         "bn_shift": distortion.shift_table(prepared.shift),
         "probe": probed()[1] if config.method.head_init == "probe" else None,
         "time": clock.laps,
-        "memory": records.memory(device),
+        "memory": machine.memory(device),
     }
     records.write(directory, record)
     shutil.rmtree(directory / records.CHECKPOINTS, ignore_errors=True)
@@ -247,7 +240,7 @@ def _trained_head(config: Config) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return head.state_dict(), {"run": done.record["run"], "metrics": done.record["metrics"]}
 
 
-def _require_fit(backbone: backbones.FeatureExtractor, images: data.Data, config: Config) -> None:
+def _require_fit(backbone: backbones.FeatureExtractor, images: datasets.Data, config: Config) -> None:
     """Raise UserError unless there are batches to convert with and the network takes every split's images."""
     if (config.method.conversion_batches or 0) > images.train.batches:
         raise UserError(

@@ -23,7 +23,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, LocalQue
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 from omegaconf import OmegaConf
 
-from daft.errors import ConfigError
+from daft.common.errors import ConfigError
 
 Overrides = Sequence[Sequence[str]]
 

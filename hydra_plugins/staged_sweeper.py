@@ -30,13 +30,14 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from daft.cells import GROUPS, Cell, Run, discard_weights, unfinished
-from daft.config import Config, SweepConfig, for_schema, plain, validate, validate_section
-from daft.errors import BusyError, UserError
-from daft.sweep import Standing, Trial, protocol
+from daft.common.errors import BusyError, UserError
+from daft.config.check import for_schema, plain, validate, validate_section
+from daft.config.schema import Config, SweepConfig
+from daft.sweep.cells import GROUPS, Cell, Run, discard_weights, unfinished
+from daft.sweep.protocol import Standing, Trial, protocol
 
 if TYPE_CHECKING:
-    from daft.status import Queue
+    from daft.runs.status import Queue
 
 with suppress(ImportError):  # without their libraries Hydra does not find them here, and says so when asked
     from hydra_plugins._launchers import LocalJobs, SlurmJobs, Workers  # noqa: F401
@@ -115,7 +116,7 @@ def _pin_gpu() -> None:
 
     if torch.cuda.is_initialized() or torch.cuda.device_count() < 2:
         return
-    from daft import gpus
+    from daft.sweep import gpus
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
@@ -203,13 +204,15 @@ class StagedSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run every cell to its end and show the table; raises UserError if runs are missing."""
-        from daft import reports, status
+        from daft.report import terminal
+        from daft.runs import status
+        from daft.sweep import plan
 
         options = validate_section(self._config, "sweep", SweepConfig)
         cells = self._cells([*self._params, *arguments], options)
         standings = self._advance(cells)
         if options.plan:
-            reports.show_plan(reports.plan(cells, standings), keep_all=options.checkpoints == "all")
+            terminal.show_plan(plan.plan(cells, standings), keep_all=options.checkpoints == "all")
             return
         if todo := unfinished(cells, standings):
             print(f"{len(todo)} run(s) to compute, {self._ended()} done", flush=True)
@@ -222,7 +225,7 @@ class StagedSweeper(Sweeper):
                 self._launcher.stop()
         if options.checkpoints == "selected":
             discard_weights(cells, standings)
-        reports.finish(cells, standings)
+        terminal.finish(cells, standings)
 
     def _cells(self, arguments: list[str], options: SweepConfig) -> list[Cell]:
         """The product of what the sweep's own parameters and the command line name."""
@@ -279,8 +282,9 @@ class StagedSweeper(Sweeper):
 
     def _run(self, cell: Cell, trial: Trial) -> Run:
         """The trial's run: the same object for cells that share it."""
-        from daft import experiment, records
-        from daft.files import digest
+        from daft import experiment
+        from daft.common.files import digest
+        from daft.runs import identity, records
 
         config = cell.configure(trial)
         before, method = asdict(cell.config.method), asdict(config.method)
@@ -293,7 +297,7 @@ class StagedSweeper(Sweeper):
         run = Run(f"{cell} {trial}", overrides, config, directory)
         # Cells that call it by other names share it: its id says which run it is, or else its settings.
         settings = plain(config)
-        facts = records.identity(config, config.training.precision, {}, "")
+        facts = identity.run_identity(config, config.training.precision, {}, "")
         key = digest([settings["dataset"], settings["backbone"], facts])
         if directory:
             key = f"{directory.parent}/{records.run_id(directory)}"

@@ -5,14 +5,14 @@ one warm-up, so that noise hits all alike; median and range are of the ratios of
 
 - a, b: `convert_batchnorm` against a plain test-mode pass, and against `torch.optim.swa_utils.update_bn`;
   the same resident uint8 batches for all, in float32, network and batches channels last.
-- c: images/s of `training.fit` with a `Loader` over resident uint8 images (random crop, flip), without its
+- c: images/s of `loop.fit` with a `Loader` over resident uint8 images (random crop, flip), without its
   evaluation and checkpoint, against the same optimiser step on one resident batch, repeated.
 - d: the same from JPEG files decoded anew each epoch; workers have started and the page cache is warm.
   "decoding" is a pass over the loader alone. On a CPU, decoding and training share the cores.
 - e: `fit_probe` on float32 features against scikit-learn (`warm_start`, `max_iter=200`, ascending C; always
   on the CPU and timed once), both with the accuracy on the selection set at every C. In brackets: the best
   accuracy, and the largest excess over the path of the objective over the lowest that any solver reached.
-- f: peak increase of resident memory in a fresh process while `data.load` reads a CIFAR-10-like run (an ID
+- f: peak increase of resident memory in a fresh process while `datasets.load` reads a CIFAR-10-like run (an ID
   set, two OOD sets made from it), over the bytes of the images it then holds. Stated, without a target.
 - g: images/s of the `Loader` alone (`random_resized_crop` 224, flip) over JPEGs of 500 x 400 px kept once
   with `cache_side=256`, against the same files decoded anew each epoch. As in d, workers have started and
@@ -60,15 +60,37 @@ from threadpoolctl import threadpool_limits  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.optim.swa_utils import update_bn  # noqa: E402
 
-from daft import backbones, data, methods, robustness, training  # noqa: E402
 from daft.batchnorm import convert_batchnorm  # noqa: E402
-from daft.composition import configuration  # noqa: E402
-from daft.config import Config, Flip, Operation, RandomResizedCrop, Resize  # noqa: E402
-from daft.corruptions import CORRUPTIONS, SEVERITIES  # noqa: E402
+from daft.config.compose import configuration  # noqa: E402
+from daft.config.operations import (
+    Flip,  # noqa: E402
+    Operation,  # noqa: E402
+    RandomResizedCrop,  # noqa: E402
+    Resize,  # noqa: E402
+)
+from daft.config.schema import Config  # noqa: E402
+from daft.data import datasets  # noqa: E402
+from daft.data.corruptions import (
+    CORRUPTIONS,  # noqa: E402
+    SEVERITIES,  # noqa: E402
+)
 from daft.data.images import Resident  # noqa: E402
 from daft.data.loader import Loader  # noqa: E402
-from daft.evaluation import accuracy, autocast  # noqa: E402
-from daft.probe import DEFAULT_PATH, fit_probe  # noqa: E402
+from daft.methods import preparation  # noqa: E402
+from daft.methods.probe import (
+    DEFAULT_PATH,  # noqa: E402
+    fit_probe,  # noqa: E402
+)
+from daft.networks import (
+    backbones,  # noqa: E402
+    classifier,  # noqa: E402
+)
+from daft.runs import robustness  # noqa: E402
+from daft.training import loop  # noqa: E402
+from daft.training.evaluation import (
+    accuracy,  # noqa: E402
+    autocast,  # noqa: E402
+)
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn")
 TEN = [str(i) for i in range(10)]
@@ -141,12 +163,12 @@ class Bench:
             f"compute.resident_gib={resident_gib}",
         )
 
-    def network(self, config: Config) -> methods.Prepared:
+    def network(self, config: Config) -> preparation.Prepared:
         """The network and its parameter groups, laid out as in experiment.py."""
         backbone = backbones.load(config.backbone).to(self.device).to(memory_format=torch.channels_last)
-        head = methods.make_head(backbone.num_features, [], 10).to(self.device)
-        model = methods.Classifier(backbone, head)
-        return methods.prepare(config.method, model, probe=lambda: NotImplemented, batches=())
+        head = classifier.make_head(backbone.num_features, [], 10).to(self.device)
+        model = classifier.Classifier(backbone, head)
+        return preparation.prepare(config.method, model, probe=lambda: NotImplemented, batches=())
 
 
 def conversion(bench: Bench) -> list[Row]:
@@ -192,30 +214,30 @@ def train(bench: Bench) -> list[Row]:
             write_jpegs(folder / split, TEN, count, (bench.stored, bench.stored))
         config, in_memory = bench.configured(folder), bench.configured(folder, resident_gib=8)
         prepared = bench.network(config)
-        streamed = data.load(config, data.listing(config), bench.device).train
-        resident = data.load(in_memory, data.listing(config), bench.device).train
+        streamed = datasets.load(config, datasets.listing(config), bench.device).train
+        resident = datasets.load(in_memory, datasets.listing(config), bench.device).train
         batch = next(resident.epoch())
         optimizer = torch.optim.SGD(prepared.groups, momentum=config.training.momentum)
 
         def steps() -> None:
-            methods.set_train_mode(prepared.model, config.method)
+            preparation.set_train_mode(prepared.model, config.method)
             for _ in range(bench.steps):
                 with cast():
-                    loss = training.cross_entropy(prepared.model, batch)["loss"]
+                    loss = loop.cross_entropy(prepared.model, batch)["loss"]
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
 
         def fit(loader: Loader) -> float:
             with tempfile.TemporaryDirectory() as checkpoints:
-                fitted = training.fit(
+                fitted = loop.fit(
                     prepared.model,
                     loader,
                     prepared.groups,
                     epochs=1,
                     momentum=config.training.momentum,
                     weight_decay=config.training.weight_decay,
-                    set_train_mode=lambda _: methods.set_train_mode(prepared.model, config.method),
+                    set_train_mode=lambda _: preparation.set_train_mode(prepared.model, config.method),
                     evaluate=lambda network: 0.0,
                     folder=Path(checkpoints),
                     autocast=cast,
@@ -325,7 +347,7 @@ def peak_of_loading(folder: str) -> tuple[int, int]:
     config = configuration("dataset=cifar10_folder", f"paths.data={folder}", f"paths.cache={folder}")
     Path("/proc/self/clear_refs").write_text("5")  # the peak, VmHWM, starts anew
     before = status("VmRSS")
-    loaded = data.load(config, data.listing(config), torch.device("cpu"))
+    loaded = datasets.load(config, datasets.listing(config), torch.device("cpu"))
     peak = status("VmHWM") - before
     held = [loader.images for loader in (loaded.train, *loaded.evaluation.values())]
     return peak, sum(
@@ -343,7 +365,7 @@ def cached(bench: Bench) -> list[Row]:
         config = bench.configured(folder)
         config = replace(config, dataset=replace(config.dataset, train_transform=crop))
         once = replace(config, dataset=replace(config.dataset, cache_side=side))
-        files, kept = (data.load(c, data.listing(c), bench.device).train for c in (config, once))
+        files, kept = (datasets.load(c, datasets.listing(c), bench.device).train for c in (config, once))
         decoding, mapped = bench.interleaved(
             {
                 "from JPEGs, images/s": lambda: count / bench.seconds(lambda: sum(1 for _ in files.epoch(1))),

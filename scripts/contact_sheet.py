@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from daft.cli import complaint
-from daft.composition import configuration
-from daft.errors import UserError
+from daft.common.cli import complaint
+from daft.common.errors import UserError
+from daft.config.compose import configuration
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     if args.per_class is not None and args.per_class < 1:
         parser.error(f"--per-class {args.per_class}: one or more")
     if args.corruptions is not None:
-        from daft.figures import sheets, style
+        from daft.report.figures import sheets, style
 
         image = args.corruptions if args.corruptions.name else None
         style.save(sheets.corruptions(image), args.out)
@@ -42,10 +42,10 @@ def main() -> None:
     config = configuration(*args.overrides)
 
     # Seconds of imports: only now that the configuration makes sense.
-    from daft import data
-    from daft.figures import sheets, style
+    from daft.data import datasets
+    from daft.report.figures import sheets, style
 
-    classes, listed = [name for name in args.classes.split(",") if name], data.listing(config)
+    classes, listed = [name for name in args.classes.split(",") if name], datasets.listing(config)
     if config.segmentation is None:
         sheet = sheets.classification(config, listed, args.per_class or 1, classes)
     else:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from daft import paper, sync
-from daft.errors import UserError
-from daft.files import write_atomically
+from daft.common.errors import UserError
+from daft.common.files import write_atomically
+from daft.report import paper
+from daft.tracking import sync
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     if not args.out and not args.save:
         parser.error("say --save, --out FILE, or both")
     try:
-        from daft import dashboard
+        from daft.tracking import dashboard
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install -e '.[dashboard]'") from error
     definitions = [paper.load(name) for name in args.tables or paper.names()]

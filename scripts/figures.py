@@ -20,11 +20,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from daft import paper, progress, records
-from daft.errors import UserError
-from daft.figures import gallery, style
-from daft.figures.extremes import Similarities
-from daft.figures.gallery import Picture
+from daft.common import progress
+from daft.common.errors import UserError
+from daft.report import paper
+from daft.report.figures import gallery, style
+from daft.report.figures.gallery import Picture
+from daft.runs import frames, records
+from daft.runs.similarity import Similarities
 
 OVER_A_SETTING = (*gallery.SENSITIVITY, "rate_grid")
 
@@ -73,7 +75,7 @@ def main() -> None:
             del pictures[name]
             _left_out(f"{name}: {error}")
     if args.wandb:
-        from daft import sync  # the client takes a second
+        from daft.tracking import sync
 
         images = {name: (style.pixels(p.draw()), p.caption) for name, p in pictures.items()}
         sync.send_pictures(images, args.what, args.project, args.entity)
@@ -86,7 +88,7 @@ def _loaded(what: str, runs: Path, dataset: str | None) -> tuple[Path, list[dict
     folder = runs if table else Path(what)
     loaded = records.load(records.below(folder))
     if table:
-        members = table.members(records.rows(loaded)) if loaded else []
+        members = table.members(frames.rows(loaded)) if loaded else []
         loaded = [record for record, wanted in zip(loaded, members, strict=True) if wanted]
     if dataset:
         loaded = [record for record in loaded if record["config"]["dataset"]["name"] == dataset]
@@ -142,14 +144,15 @@ def _extremes(group: list[dict[str, Any]], folder: Path, methods: list[str]) -> 
 
 def _samples(group: list[dict[str, Any]], folder: Path) -> list[Picture]:
     """A sheet of the images that the runs were evaluated on; raises UserError if they are not here."""
-    from daft import data, finished
-    from daft.figures import sheets
+    from daft.data import datasets
+    from daft.report.figures import sheets
+    from daft.runs import reopened
 
     done = next((record for record in group if record["status"] == "finished"), None)
     if done is None:
         return []
-    config = finished.open_run(next(folder.glob(f"*{done['run']}"))).config
-    listed = data.listing(config)
+    config = reopened.open_run(next(folder.glob(f"*{done['run']}"))).config
+    listed = datasets.listing(config)
     sheet = sheets.classification if config.segmentation is None else sheets.segmentation
     caption = "Samples of the evaluation images (Figures 3 to 5)"
     return [Picture("samples", caption, partial(sheet, config, listed))]
@@ -158,9 +161,9 @@ def _samples(group: list[dict[str, Any]], folder: Path) -> list[Picture]:
 def _measured(directory: Path) -> Similarities:
     import torch  # seconds of imports, for what is not kept yet
 
-    from daft import finished, similarity
+    from daft.runs import reopened, similarity
 
-    run = finished.open_run(directory)
+    run = reopened.open_run(directory)
     torch.set_num_threads(run.record["environment"]["threads"])  # the run's own features are kept by it
     return similarity.similarities(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 

@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from daft.cli import complaint
-from daft.composition import CONF, composed
-from daft.config import SECTIONS, BackboneConfig, DatasetConfig, validate_section
-from daft.errors import UserError
+from daft.common.cli import complaint
+from daft.common.errors import UserError
+from daft.config.check import SECTIONS, validate_section
+from daft.config.compose import CONF, composed
+from daft.config.schema import BackboneConfig, DatasetConfig
 
 GROUPS = {"dataset": DatasetConfig, "backbone": BackboneConfig}
 
@@ -39,29 +40,30 @@ def main() -> int:
     configurations = [(group, *_configuration(group, name, overrides)) for group, name in named]
 
     # Seconds of imports: only now that every configuration makes sense.
-    from daft import prepare, progress
+    from daft.common import progress
+    from daft.prepare import doctor
 
     whole = True
     for group, cfg, cache in configurations:
         try:
             if isinstance(cfg, DatasetConfig):
                 if not args.check:
-                    prepare.prepare_dataset(cfg, cache, args.keep_archives)
-                findings = list(prepare.check_dataset(cfg))
+                    doctor.prepare_dataset(cfg, cache, args.keep_archives)
+                findings = list(doctor.check_dataset(cfg))
             else:
                 if not args.check:
-                    prepare.prepare_backbone(cfg, cache)
-                findings = list(prepare.check_backbone(cfg))
+                    doctor.prepare_backbone(cfg, cache)
+                findings = list(doctor.check_backbone(cfg))
         except (UserError, OSError) as error:
             print(f"prepare.py: {group}={cfg.name}: {error}", file=sys.stderr)
             whole = False
             continue
-        progress.console.print(prepare.table(f"{group}={cfg.name}", findings))
+        progress.console.print(doctor.table(f"{group}={cfg.name}", findings))
         if any(finding.state != "present" for finding in findings):
             whole = False
             words = [f"{group}={cfg.name}", *_of(group, overrides)]
             command = shlex.join(["python", "scripts/prepare.py", *words])
-            progress.console.print(prepare.remedy(cfg, findings, command), soft_wrap=True, highlight=False)
+            progress.console.print(doctor.remedy(cfg, findings, command), soft_wrap=True, highlight=False)
     return 0 if whole else 1
 
 

@@ -24,13 +24,21 @@ from rich.progress import track  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from daft import data  # noqa: E402
-from daft.composition import composed  # noqa: E402
-from daft.config import DatasetConfig, validate_section  # noqa: E402
-from daft.data.images import ImageStore, Labelled, Resident  # noqa: E402
-from daft.data.shapes import CLASSES, generate  # noqa: E402
-from daft.errors import UserError  # noqa: E402
-from daft.files import checksum  # noqa: E402
+from daft.common.errors import UserError  # noqa: E402
+from daft.common.files import checksum  # noqa: E402
+from daft.config.check import validate_section  # noqa: E402
+from daft.config.compose import composed  # noqa: E402
+from daft.config.schema import DatasetConfig  # noqa: E402
+from daft.data import datasets  # noqa: E402
+from daft.data.images import (
+    ImageStore,  # noqa: E402
+    Labelled,  # noqa: E402
+    Resident,  # noqa: E402
+)
+from daft.data.sources.shapes import (
+    CLASSES,  # noqa: E402
+    generate,  # noqa: E402
+)
 
 SIZE = 64
 BATCH, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 64, 0.1, 0.9, 5e-4
@@ -71,7 +79,7 @@ def load_tiny_imagenet(overrides: list[str]) -> tuple[Images, Images, int]:
     """Training and validation images, decoded, and the number of classes."""
     config = composed("dataset=tiny_imagenet", *overrides)
     cfg = validate_section(config, "dataset", DatasetConfig)
-    classes = data.class_names(cfg)
+    classes = datasets.class_names(cfg)
     store = ImageStore(float("inf"), 2, Path(config.paths.cache), torch.device("cpu"))
 
     def decoded(name: str, split: Labelled) -> Images:
@@ -81,7 +89,7 @@ def load_tiny_imagenet(overrides: list[str]) -> tuple[Images, Images, int]:
         return images.pixels, kept.labels
 
     train, held_out = (
-        decoded(name, data.read_split(cfg, split, name, classes))
+        decoded(name, datasets.read_split(cfg, split, name, classes))
         for name, split in (("train", cfg.train), ("id", cfg.id))
     )
     return train, held_out, len(classes)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from daft import records, report, robustness
-from daft.errors import UserError
-from daft.files import write_atomically
+from daft.common.errors import UserError
+from daft.common.files import write_atomically
+from daft.report import page
+from daft.runs import records, robustness
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     loaded = robustness.load(records.below(args.runs))
     if not loaded:
         raise UserError(f"{args.runs}: no records below this folder")
-    write_atomically(args.out, report.report(loaded, f"Runs of {args.runs}", args.runs))
+    write_atomically(args.out, page.report(loaded, f"Runs of {args.runs}", args.runs))
     print(f"wrote {args.out}")
 
 

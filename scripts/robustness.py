@@ -17,11 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from daft import finished, paper, records, robustness, tables
-from daft.errors import UserError
-from daft.files import write_atomically
-from daft.progress import console
-from daft.robustness import KINDS, Kind
+from daft.common.errors import UserError
+from daft.common.files import write_atomically
+from daft.common.progress import console
+from daft.report import corruption_errors, paper, tables
+from daft.runs import frames, records, reopened, robustness
+from daft.runs.robustness import KINDS, Kind
+from daft.sweep import selection
 
 
 def main() -> int:
@@ -75,13 +77,13 @@ def _shown(table: paper.Table | None) -> Kind:
 def _chosen(directories: list[Path], table: paper.Table | None) -> tuple[list[Path], bool]:
     """The directories of the runs at the chosen rates, of a table or of all; whether a cell is no sample."""
     named = {record["run"]: path for path in directories for record in records.load([path])}
-    runs = records.frame(named.values())
+    runs = frames.frame(named.values())
     if table and not runs.empty:
         runs = runs[table.members(runs)]
     chosen, failed = [], False
-    for _, cell in [] if runs.empty else runs.groupby(tables.CELL, sort=False):
+    for _, cell in [] if runs.empty else runs.groupby(frames.CELL, sort=False):
         try:
-            chosen += [named[run] for run in tables.select(cell)["run"]]
+            chosen += [named[run] for run in selection.select(cell)["run"]]
         except UserError as error:
             _complain(error)
             failed = True
@@ -99,7 +101,7 @@ def _evaluate(
     failed, known = False, {}
     for directory in directories:
         try:
-            run = finished.open_run(directory)
+            run = reopened.open_run(directory)
             key = robustness.key(run, kind)
             if key not in known:
                 known = {key: robustness.of_run(run, kind, device, batch_size, images)}  # one at a time
@@ -116,10 +118,10 @@ def _evaluate(
 
 
 def _show(directories: list[Path], kind: Kind, images: int | None, out: Path | None) -> None:
-    means = robustness.aggregate(robustness.load(directories, images), kind)
+    means = corruption_errors.aggregate(robustness.load(directories, images), kind)
     if means.empty:
         return
-    text = robustness.markdown(means, kind)
+    text = corruption_errors.markdown(means, kind)
     print(f"\n{text}", end="")
     if out:
         long = means.drop(columns=["grid", *tables.EDGES, "diverged"])

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 from rich.table import Table
 
-from daft import status
-from daft.errors import UserError
+from daft.common.errors import UserError
+from daft.runs import status
 
 
 def main() -> None:

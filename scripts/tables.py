@@ -15,9 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pandas as pd
 
-from daft import paper, records, rendering, robustness, tables
-from daft.errors import UserError
-from daft.files import write_atomically
+from daft.common.errors import UserError
+from daft.common.files import write_atomically
+from daft.report import layouts, paper, tables
+from daft.runs import frames, records, robustness
+from daft.sweep import selection
 
 AXES = ("datasets", "backbones", "methods")
 
@@ -68,23 +70,23 @@ def _listed(names: str) -> list[str]:
 
 
 def _table(table: paper.Table, runs: Path, out: Path) -> None:
-    compared = paper.compare(table, records.rows(robustness.load(records.below(runs))))
+    compared = paper.compare(table, frames.rows(robustness.load(records.below(runs))))
     _write(compared, out / f"{table.name}.csv")
-    for suffix, render in rendering.RENDERERS.items():
+    for suffix, render in layouts.RENDERERS.items():
         write_atomically(out / f"{table.name}.{suffix}", render(table, compared))
-    print(rendering.markdown(table, compared))
+    print(layouts.markdown(table, compared))
 
 
 def _folder(folder: Path, out: Path, over: str) -> None:
-    runs = records.rows(robustness.load(records.below(folder)))
+    runs = frames.rows(robustness.load(records.below(folder)))
     if runs.empty:
         raise UserError(f"{folder}: no records below this folder, and no table of that name")
     setting = f"config.{over}"
     if over and setting not in runs:
         raise UserError(f"--over {over}: the runs in {folder} have no such setting")
     parts = dict(iter(runs.groupby(setting, dropna=False))) if over else {"": runs}
-    made = {_text(value): tables.aggregate(tables.select(part), part) for value, part in parts.items()}
-    own = (*tables.CELL, *tables.RATES, tables.SEED, setting)
+    made = {_text(value): tables.aggregate(selection.select(part), part) for value, part in parts.items()}
+    own = (*frames.CELL, *frames.RATES, frames.SEED, setting)
     kept = [c for c in runs.columns if "/" in c or c in own]
     _write(runs[["run", "status", "best_epoch", *kept]], out / "runs.csv")
     columns = {value: {over: value} if over else {} for value in made}

@@ -14,10 +14,13 @@ from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from daft.callbacks import POINTER  # noqa: E402
-from daft.cli import complaint  # noqa: E402
-from daft.config import for_schema, validate  # noqa: E402
-from daft.errors import UserError  # noqa: E402
+from daft.common.cli import complaint  # noqa: E402
+from daft.common.errors import UserError  # noqa: E402
+from daft.config.check import (
+    for_schema,  # noqa: E402
+    validate,  # noqa: E402
+)
+from hydra_plugins.sweep_summary import POINTER  # noqa: E402
 
 DEBUG = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
@@ -30,7 +33,8 @@ def train(cfg: DictConfig) -> str:
             raise UserError("sweep: needs -m and a protocol: train.py -m sweep=paper method=ft,daft …")
         config = validate(cfg)
         # Seconds of imports: only now that the configuration makes sense.
-        from daft import experiment, tables
+        from daft import experiment
+        from daft.report import tables
 
         run = experiment.run(config)
     except UserError as error:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from daft import records, sync
-from daft.errors import UserError
+from daft.common.errors import UserError
+from daft.runs import records
+from daft.tracking import sync
 
 DID = {"send": "sent", "complete": "completed", "update": "updated"}
 
@@ -38,7 +39,7 @@ def main() -> None:
     if args.dry_run:
         print(f"{there}; {len(todo)} to do")
         return
-    busy = sync.mirror(service, todo)
+    busy = sync.send(service, todo)
     print(", ".join([there, *(f"{count} {did}" for did, count in counts.items())]))
     if busy:
         raise UserError(f"{len(busy)} left out, another process is at them; the same command goes on")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from daft.composition import configuration
-from daft.config import Config
-from tests.fake_wandb import KEY, Service, serving
+from daft.config.compose import configuration
+from daft.config.schema import Config
+from tests.helpers.fake_wandb import KEY, Service, serving
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 FAST = ["training.epochs=2", "wandb.mode=disabled", "compute.device=cpu"]
 TINY = [

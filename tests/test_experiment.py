@@ -14,11 +14,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from daft import experiment, records, tables
-from daft.errors import ConfigError, UserError
+from daft import experiment
+from daft.common.errors import ConfigError, UserError
+from daft.report import tables
+from daft.runs import frames, records
+from daft.runs.identity import run_identity
+from daft.sweep import selection
 from tests.conftest import FAST, TINY
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
 TIMES = ("seconds", "images/s")
 
@@ -83,7 +87,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny, tmp_p
 
 def test_identity_is_what_moves_the_numbers_and_nothing_else(configure):
     def identity(*overrides, images="i", precision="fp32"):
-        return records.identity(configure(*overrides), precision, {"train": images}, "w")
+        return run_identity(configure(*overrides), precision, {"train": images}, "w")
 
     same = identity()
     for neutral in ("compute.workers=3", "paths.runs=/x", "wandb.mode=online", "method.name=my_daft"):
@@ -129,7 +133,7 @@ def test_integrated_lp_ft_with_conversion_is_daft(configure):
     by_name = ["method=integrated_lp_ft", "method.bn_mode=train", "method.bn_conversion=true"]
     images = {"train": "i"}
     daft, other = configure("method=daft"), configure(*by_name)
-    assert records.identity(daft, "fp32", images, "w") == records.identity(other, "fp32", images, "w")
+    assert run_identity(daft, "fp32", images, "w") == run_identity(other, "fp32", images, "w")
 
 
 def test_lp_and_lp_ft_share_one_probe_and_start_from_it(tiny, tmp_path):
@@ -149,8 +153,8 @@ def test_a_diverged_run_is_recorded_as_diverged_and_never_selected(tiny):
     assert diverged.record["status"] == "diverged"
     assert diverged.record["metrics"] == {}
     finished = experiment.run(tiny(*fixed, "method.lr_backbone=1e-4"))
-    runs = records.frame([diverged.directory, finished.directory])
-    assert tables.select(runs)["run"].tolist() == [finished.record["run"]]
+    runs = frames.frame([diverged.directory, finished.directory])
+    assert selection.select(runs)["run"].tolist() == [finished.record["run"]]
     assert "diverged" in tables.line(diverged.record, fresh=True)
 
 

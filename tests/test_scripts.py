@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from daft import experiment, records
-from tests.test_report import LOADED
+from daft import experiment
+from daft.runs import records
+from tests.report.test_page import LOADED
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -23,9 +23,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from daft import progress
-from daft.errors import UserError
-from daft.files import PARTIAL, is_damage, write_atomically
+from daft.common import progress
+from daft.common.errors import UserError
+from daft.common.files import PARTIAL, is_damage, write_atomically
 
 SHARD = 2048
 """Images in a file: about half a gigabyte with a shorter side of 256 pixels."""

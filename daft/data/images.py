@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from daft import progress
-from daft.config import Operation
+from daft.common import progress
+from daft.common.errors import UserError, some
+from daft.common.files import is_damage, write_atomically
+from daft.config.operations import Operation
 from daft.data.cache import GIB, Cached, build, shrink, state
 from daft.data.transforms import NO_DRAWS, fixed_prefix, least_side, one_shape, transform
-from daft.errors import UserError, some
-from daft.files import is_damage, write_atomically
 
 QUEUED = 4096
 """Images that wait for a thread at a time."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from daft.config import Operation
+from daft.config.operations import Operation
 from daft.data.cache import Cached
 from daft.data.images import Resident, Streamed
 from daft.data.transforms import RGB, draws, transform

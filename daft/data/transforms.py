@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from daft.config import (
+from daft.config.operations import (
     CenterCrop,
     ColorJitter,
     Darken,

@@ -1,0 +1,1 @@
+"""What to run: the schema of a configuration, its check, and Hydra, which composes it."""

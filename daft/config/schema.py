@@ -1,0 +1,422 @@
+"""The schema of a run's configuration: every key, its type, and which values make sense together.
+
+Imports neither torch nor timm, so that a mistyped key fails in a fraction of a second.
+"""
+
+from dataclasses import field, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+)
+from pydantic.dataclasses import dataclass
+
+from daft.common.errors import ConfigError
+from daft.config.operations import STRICT, Checksum, Count, Folder, Grid, Operation, Rate, Seed, Size
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FileConfig:
+    """One file that prepare.py fetches, and what it holds."""
+
+    path: str
+    """where it is kept, below the dataset's root"""
+    at: Literal["root", "annotations"] = "root"
+    """or below its folder of annotations"""
+    only_for: str = ""
+    """needed only if a split's path begins with this"""
+    urls: list[str] = Field(min_length=1)
+    """tried in this order"""
+    bytes: Size | None = None
+    checksum: Checksum | None = None
+    unpack: str | None = None
+    """folder below the root that the archive is unpacked into; null: no archive"""
+    strip: Count = 0
+    """leading folders of the archive's paths that are left out"""
+    gives: list[str] = field(default_factory=list)
+    """files and folders below the root that are there once it is unpacked"""
+    unpacked_bytes: Size | None = None
+    """disk space of what is unpacked, roughly"""
+    members: dict[str, Checksum] = field(default_factory=dict)
+    """checksums of what it gives, by file below the root"""
+
+    def __post_init__(self) -> None:
+        if (self.unpack is None) != (not self.gives):
+            raise ConfigError("gives", f"{self.gives} with unpack={self.unpack}; an archive needs both")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SplitConfig:
+    """One labelled set of images."""
+
+    path: str = "."
+    """what to read, in the words of the dataset's source: a folder or CSV below the root, a style of
+    `shapes` or one between two (`photo/sketch/0.25`), `living17/source/train`, `sketch/test`,
+    `id_val/Europe+Africa`, …"""
+    known_images: Size | None = None
+    """how many there must be, before `images` thins them"""
+    least_per_folder: Size | None = None
+    """fewer images of a WordNet id are taken for a folder half unpacked (`imagenet` only)"""
+    part: Literal["all", "train", "id"] = "all"
+    """which side of the rule `eval_every` to take"""
+    images: Size | None = None
+    """keep this many, stratified by class, evenly spaced in path order; for `shapes`: generate them"""
+    seed: Count = 0
+    """of the generator (`shapes` only)"""
+    shift: list[Operation] = field(default_factory=list)
+    """operations before the evaluation transform: a shift that the data can supply by itself"""
+
+    def __post_init__(self) -> None:
+        if any(op.random for op in self.shift):
+            raise ConfigError("shift", "an evaluation set must not be random")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DatasetConfig:
+    """A training set, its ID evaluation set and any number of OOD sets over the same classes."""
+
+    name: str
+    source: Literal[
+        "folder", "shapes", "cifar", "imagenet", "domainnet", "fmow", "tiny_imagenet", "voc", "cityscapes"
+    ]
+    """the module of daft.data that reads it"""
+    train: SplitConfig
+    id: SplitConfig
+    ood: dict[str, SplitConfig]
+    train_transform: list[Operation]
+    eval_transform: list[Operation]
+    epochs: Count
+    root: str = "."
+    classes: list[str] | None = None
+    """class names in label order; default: the training set's, sorted"""
+    ood_mean: list[str] | None = None
+    """OOD sets that count in the OOD mean; default: all"""
+    eval_every: int | None = Field(default=None, ge=2, strict=True)
+    """every n-th image of a class, in path order, is for ID evaluation, the others for training"""
+    image_size: int | None = Field(default=None, ge=16, strict=True)
+    """side of generated images in pixels (`shapes` only)"""
+    annotations: str | None = None
+    """file or folder of labels, where the source keeps them apart from the images"""
+    cache_side: int | None = Field(default=None, ge=16, strict=True)
+    """decode each file once, resize its shorter side to this many pixels, and keep the pixels; a random
+    crop then sees other pixels, so it is part of a run's identity"""
+    files: list[FileConfig] = field(default_factory=list)
+    """what prepare.py fetches"""
+    kept_side: Size | None = None
+    """shorter side in pixels at which prepare.py keeps the images that it fetches, if they are larger"""
+    manual: str | None = None
+    """what a person must do to get the images, where a licence forbids fetching them"""
+    shift_strength: float | None = None
+    """how far its images are from those of pretraining, on a scale of yours, for figures alone"""
+
+    def __post_init__(self) -> None:
+        for name in self.ood:
+            if name in ("train", "id", "ood", "holdout") or "/" in name:
+                raise ConfigError(f"ood.{name}", "this name is taken (train, id, ood, holdout) or has a '/'")
+        drawn, splits = self.source == "shapes", {"train": self.train, "id": self.id}
+        splits |= {f"ood.{name}": split for name, split in self.ood.items()}
+        if drawn and (self.classes or self.eval_every):
+            key = "classes" if self.classes else "eval_every"
+            raise ConfigError(key, f"{getattr(self, key)}, but shapes are drawn, with classes of their own")
+        if drawn != (self.image_size is not None):
+            raise ConfigError("image_size", f"{self.image_size}; the side of drawn images, null for files")
+        for key, split in splits.items():
+            if drawn and split.part != "all":
+                raise ConfigError(f"{key}.part", f"{split.part}, but drawn images are not divided; use seed")
+            if not drawn and split.seed:
+                raise ConfigError(f"{key}.seed", f"{split.seed}, but files are not drawn; use 0")
+        for name in self.ood_mean or []:
+            if name not in self.ood:
+                raise ConfigError("ood_mean", f"{name!r} is no OOD set; choose from {', '.join(self.ood)}")
+        if self.eval_every and self.train.part == self.id.part == "all":
+            raise ConfigError("eval_every", f"{self.eval_every} divides nothing; set train.part and id.part")
+        for key, split in (("train", self.train), ("id", self.id)):
+            if split.part != "all" and self.eval_every is None:
+                raise ConfigError(f"{key}.part", f"{split.part!r} needs eval_every to say how to divide")
+            if split.shift:
+                raise ConfigError(
+                    f"{key}.shift", "only OOD sets have a shift; give this one a name under ood"
+                )
+        if any(op.random for op in self.eval_transform):
+            raise ConfigError("eval_transform", "an evaluation set must not be random")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BackboneConfig:
+    """A pretrained feature extractor with batch normalisation."""
+
+    name: str
+    model: str
+    """timm model name"""
+    weights: Literal["file", "hub", "random"]
+    """`checkpoint`; timm's hub entry of that name; none at all"""
+    mean: tuple[float, float, float]
+    std: tuple[Rate, Rate, Rate]
+    """normalisation of RGB in [0, 1]"""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    """.safetensors, or a torch file that loads with weights_only=True"""
+    checksum: Checksum | None = None
+    urls: list[str] = field(default_factory=list)
+    """where prepare.py fetches the checkpoint, tried in this order"""
+    bytes: Size | None = None
+    """of the checkpoint"""
+    wrapper: str | None = None
+    """key under which a torch file keeps its state dict"""
+    prefix: str = ""
+    """only keys that start with it are read; it is stripped"""
+    drop: list[str] = field(default_factory=list)
+    """keys that start with one of these, after the prefix, are left out: the pretraining head"""
+    rename: dict[str, str] = field(default_factory=dict)
+    r"""names in the checkpoint to names in the model, after prefix and drop: regular expressions with
+    \1, \2, … for their groups; of those that match a whole name the first counts"""
+    num_features: Size | None = None
+    """width of the features; null: whatever the model gives"""
+    input_size: Size | None = None
+    """side in pixels of the only images it takes; null: any"""
+    lr_head: Rate = 1.0
+    """anchor of η_w; the right one depends on the norm of the features"""
+
+    def __post_init__(self) -> None:
+        if self.weights == "file" and not self.checkpoint:
+            raise ConfigError("checkpoint", "null, but weights=file; name a file, or weights=hub or random")
+        if self.weights != "file" and self.checkpoint:
+            raise ConfigError("weights", f"{self.weights} would ignore {self.checkpoint}; use weights=file")
+        for key in ("checksum", "urls", "bytes", "wrapper", "prefix", "drop", "rename"):
+            if self.weights != "file" and getattr(self, key):
+                raise ConfigError(key, f"{getattr(self, key)}, but weights={self.weights} reads no file")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MethodConfig:
+    """One row of Table 1 or Table 5."""
+
+    name: str
+    head_init: Literal["random", "zero", "probe"]
+    rates: Literal["tied", "separate", "frozen"]
+    """of backbone (η_θ) and head (η_w): one, two, or a backbone that is not trained"""
+    bn_mode: Literal["train", "test"]
+    """of BN layers during training"""
+    bn_conversion: bool
+    """before training (Algorithm 1)"""
+    conversion_batches: Size | None = None
+    """mini-batches that BN conversion measures, from the first; null: the whole training set (paper)"""
+    lr_backbone: Rate | None = None
+    """η_θ; with tied rates the head's too"""
+    lr_head: Rate | None = None
+    """η_w"""
+    head_hidden: list[Size] = field(default_factory=list)
+    """widths of the head's hidden layers; none: a linear head"""
+    lr_probe: Rate | None = None
+    """η_w of the run with a frozen backbone that head_init=probe takes a segmentation's decoder from"""
+
+    def __post_init__(self) -> None:
+        if self.head_hidden and self.head_init != "random":
+            raise ConfigError(
+                "head_init",
+                f"{self.head_init} needs a linear head, but head_hidden={self.head_hidden}; "
+                "a head of several layers starts with head_init=random",
+            )
+        if self.conversion_batches and not self.bn_conversion:
+            raise ConfigError("conversion_batches", f"{self.conversion_batches}, but bn_conversion=false")
+        if self.rates == "frozen":
+            if self.bn_conversion:
+                raise ConfigError("bn_conversion", "true has no effect on a frozen backbone; use false")
+            if self.bn_mode == "train":
+                raise ConfigError("bn_mode", "train would change a frozen backbone; use test")
+            if self.lr_backbone is not None:
+                raise ConfigError("lr_backbone", f"{self.lr_backbone:g} with a frozen backbone; use null")
+            if self.lr_head is None and self.head_init != "probe":
+                raise ConfigError("lr_head", "null trains nothing at all; set it, or use head_init=probe")
+        elif self.lr_backbone is None:
+            raise ConfigError("lr_backbone", f"null, but rates={self.rates} trains the backbone")
+        if self.rates == "tied" and self.lr_head is not None:
+            raise ConfigError("lr_head", f"{self.lr_head:g} with rates=tied; use null, or rates=separate")
+        if self.rates == "separate" and self.lr_head is None:
+            raise ConfigError("lr_head", "null with rates=separate; set it, or use rates=tied")
+
+    def probe(self) -> "MethodConfig":
+        """LP at η_w = `lr_probe`, whose run this one takes its decoder from."""
+        return replace(
+            self,
+            name="lp",
+            head_init="random",
+            rates="frozen",
+            bn_mode="test",
+            bn_conversion=False,
+            conversion_batches=None,
+            lr_backbone=None,
+            lr_head=self.lr_probe,
+            lr_probe=None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainingConfig:
+    """The optimiser's settings and the choice of epoch."""
+
+    epochs: Count
+    steps: Size | None = None
+    """iterations of all epochs together, in equal shares; null: each epoch is a pass over the images"""
+    poly_power: Rate | None = None
+    """rates fall as (1 - step / steps) to this power, every step; null: as a half cosine, every epoch"""
+    batch_size: int = Field(ge=2, strict=True)
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    selection: Literal["paper", "holdout", "last"]
+    """by the ID evaluation set, or by a stratified tenth of the training set; or simply the last"""
+    precision: Literal["auto", "fp32", "bf16"]
+    """auto: bf16 on a GPU, fp32 elsewhere"""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < self.epochs:
+            raise ConfigError("steps", f"{self.steps} for {self.epochs} epochs; each needs one or more")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SegmentationConfig:
+    """Pixels are classified, not images: DeepLabv3+ around the backbone (Chen et al. 2018)."""
+
+    output_stride: Literal[8, 16]
+    """pixels of the image per pixel of the backbone's last features"""
+    atrous_rates: tuple[Size, Size, Size]
+    """dilations of the pyramid"""
+    separable: bool
+    """whether the decoder's convolutions of 3 x 3 are depthwise separable"""
+    dropout: float = Field(ge=0, lt=1)
+    """of the pyramid's output"""
+    channels: Size
+    """of the decoder"""
+    eval_batch_size: Size
+    """1 where images keep their own sizes; no part of a run's identity"""
+    head_init: Literal["random"]
+    """what LP and DAFT start the decoder from"""
+    lr_head: Rate
+    """anchor of η_w"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ComputeConfig:
+    """Where and how fast a run computes; no part of its identity."""
+
+    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: Size | None
+    workers: Count | None
+    resident_gib: float = Field(ge=0)
+    unreadable: Literal["error", "skip"]
+    compile: bool
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class WandbConfig:
+    """Weights & Biases: a mirror of the record, never its source."""
+
+    mode: Literal["online", "offline", "disabled"]
+    project: str
+    entity: str | None
+    group: str | None
+    """null: the run's cell"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PathsConfig:
+    """Folders; no part of a run's identity."""
+
+    data: Folder
+    weights: Folder
+    runs: Folder
+    cache: Folder
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SweepConfig:
+    """A protocol of many runs: grids of learning rates in stages, then seeds; no part of a run."""
+
+    stages: dict[str, list[Literal["lr_backbone", "lr_head", "lr_probe"]]]
+    """by method: the rates that are swept, one after the other, the earlier ones at their best; `lr_probe` by
+    the runs of LP that a segmentation's decoder may come from"""
+    cell_grids: dict[str, dict[str, Grid]]
+    """grids of η_θ by method, then by `backbone/dataset`, `backbone` or `default`: the first that fits"""
+    grids: dict[str, Grid] = field(default_factory=dict)
+    """yours, by method, in place of those"""
+    head_factors: Grid
+    """grid of η_w, of LP's too, in multiples of its anchor; the anchor itself is a candidate too"""
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    """of the chosen rates; the grids run on the lowest"""
+    extend: bool = False
+    """go on past the edge of a grid while its best value is there"""
+    max_jobs: Size | None = None
+    """launched at a time; null: all that can run"""
+    checkpoints: Literal["selected", "all"] = "selected"
+    """whose weights stay once a cell has chosen: those of the chosen rates, or of its whole grids"""
+    plan: bool = False
+    """say what would run, and run nothing"""
+
+    def __post_init__(self) -> None:
+        for method, rates in self.stages.items():
+            if len(set(rates)) != len(rates):
+                raise ConfigError(f"stages.{method}", f"{rates} names a rate twice")
+            if "lr_probe" in rates[1:]:
+                raise ConfigError(f"stages.{method}", f"{rates}, but LP comes before all else")
+            known = "default" in self.cell_grids.get(method, {}) or method in self.grids
+            if "lr_backbone" in rates and not known:
+                raise ConfigError(f"grids.{method}", "missing; the stages sweep lr_backbone over it")
+        for method in self.grids:
+            if "lr_backbone" not in self.stages.get(method, []):
+                known = [name for name, rates in self.stages.items() if "lr_backbone" in rates]
+                raise ConfigError(f"grids.{method}", f"no such sweep; choose from {', '.join(known)}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError("seeds", f"{self.seeds} names a seed twice")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Config:
+    """A whole run."""
+
+    dataset: DatasetConfig
+    backbone: BackboneConfig
+    method: MethodConfig
+    training: TrainingConfig
+    compute: ComputeConfig
+    wandb: WandbConfig
+    paths: PathsConfig
+    seed: Seed
+    segmentation: SegmentationConfig | None = None
+    """null: classification"""
+    sweep: SweepConfig | None = None
+    """what a sweep was told; its runs themselves are told nothing of it"""
+
+    def __post_init__(self) -> None:
+        if self.segmentation is None:
+            if self.dataset.source in MASKED:
+                raise ConfigError("segmentation", f"null, but {self.dataset.name} has masks and no classes")
+            if self.method.lr_probe is not None:
+                raise ConfigError("method.lr_probe", f"{self.method.lr_probe:g}, but a linear head has none")
+            return
+        if self.dataset.source not in (*MASKED, "shapes"):
+            raise ConfigError("segmentation", f"{self.dataset.name} has no masks; use null")
+        if self.dataset.cache_side:
+            raise ConfigError("dataset.cache_side", f"{self.dataset.cache_side}, but masks are not cached")
+        if self.method.head_hidden:
+            raise ConfigError("method.head_hidden", f"{self.method.head_hidden}; the head is the decoder")
+        if self.method.head_init == "zero":
+            raise ConfigError("method.head_init", "zero, but a decoder has several layers; use random")
+        start, rate = self.method.head_init, self.method.lr_probe
+        if start == "probe" and rate is None:
+            raise ConfigError("method.lr_probe", "null, but head_init=probe needs the η_w of an LP run")
+        if start != "probe" and rate is not None:
+            raise ConfigError("method.lr_probe", f"{rate:g}, but head_init={start} needs no LP run; use null")
+
+
+MASKED = ("voc", "cityscapes")
+"""Sources whose labels are masks."""
+
+
+def metric_name(segmentation: object) -> str:
+    """What runs are judged by, in percent, given this section of their configuration."""
+    return "accuracy" if segmentation is None else "miou"
+
+
+def selected_on(selection: str, segmentation: object) -> str:
+    """The metric by which epochs and learning rates are selected."""
+    return f"{'holdout' if selection == 'holdout' else 'id'}/{metric_name(segmentation)}"

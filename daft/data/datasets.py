@@ -1,0 +1,251 @@
+"""From a dataset's configuration to loaders for training, ID and OOD evaluation."""
+
+import functools
+import os
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from daft.common.errors import UserError
+from daft.config.operations import Operation
+from daft.config.schema import Config, DatasetConfig, SplitConfig
+from daft.data.images import ImageStore, Labelled, Resident
+from daft.data.loader import Loader
+from daft.data.sources import cifar, cityscapes, domainnet, fmow, folder, imagenet, shapes, tiny_imagenet, voc
+
+HOLDOUT_EVERY = 10
+"""`selection: holdout` selects on every tenth training image of each class, which is not trained on."""
+
+SHAPES_VERSION = 1
+"""Raised when the same seed draws other pixels."""
+
+HINT = "; python scripts/prepare.py dataset="
+
+FILES = {
+    "folder": folder,
+    "imagenet": imagenet,
+    "domainnet": domainnet,
+    "fmow": fmow,
+    "tiny_imagenet": tiny_imagenet,
+}
+"""Sources of files: each has classes(cfg), names in label order, and files(cfg, split, name, classes), a
+table of path (relative, for order and identity), file (to open) and label (class name)."""
+
+MASKS = {"voc": voc, "cityscapes": cityscapes}
+"""Sources of files with masks: each has MEANING, of the values in masks, classes(cfg), and files(cfg, split,
+name), a table of path, file and mask (to open)."""
+
+PIXELS = {"cifar": cifar}
+"""Sources of decoded images: each has classes(cfg) and pixels(cfg, split, name), uint8 [N, 3, H, W] and
+labels [N]."""
+
+_generate = functools.cache(shapes.generate)  # a sweep in one process draws them once
+_masks = functools.cache(shapes.masks)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A dataset before any image is decoded: enough to know which run this is."""
+
+    classes: list[str]
+    train: Labelled
+    evaluation: dict[str, Labelled]
+    """`id`, `holdout` if selecting on one, then the OOD sets"""
+
+    def fingerprints(self) -> dict[str, str]:
+        """Per split what identifies its images."""
+        return {name: s.fingerprint for name, s in {"train": self.train, **self.evaluation}.items()}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Loaders of one dataset."""
+
+    classes: list[str]
+    train: Loader
+    evaluation: dict[str, Loader]
+    unreadable: dict[str, int] = field(default_factory=dict)
+    """images left out per split, on request"""
+
+
+def listing(config: Config) -> Listing:
+    """List the images of every split and check that they share their classes; decodes nothing."""
+    cfg = config.dataset
+    splits = {"train": cfg.train, "id": cfg.id, **{f"ood.{name}": split for name, split in cfg.ood.items()}}
+    if cfg.source == "shapes":
+        with_masks = config.segmentation is not None
+        classes = ["background"] * with_masks + [*shapes.CLASSES]
+        found = {name: _generated(cfg, split, name, with_masks) for name, split in splits.items()}
+    else:
+        classes = class_names(cfg)
+        found = {
+            name: _selected(cfg, split, name, read_split(cfg, split, name, classes), classes)
+            for name, split in splits.items()
+        }
+    _require_apart(cfg, found)
+    train = found.pop("train")
+    evaluation = {"id": found.pop("id")}
+    if config.training.selection == "holdout":
+        train, evaluation["holdout"] = train.every(HOLDOUT_EVERY)
+        if not len(evaluation["holdout"]):
+            raise UserError(
+                f"training.selection=holdout: no class has {HOLDOUT_EVERY} training images to hold one out"
+            )
+    evaluation |= {key.removeprefix("ood."): split for key, split in found.items()}
+    listed = Listing(classes, train, evaluation)
+    _require_images({"train": train, **listed.evaluation})
+    return listed
+
+
+def load(config: Config, listed: Listing, device: torch.device) -> Data:
+    """Decode, map or prepare to stream every split; raises UserError naming all unreadable images."""
+    cfg, compute = config.dataset, config.compute
+    workers = compute.workers if compute.workers is not None else os.cpu_count() or 1
+    store = ImageStore(
+        compute.resident_gib, max(workers, 1), Path(config.paths.cache), device, cfg.cache_side
+    )
+
+    training_batch, task = config.training.batch_size, config.segmentation
+    evaluation_batch = training_batch if task is None else task.eval_batch_size
+
+    def loader(split: Labelled, operations: list[Operation], name: str) -> Loader:
+        batch_size = training_batch if name == "train" else evaluation_batch
+        images, split = store.load(split, operations, name, batched=batch_size > 1)
+        return Loader(
+            name,
+            images,
+            split.labels,
+            split.fingerprint,
+            operations,
+            batch_size=batch_size,
+            seed=config.seed,
+            shuffle=name == "train",
+            device=device,
+            workers=workers,
+        )
+
+    shifts = {name: split.shift for name, split in cfg.ood.items()}
+    train = loader(listed.train, cfg.train_transform, "train")
+    evaluation = {
+        name: loader(split, [*shifts.get(name, []), *cfg.eval_transform], name)
+        for name, split in listed.evaluation.items()
+    }
+    broken = list(dict.fromkeys(str(path) for paths in store.unreadable.values() for path in paths))
+    if broken and compute.unreadable == "error":
+        raise UserError(
+            f"{len(broken)} image(s) cannot be read; mend or remove them, or leave them out with "
+            "compute.unreadable=skip:\n  " + "\n  ".join(broken)
+        )
+    _require_images({"train": train, **evaluation})
+    skipped = {name: len(paths) for name, paths in store.unreadable.items()}
+    return Data(listed.classes, train, evaluation, skipped)
+
+
+def describe(data: Data) -> dict[str, Any]:
+    """Classes, images per split and where they live, for the record."""
+    loaders = {"train": data.train, **data.evaluation}
+    return {
+        "classes": data.classes,
+        "images": {name: len(loader) for name, loader in loaders.items()},
+        "resident": [n for n, loader in loaders.items() if isinstance(loader.images, Resident)],
+        "unreadable": data.unreadable,
+    }
+
+
+def _require_apart(cfg: DatasetConfig, found: Mapping[str, Labelled]) -> None:
+    """No image is trained on and evaluated on as ID."""
+    train, evaluation = found["train"].images, found["id"].images
+    what = ""
+    if isinstance(train, list) and isinstance(evaluation, list):
+        if shared := _places(train) & _places(evaluation):
+            what = f"{len(shared)} image(s), {min(shared)} among them,"
+    elif (cfg.train.path, cfg.train.seed) == (cfg.id.path, cfg.id.seed):
+        what = f"the {cfg.id.path} images of seed {cfg.id.seed}"
+    if what:
+        raise UserError(f"dataset.id: {what} are in dataset.train too; evaluate on others")
+
+
+def _places(files: list[Path]) -> set[Path]:
+    """Where files really are, however their folders are named."""
+    folders = {parent: parent.resolve() for parent in {file.parent for file in files}}
+    return {folders[file.parent] / file.name for file in files}
+
+
+def _require_images(splits: Mapping[str, Sized]) -> None:
+    for name, split in splits.items():
+        if name == "train" and len(split) < 2:
+            raise UserError(f"dataset.train: {len(split)} image(s); batch normalisation needs two or more")
+        if not len(split):
+            raise UserError(f"dataset.{name}: no images are left to evaluate on")
+
+
+def class_names(cfg: DatasetConfig) -> list[str]:
+    """Class names in label order."""
+    names = list((FILES | MASKS | PIXELS)[cfg.source].classes(cfg))
+    if len(names) < 2 or len(set(names)) != len(names):
+        raise UserError(f"dataset.classes: need two or more distinct names, not {names}")
+    return names
+
+
+def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
+    """All images of one split, by class and path; raises UserError if it is not what it should be."""
+    try:
+        if source := PIXELS.get(cfg.source):
+            found = Labelled.of_pixels(*source.pixels(cfg, split, name))
+        elif source := MASKS.get(cfg.source):
+            found = Labelled.of_masks(source.files(cfg, split, name), source.MEANING, split.path)
+        else:
+            listed = FILES[cfg.source].files(cfg, split, name, classes)
+            found = Labelled.of_files(listed, classes, split.path)
+    except UserError as error:
+        hint = f"{HINT}{cfg.name} dataset.root={cfg.root} --check says what to do"
+        prefix = "" if str(error).startswith("dataset.") else f"dataset.{name}: "
+        raise UserError(f"{prefix}{error}{hint if cfg.files or cfg.manual else ''}") from error
+    if split.part != "all":
+        assert cfg.eval_every is not None
+        before, found = found, found.every(cfg.eval_every)[split.part == "id"]
+        what = f"part={split.part} leaves no image of {{}}; raise dataset.eval_every, or add images"
+        _require_classes(before, found, classes, f"dataset.{name}: {what}")
+    if split.known_images is not None and len(found) != split.known_images:
+        raise UserError(
+            f"dataset.{name}: {len(found):,} images, but there must be {split.known_images:,}; if yours is "
+            f"another version, set dataset.{name}.known_images=null"
+        )
+    return found
+
+
+def _selected(
+    cfg: DatasetConfig, split: SplitConfig, name: str, found: Labelled, classes: list[str]
+) -> Labelled:
+    if split.images is None:
+        return found
+    if split.images > len(found):
+        raise UserError(f"dataset.{name}.images: {split.images}, but there are only {len(found)}")
+    thinned = found.thinned(split.images)
+    message = f"dataset.{name}.images: {split.images} leaves no image of {{}}; raise it"
+    _require_classes(found, thinned, classes, message)
+    return thinned
+
+
+def _require_classes(before: Labelled, after: Labelled, classes: list[str], message: str) -> None:
+    if lost := sorted(set(before.labels.tolist()) - set(after.labels.tolist())):
+        raise UserError(message.format(", ".join(classes[i] for i in lost)))
+
+
+def _generated(cfg: DatasetConfig, split: SplitConfig, name: str, with_masks: bool) -> Labelled:
+    try:
+        shapes.between(split.path)
+    except ValueError as error:
+        raise UserError(f"dataset.{name}.path: {error}") from None
+    if split.images is None:
+        raise UserError(f"dataset.{name}.images: shapes are generated; say how many")
+    drawing = (split.path, split.images, split.seed, cfg.image_size)
+    pixels, labels = map(torch.from_numpy, _generate(*drawing))
+    identity = "/".join(map(str, [*drawing, SHAPES_VERSION]))
+    if with_masks:
+        masks = torch.from_numpy(_masks(*drawing))
+        return Labelled(torch.cat([pixels, masks[:, None]], 1), torch.zeros_like(labels), f"{identity}/masks")
+    return Labelled(pixels, labels, identity)

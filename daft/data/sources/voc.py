@@ -1,0 +1,57 @@
+"""Pascal VOC 2012 segmentation, and its training set with the masks of SBD ("trainaug").
+
+Layout: pytorch/vision, torchvision/datasets/{voc,sbd}.py. The list of trainaug and SegmentationClassAug are
+those of VainF/DeepLabV3Plus-Pytorch; evaluation reads VOC's own masks always.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from daft.common.errors import UserError
+from daft.config.schema import DatasetConfig, SplitConfig
+from daft.data.images import FORBIDDEN, IGNORED
+
+FOLDER = "VOCdevkit/VOC2012"
+
+CLASSES = 21
+
+MEANING = torch.full((256,), FORBIDDEN, dtype=torch.int16)
+MEANING[:CLASSES] = torch.arange(CLASSES, dtype=torch.int16)
+MEANING[255] = IGNORED
+
+SPLITS = {"train": "train", "val": "val", "trainaug": "trainaug", "sbd/trainaug": "trainaug"}
+"""Split: its list in ImageSets/Segmentation. `sbd/trainaug` reads SBD's own files, where VOC has no mask."""
+
+
+def classes(cfg: DatasetConfig) -> list[str]:
+    """As configured; raises UserError if they are not as many as VOC's."""
+    if len(cfg.classes or []) != CLASSES:
+        raise UserError(f"dataset.classes: {cfg.classes}; name the {CLASSES} in label order")
+    return cfg.classes or []
+
+
+def files(cfg: DatasetConfig, split: SplitConfig, name: str) -> pd.DataFrame:
+    """path one of SPLITS; raises UserError for another, and for a list that is not there."""
+    if split.path not in SPLITS:
+        raise UserError(f"dataset.{name}.path: no split {split.path!r}; choose from {', '.join(SPLITS)}")
+    root = Path(cfg.root).expanduser()
+    folder = root / FOLDER
+    listed = folder / "ImageSets/Segmentation" / f"{SPLITS[split.path]}.txt"
+    if not listed.is_file():
+        raise UserError(f"{listed} does not exist")
+    ids = listed.read_text().split()
+    if len(set(ids)) != len(ids):
+        raise UserError(f"{listed} names an image twice")
+
+    def mask(name: str) -> Path:
+        if split.path == "trainaug":
+            return folder / "SegmentationClassAug" / f"{name}.png"
+        own = folder / "SegmentationClass" / f"{name}.png"
+        if split.path == "sbd/trainaug" and not own.is_file():
+            return root / "benchmark_RELEASE/dataset/cls" / f"{name}.mat"
+        return own
+
+    images = [folder / "JPEGImages" / f"{name}.jpg" for name in ids]
+    return pd.DataFrame({"path": ids, "file": map(str, images), "mask": [str(mask(name)) for name in ids]})

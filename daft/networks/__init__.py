@@ -1,0 +1,1 @@
+"""Pretrained networks as feature extractors, and what stands on their features."""

@@ -1,0 +1,1 @@
+"""Images and checkpoints from elsewhere: fetched, verified, unpacked."""

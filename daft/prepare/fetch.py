@@ -1,0 +1,382 @@
+"""Files from elsewhere: fetched, verified, unpacked; each is at its place whole or not at all."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import requests
+from filelock import FileLock, Timeout
+
+from daft.common import progress
+from daft.common.errors import UserError
+from daft.common.files import write_atomically
+from daft.config.schema import FileConfig
+from daft.prepare.archives import (
+    INTERRUPTIONS,
+    _kind,
+    _require_vacant,
+)
+
+CHUNK = 1 << 18
+"""Bytes that are received, hashed or unpacked at a time."""
+
+TIMEOUT = (15, 60)
+"""Seconds to connect, and without a byte after that."""
+
+RETRIES = 3
+"""In a row without a new byte, before an address is given up."""
+
+BACKOFF = 0.5
+"""Seconds before the first retry; they double."""
+
+TRANSIENT = (429, 500, 502, 503, 504)
+"""HTTP statuses of a server that may be well again soon."""
+
+PATIENCE = 30
+"""Seconds that a server may ask for with Retry-After; who asks for more is retried as if it did not."""
+
+GB = 1e9
+
+ELSEWHERE = "set dataset.root, paths.data or paths.weights to another folder"
+
+SPACE = b"\xef\xbb\xbf \t\r\n"
+"""What may stand before text: a byte order mark, white space."""
+
+HTML = (b"<!doctype html", b"<html")
+
+PAGES = {".txt": HTML, ".csv": HTML, ".json": HTML, ".html": ()}
+"""How a page instead of the file begins, by the suffix of a file that is text itself."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file as it was received."""
+
+    url: str | None
+    """None: it was there already"""
+    checksum: str
+    """sha256:…"""
+    bytes: int
+
+
+class _UnfitError(Exception):
+    """A file, or a member of an archive, is not what it should be; the message says why."""
+
+
+class _UnreachableError(Exception):
+    """An address gives nothing (more); the message says why."""
+
+
+class _DroppedError(Exception):
+    """The connection ended before the file did, or the server asks to come again."""
+
+    def __init__(self, why: str, wait: float = 0) -> None:
+        super().__init__(why)
+        self.wait = wait  # seconds
+
+
+def fetch(file: FileConfig, root: Path, check: Callable[[Path], None] | None = None) -> Fetched | None:
+    """Fetch to `root / file.path` from the first address that gives the right file, or verify what is there.
+
+    A download that was cut off goes on where it stopped, even in another process. None: there is no need,
+    all that the archive gives is there. `check` gets what was received, under another name, before it is at
+    its place, and raises UserError if it is not the right file; the next address is tried then. Raises
+    UserError if no address gives the file, if it cannot be written, or if a wrong one is at its place.
+    """
+    path = root / file.path
+    if not _needless(file, root):
+        with _alone(path, root):
+            if not _needless(file, root):  # as another process may have left it
+                _require_vacant(file, root)
+                return _fetch_from_any(file, path, check)
+    return verify(file, root) if path.exists() else None
+
+
+def verify(file: FileConfig, root: Path) -> Fetched:
+    """Check size, checksum and kind of the file at its place; raises UserError, and leaves a wrong one."""
+    path = root / file.path
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    try:
+        return Fetched(None, *_examine(path, file))
+    except _UnfitError as error:
+        raise UserError(f"{path} is damaged or another file: {error}; remove it to fetch it anew") from None
+
+
+def present(file: FileConfig, root: Path) -> str:
+    """`present`, `absent` or `damaged: why`, by a look at names and sizes alone.
+
+    Of an archive what it gives counts, not the archive.
+    """
+    if file.unpack is not None:
+        missing = [name for name in file.gives if not _exists(root / name)]
+        if 0 < len(missing) < len(file.gives):
+            found = next(name for name in file.gives if name not in missing)
+            return f"damaged: {found} is there without {', '.join(missing)}"
+        return "absent" if missing else "present"
+    path = root / file.path
+    if not path.exists():
+        return "absent"
+    size = path.stat().st_size
+    return "present" if file.bytes in (None, size) else f"damaged: {size:,} bytes, not {file.bytes:,}"
+
+
+def required_bytes(files: Iterable[FileConfig], root: Path) -> int:
+    """Disk space that what is absent still needs, as far as the configuration tells sizes."""
+    needed = 0
+    for file in files:
+        if present(file, root) == "absent":
+            path = root / file.path
+            arrived = next((p.stat().st_size for p in (path, _part(path)) if p.exists()), 0)
+            needed += max((file.bytes or 0) + (file.unpacked_bytes or 0) - arrived, 0)
+    return needed
+
+
+def require_space(files: Iterable[FileConfig], root: Path) -> None:
+    """Raises UserError if the disk of `root` has no room for what is absent."""
+    _require_free(required_bytes(files, root), root)
+
+
+def _require_free(needed: int, folder: Path) -> None:
+    place = folder.absolute()
+    free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+    if needed > free:
+        raise UserError(
+            f"{folder}: {needed / GB:,.1f} GB are needed, but only {free / GB:,.1f} GB are free; "
+            f"make room, or {ELSEWHERE}"
+        )
+
+
+@contextmanager
+def _alone(path: Path, root: Path) -> Iterator[None]:
+    """Keep other processes from this file meanwhile; raises UserError if something cannot be written."""
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(lock).acquire(timeout=0)
+        except Timeout:
+            progress.console.print(f"{path}: waiting for another process that is at work on it")
+            held = FileLock(lock).acquire()
+        with held:
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except OSError as error:
+        what = f"cannot write below {root} ({error.filename or path}: {error.strerror or error})"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"{what}; make room and run the same command again") from error
+        raise UserError(f"{what}; {ELSEWHERE}") from error
+
+
+def _needless(file: FileConfig, root: Path) -> bool:
+    return (root / file.path).exists() or present(file, root) == "present"
+
+
+def _fetch_from_any(file: FileConfig, path: Path, check: Callable[[Path], None] | None) -> Fetched:
+    part, reasons = _part(path), []
+    for url in file.urls:
+        try:
+            _receive(url, part, file)
+            checksum, size = _examine(part, file)
+            if check:
+                _apply(check, part)
+        except _UnreachableError as error:
+            reasons.append(f"{url}: {error}")
+        except _UnfitError as error:
+            reasons.append(f"{url}: {error}")
+            part.unlink()
+            _notes(part).unlink(missing_ok=True)
+        else:
+            os.replace(part, path)
+            _notes(part).unlink(missing_ok=True)
+            return Fetched(url, checksum, size)
+    raise UserError(
+        "\n  ".join([f"{file.path} cannot be fetched:", *reasons, f"put it at {path} by hand, or try again"])
+    )
+
+
+def _apply(check: Callable[[Path], None], part: Path) -> None:
+    try:
+        check(part)
+    except UserError as error:
+        raise _UnfitError(str(error)) from error
+
+
+def _receive(url: str, part: Path, file: FileConfig) -> None:
+    """Bring what is at this address to `part`; raises _UnreachableError once nothing more arrives."""
+    most = failures = 0
+    while True:
+        try:
+            return _copy(url, part) if urlsplit(url).scheme == "file" else _download(url, part, file)
+        except INTERRUPTIONS as error:
+            arrived = part.stat().st_size if part.exists() else 0
+            failures = 0 if arrived > most else failures + 1
+            most = max(most, arrived)
+            if failures > RETRIES:
+                raise _UnreachableError(_root_cause(error)) from error
+            time.sleep(max(BACKOFF * 2**failures, getattr(error, "wait", 0)))
+        except requests.RequestException as error:
+            raise _UnreachableError(_root_cause(error)) from error
+
+
+def _copy(url: str, part: Path) -> None:
+    source = Path(url2pathname(urlsplit(url).path))
+    if not source.is_file():
+        raise _UnreachableError("there is no such file")
+    _notes(part).unlink(missing_ok=True)
+    shutil.copyfile(source, part)
+
+
+def _download(url: str, part: Path, file: FileConfig) -> None:
+    """One request, for what `part` lacks; for all of it if the server cannot go on with the same file."""
+    notes = _read_notes(part)
+    validator, total = notes.get("validator"), notes.get("bytes")
+    # What was put together from two files would show by its checksum, where one is known.
+    same = part.exists() and notes.get("url") == url and (file.checksum or (validator and total))
+    arrived = part.stat().st_size if same else 0
+    if arrived and arrived == total:
+        return
+    headers = {"Accept-Encoding": "identity"}
+    if arrived:
+        headers |= {"Range": f"bytes={arrived}-"} | ({"If-Range": validator} if validator else {})
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        code, given = response.status_code, response.headers
+        if code in TRANSIENT:
+            raise _DroppedError(f"HTTP {code} {response.reason}", _retry_after(given))
+        first, last, whole = _content_range(given)
+        continued = (
+            arrived > 0 and code == 206 and (first, last, total or whole) == (arrived, whole - 1, whole)
+        )
+        if arrived and code in (206, 416) and not continued:
+            part.unlink()
+            raise _DroppedError("the server does not go on with the same file")
+        if code != 200 and not continued:
+            raise _UnreachableError(f"HTTP {code} {response.reason}")
+        if not file.checksum and _tells_page(given, file):
+            raise _UnreachableError("a web page instead of the file")
+        length = given.get("Content-Length")
+        total = whole if continued else int(length) if length else None
+        taken = part.stat().st_size if part.exists() else 0  # gone on with, or freed
+        _require_free((total or 0) - taken, part.parent)
+        with open(part, "ab" if continued else "wb") as out, progress.transfer() as shown:
+            if not continued:  # after the old bytes are gone, before the first new one
+                notes = {"url": url, "validator": _validator(given), "bytes": total}
+                write_atomically(_notes(part), json.dumps(notes))
+            bar = shown.add_task(part.stem, total=total, completed=arrived if continued else 0)
+            # Not response.iter_content: it would decompress a .gz that is declared as an encoding.
+            for chunk in response.raw.stream(CHUNK, decode_content=False):
+                out.write(chunk)
+                shown.advance(bar, len(chunk))
+            out.flush()
+            os.fsync(out.fileno())
+    size = part.stat().st_size
+    if total not in (None, size):
+        raise _DroppedError(f"the connection ended after {size:,} of {total:,} bytes")
+
+
+def _part(path: Path) -> Path:
+    """What has arrived of a file."""
+    return path.with_name(f"{path.name}.part")
+
+
+def _notes(part: Path) -> Path:
+    """Where a part is from: url, its validator there (or null), bytes of the whole (or null)."""
+    return part.with_name(f"{part.name}.json")
+
+
+def _read_notes(part: Path) -> dict[str, Any]:
+    """Empty if there are none, or none whole."""
+    try:
+        notes = json.loads(_notes(part).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def _validator(headers: Mapping[str, str]) -> str | None:
+    """What If-Range may compare: a strong ETag, else the date (RFC 9110, 13.1.5)."""
+    etag = headers.get("ETag", "W/")
+    return headers.get("Last-Modified") if etag.startswith("W/") else etag
+
+
+def _retry_after(headers: Mapping[str, str]) -> int:
+    """Seconds, 0 for a date or for more than PATIENCE."""
+    told = headers.get("Retry-After", "")
+    return seconds if told.isdecimal() and (seconds := int(told)) <= PATIENCE else 0
+
+
+def _content_range(headers: Mapping[str, str]) -> tuple[int, int, int]:
+    """First and last byte, and bytes of the whole; zeros if any of them is not told."""
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("Content-Range", ""))
+    first, last, whole = match.groups() if match else (0, 0, 0)
+    return int(first), int(last), int(whole)
+
+
+def _tells_page(headers: Mapping[str, str], file: FileConfig) -> bool:
+    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return kind in ("text/html", "application/json") and _suffix(file) not in PAGES
+
+
+def _suffix(file: FileConfig) -> str:
+    return PurePosixPath(file.path).suffix.lower()
+
+
+def _root_cause(error: BaseException) -> str:
+    """The system's own words, without the layers of libraries around them."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return str(error) or type(error).__name__
+
+
+def _examine(path: Path, file: FileConfig) -> tuple[str, int]:
+    """sha256:… and bytes; raises _UnfitError if the file is not the configured one."""
+    kind, size = _kind(path), path.stat().st_size
+    if size == 0:
+        raise _UnfitError("an empty file")
+    if kind is None and _head(path).lstrip(SPACE).lower().startswith(PAGES.get(_suffix(file), (b"<", b"{"))):
+        raise _UnfitError("a web page instead of the file")
+    if file.bytes not in (None, size):
+        raise _UnfitError(f"{size:,} bytes, not {file.bytes:,}")
+    found = _checksums(path, {"sha256", (file.checksum or "sha256").split(":")[0]})
+    if file.checksum and not (other := found[file.checksum.split(":")[0]]).startswith(file.checksum):
+        raise _UnfitError(f"{other}, not {file.checksum}")
+    if file.unpack is not None and kind is None:
+        raise _UnfitError("neither tar, tar.gz nor zip")
+    if kind == "zip" and not zipfile.is_zipfile(path):
+        raise _UnfitError("a zip that is cut short")
+    return found["sha256"], size
+
+
+def _checksums(path: Path, algorithms: set[str]) -> dict[str, str]:
+    hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
+    with open(path, "rb") as file, progress.transfer() as shown:
+        bar = shown.add_task(f"verifying {path.name}", total=path.stat().st_size)
+        while chunk := file.read(CHUNK):
+            for each in hashes.values():
+                each.update(chunk)
+            shown.advance(bar, len(chunk))
+    return {name: f"{name}:{each.hexdigest()}" for name, each in hashes.items()}
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(512)
+
+
+def _exists(path: Path) -> bool:
+    """An empty folder does not count."""
+    return any(path.iterdir()) if path.is_dir() else path.exists()

@@ -1,0 +1,192 @@
+"""Which pictures there are of some runs: for files, for the report, for W&B."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from daft.common.errors import UserError
+from daft.report import tables
+from daft.report.figures import accuracy, change, extremes, features, sensitivity, style
+from daft.runs import frames, similarity
+from daft.sweep import selection
+
+Measure = Callable[[Path], similarity.Similarities]
+"""Of a run's directory: `daft.similarity.similarities`, which takes the run's network and images."""
+
+
+class Picture(NamedTuple):
+    """One picture, not drawn yet."""
+
+    name: str
+    """of a file, without suffix"""
+    caption: str
+    draw: Callable[[], Figure]
+
+
+SENSITIVITY = {
+    "training_size": ("Accuracy over the size of the training set", sensitivity.training_size),
+    "conversion_batches": (
+        "Estimate and accuracy over the batches of BN conversion",
+        sensitivity.conversion_batches,
+    ),
+    "shift_family": ("What BN conversion gains over the strength of the shift", sensitivity.shift_family),
+}
+"""Of one dataset and backbone, from `sensitivity.frame`; and `rate_grid`, per method."""
+
+KINDS = (
+    "overview",
+    "id_ood",
+    "features",
+    "cosine",
+    "l2",
+    "change",
+    "rates",
+    "extremes",
+    "samples",
+    *SENSITIVITY,
+    "rate_grid",
+)
+"""What pictures are called, or begin with."""
+
+
+def of_runs(loaded: Sequence[dict[str, Any]], methods: Sequence[str] = ()) -> list[Picture]:
+    """The pictures of one dataset and backbone, at the selected rates, as far as its records have them.
+
+    methods: of Figures 1 and 2, instead of the paper's. Raises UserError if one is not there, or if runs of a
+    method are no sample.
+    """
+    runs = frames.rows(loaded)
+    chosen = selection.select(runs)
+    if chosen.empty:
+        return []
+    kept = [record for record in loaded if record["run"] in set(chosen["run"])]
+    found = [Picture("overview", "Accuracy and feature distortion", partial(accuracy.overview, chosen, kept))]
+    if frames.score(chosen, "ood").notna().any():
+        found.append(Picture("id_ood", "OOD over ID accuracy", partial(accuracy.id_against_ood, chosen)))
+    found += _distortion(kept, methods)
+    for method in style.methods(chosen[frames.METHOD]):
+        best = chosen[chosen[frames.METHOD] == method]
+        cell = selection.beside(best, runs[runs[frames.METHOD] == method])
+        if cell[frames.RATES[0]].nunique() > 1:
+            rate = best[frames.RATES[0]].iloc[0]
+            draw = partial(accuracy.learning_rates, cell, rate)
+            found.append(Picture(f"rates_{method}", f"Learning rates, {style.label(method)}", draw))
+    return found
+
+
+def of_extremes(
+    loaded: Sequence[dict[str, Any]],
+    folder: Path,
+    methods: Sequence[str] = (),
+    measure: Measure | None = None,
+) -> list[Picture]:
+    """Figures 6 to 9, a picture per evaluation split, of the lowest seed that all methods have.
+
+    loaded: records of one dataset and backbone at the selected rates, of runs in this folder; images with
+    masks have no one class, and no such picture. methods: instead of the paper's. measure: for what is not
+    kept beside the runs; None: that is left out. Raises UserError if one of `methods` is not there, or if
+    they have no seed in common.
+    """
+    there: dict[str, dict[int, dict[str, Any]]] = {}
+    for record in loaded:
+        config = record["config"]
+        if not config.get("segmentation"):
+            there.setdefault(config["method"]["name"], {})[config["seed"]] = record
+    compared = _compared(methods, extremes.PAPER, list(there)) if there else []
+    if not compared:
+        return []
+    seeds = set.intersection(*(set(there[method]) for method in compared))
+    if methods and not seeds:
+        raise UserError(f"{', '.join(compared)}: the runs of these methods have no seed in common")
+    found: dict[str, similarity.Similarities] = {}
+    for method in compared if seeds else ():
+        name = there[method][min(seeds)]["run"]
+        directory = next(folder.glob(f"*{name}"), folder / name)
+        if kept := similarity.read(directory) or (measure(directory) if measure else {}):
+            found[method] = kept
+    if not found:
+        return []
+    known = there[compared[0]][min(seeds)]
+    config, classes = known["config"], known["data"]["classes"]
+    title = f"{config['dataset']['name']}, {config['backbone']['name']}, seed {config['seed']}"
+    return [
+        Picture(
+            f"extremes_{split}",
+            f"Least and most moved features, {tables.split_name(f'{split}/')} (Figures 6 to 9)",
+            partial(extremes.picture, split, {m: of[split] for m, of in found.items()}, classes, title),
+        )
+        for split in known["distortion"]  # in the order of evaluation
+        if split != "holdout"
+    ]
+
+
+def of_settings(loaded: Sequence[dict[str, Any]]) -> list[Picture]:
+    """Pictures of one dataset and backbone over a setting; each says what it needs when it is drawn."""
+    runs = sensitivity.frame(loaded)
+    return [Picture(name, caption, partial(draw, runs)) for name, (caption, draw) in SENSITIVITY.items()]
+
+
+def of_grids(loaded: Sequence[dict[str, Any]], whole: bool = False) -> list[Picture]:
+    """Heat maps over both rates, a picture per method of one dataset and backbone; whole: with no gap."""
+    runs, found = sensitivity.frame(loaded), []
+    for method in style.methods(runs[frames.METHOD]):
+        cell = runs[runs[frames.METHOD] == method]
+        sides = [cell[rate].nunique() for rate in frames.RATES]
+        if min(sides) > 1 and (not whole or len(cell[frames.RATES].drop_duplicates()) == math.prod(sides)):
+            draw = partial(sensitivity.rate_grid, cell)
+            found.append(
+                Picture(f"rate_grid_{method}", f"Grid of learning rates, {style.label(method)}", draw)
+            )
+    return found
+
+
+def _distortion(loaded: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[Picture]:
+    """Figures 1 and 2 of records of one dataset and backbone."""
+    found = []
+    if moved := [m for m in features.methods_of(loaded) if m != "lp"]:
+        compared = _compared(methods, features.PAPER, moved) or moved
+        draw = partial(features.distributions, loaded, compared)
+        found.append(Picture("features", "Feature distortion, ID (Figure 1)", draw))
+        for measure, name in features.MEASURES.items():
+            draw = partial(features.ridges, loaded, measure)
+            found.append(Picture(measure, f"{name.capitalize()} of features, per split and method", draw))
+    if changed := change.methods_of(loaded):
+        compared = _compared(methods, change.PAPER, changed) or changed
+        draw = partial(change.relative_change, loaded, compared)
+        found.append(Picture("change", "Relative change of weights and BN layers (Figure 2)", draw))
+    return found
+
+
+def _compared(asked: Sequence[str], paper: Sequence[str], there: Sequence[str]) -> list[str]:
+    """The methods asked for, all of which must be there, or those of the paper's that are."""
+    if unknown := [method for method in asked if method not in there]:
+        raise UserError(f"--methods {','.join(unknown)}: none to draw here; choose from {', '.join(there)}")
+    return [*asked] or [method for method in paper if method in there]
+
+
+def named(kind: str, pictures: Sequence[Picture]) -> list[Picture]:
+    """Those of a kind."""
+    return [p for p in pictures if p.name == kind or p.name.startswith(f"{kind}_")]
+
+
+def groups(loaded: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The records by dataset and backbone, by a name for files."""
+    runs = frames.rows(loaded)
+    if runs.empty:
+        return {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for names, record in zip(
+        runs[[frames.DATASET, frames.BACKBONE]].itertuples(index=False), loaded, strict=True
+    ):
+        found.setdefault("-".join(map(str, names)), []).append(record)
+    return found
+
+
+def selected(loaded: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records at the selected rates."""
+    chosen = set(selection.select(frames.rows(loaded))["run"])
+    return [record for record in loaded if record["run"] in chosen]

@@ -1,0 +1,162 @@
+"""What all pictures share: names, colours and marks of methods, type, and how a figure becomes a file."""
+
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from daft.common.errors import UserError
+from daft.common.files import write_atomically
+from daft.report import tables
+from daft.runs import frames
+
+LABELS = {
+    "lp": "LP",
+    "ft": "FT",
+    "ft_bnc": "FT + conversion",
+    "lp_ft": "LP-FT",
+    "lp_ft_train": "LP-FT, train mode",
+    "lp_ft_bnc": "LP-FT + conversion",
+    "integrated_lp_ft": "Integrated LP-FT",
+    "integrated_lp_ft_train": "Integrated, train mode",
+    "daft": "DAFT",
+}
+# Colour-blind safe (Okabe and Ito), and a marker each for print.
+COLOURS = {"lp": "#999999", "ft": "#d55e00", "lp_ft": "#0072b2", "daft": "#009e73"}
+COLOURS |= {"ft_bnc": "#e69f00", "lp_ft_bnc": "#56b4e9", "integrated_lp_ft": "#cc79a7"}
+COLOURS |= {"lp_ft_train": "#1b1b1b", "integrated_lp_ft_train": "#b59f00"}
+MARKERS = {"lp": "s", "ft": "^", "lp_ft": "D", "daft": "o"}
+MARKERS |= {"ft_bnc": "v", "lp_ft_bnc": "d", "integrated_lp_ft": "P"}
+MARKERS |= {"lp_ft_train": "X", "integrated_lp_ft_train": "p"}
+
+INK, FAINT = "#1b1b1b", "#666666"
+
+WIDTH = 8.5
+"""Inches; a README shows them at some 830 pixels, where 9 points are 12 pixels high."""
+
+DPI = 160
+
+FORMATS = {"png": "", "pdf": "CreationDate", "svg": "Date"}
+"""And what would make two files of the same figure different."""
+
+PHOTOGRAPHIC = 2**14
+"""Colours that only photographs have."""
+
+LARGEST = 300_000
+"""Bytes of a PNG, so that a repository can hold it."""
+
+matplotlib.rcParams.update(
+    {
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.labelsize": 9,
+        "figure.titlesize": 11,
+        "legend.fontsize": 8.5,
+        "legend.frameon": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "grid.alpha": 0.3,
+        "pdf.fonttype": 42,  # text stays text
+        "svg.fonttype": "none",
+        "svg.hashsalt": "daft",  # the same figure is the same bytes
+    }
+)
+
+
+def label(method: str) -> str:
+    """How a method is called in pictures."""
+    return LABELS.get(method, method)
+
+
+def mark(method: str) -> dict[str, Any]:
+    """Colour and marker of a method."""
+    return {"color": COLOURS.get(method, INK), "marker": MARKERS.get(method, "o")}
+
+
+def measure(runs: pd.DataFrame) -> str:
+    """What the runs of one dataset are judged by, in words."""
+    return {"miou": "mIoU"}.get(frames.cell_metric(runs), frames.cell_metric(runs))
+
+
+def methods(names: Iterable[str]) -> list[str]:
+    """Each method once, in the paper's order."""
+    return sorted(dict.fromkeys(names), key=tables.method_order)
+
+
+def canvas(
+    rows: int, columns: int, height: float, width: float = WIDTH, **keywords: Any
+) -> tuple[Figure, Any]:
+    """A figure, in inches, and its panels [rows, columns]."""
+    figure = Figure((width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **keywords)
+
+
+def note(figure: Figure, text: str) -> None:
+    """A line below the panels: what is shown, over how many runs, what the bars mean."""
+    figure.supxlabel(text, fontsize=8, color=FAINT)
+
+
+def seeds(counts: "pd.Series[int]") -> str:
+    """What a mean and its bars are, from the number of runs of each mean."""
+    if counts.max() == 1:
+        return "one seed"
+    return f"mean over {count(counts)}, bars ± sample standard deviation (ddof = 1)"
+
+
+def count(counts: "pd.Series[int]") -> str:
+    """`n = 1 to 3 seeds`, from the number of runs of each mean."""
+    low, high = int(counts.min()), int(counts.max())
+    return f"n = {low}{'' if low == high else f' to {high}'} seed{'' if high == 1 else 's'}"
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a .png, .pdf or .svg, whole or not at all; the same figure is the same bytes."""
+    kind = file.suffix[1:]
+    if kind not in FORMATS:
+        raise UserError(f"{file}: a picture is one of {', '.join(f'*.{known}' for known in FORMATS)}")
+    write_atomically(file, rendered(figure, kind))
+
+
+def embedded(figure: Figure) -> tuple[str, bytes]:
+    """Media type and content for a page: drawings as SVG, photographs as PNG."""
+    kind = "png" if hasattr(figure, "pixels_per_inch") else "svg"
+    return {"png": "image/png", "svg": "image/svg+xml"}[kind], rendered(figure, kind)
+
+
+def pixels(figure: Figure) -> Image.Image:
+    """As its PNG."""
+    return Image.open(BytesIO(rendered(figure, "png")))
+
+
+def rendered(figure: Figure, kind: str) -> bytes:
+    """The figure in one of FORMATS."""
+    content = BytesIO()
+    metadata = {FORMATS[kind]: None} if FORMATS[kind] else {}
+    figure.savefig(content, format=kind, dpi=getattr(figure, "pixels_per_inch", DPI), metadata=metadata)
+    return _small(content.getvalue()) if kind == "png" else content.getvalue()
+
+
+def _small(png: bytes) -> bytes:
+    """The picture in fewer bytes: lines in 256 colours, photographs in as many as fit into LARGEST."""
+    image = Image.open(BytesIO(png)).convert("RGB")
+    if image.getcolors(PHOTOGRAPHIC) is None:
+        pixels = np.asarray(image)
+        for bits in (8, 6, 5):
+            levels = 2**bits - 1
+            fewer = (np.round(pixels / 255 * levels) * 255 / levels).round().astype(np.uint8)
+            if len(content := _png(Image.fromarray(fewer))) <= LARGEST:
+                return content
+    return _png(image.quantize(256))
+
+
+def _png(image: Image.Image) -> bytes:
+    content = BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()

@@ -1,0 +1,317 @@
+"""The tables of the paper: which cells make them up, and our numbers beside the printed ones."""
+
+import functools
+from collections.abc import Collection, Iterable
+from dataclasses import field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from daft.common.errors import UserError
+from daft.config.check import validate, validate_section
+from daft.config.compose import composed
+from daft.config.operations import STRICT
+from daft.config.schema import SweepConfig
+from daft.report import tables
+from daft.runs import frames
+from daft.sweep import selection
+from daft.sweep.protocol import Protocol, Rates, Trial, lacking, protocol
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFINITIONS, PRINTED = ROOT / "conf" / "table", ROOT / "results" / "paper"
+KEYS = ["backbone", "method", "dataset", "split"]
+MEASURED = ("accuracy", "miou", "error")
+"""Columns of numbers in results/paper."""
+
+NOTHING: dict[Any, Any] = {"n": 0, "runs": "", "diverged": 0, "lacking": 0} | dict.fromkeys(
+    tables.EDGES, False
+)
+"""What a cell without runs has."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Entry:
+    """A row or column of a table."""
+
+    title: str
+    paper: dict[str, str | bool] | None = field(default_factory=dict)
+    """what the paper's numbers are filed under where that is not our name; null: it prints none"""
+
+
+def _titled(value: Any) -> Any:
+    return {"title": value} if isinstance(value, str) else value
+
+
+Titled = Annotated[Entry, BeforeValidator(_titled)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Columns:
+    """The columns of one dataset."""
+
+    title: str
+    splits: dict[str, Titled]
+    backbones: dict[str, str] = field(default_factory=dict)
+    """networks that stand in for a row's on this dataset"""
+    overrides: list[str] = field(default_factory=list)
+    """settings that the table's runs have on this dataset, beside those of the dataset's own file"""
+
+
+class Cell(NamedTuple):
+    """What a sweep has to select learning rates for, by the names of the configuration."""
+
+    dataset: str
+    backbone: str
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Table:
+    """Which cells make up a table, in the order of its rows and columns."""
+
+    name: str
+    title: str
+    backbones: dict[str, Titled]
+    methods: dict[str, Titled]
+    datasets: dict[str, Columns]
+    paper: str | None = None
+    """file of results/paper with the printed numbers; null: there are none"""
+    metric: str = "accuracy"
+    """what a cell shows of each split, as the records call it"""
+    best: Literal["highest", "lowest"] = "highest"
+    digits: int = 2
+    """decimals that the paper prints"""
+    mean_of: str | None = None
+    """table that this one averages"""
+    sweep: str = "paper"
+    """option of conf/sweep that the cells are run with"""
+    notes: list[str] = field(default_factory=list)
+
+    def source(self) -> "Table":
+        """The table whose runs this one shows."""
+        return load(self.mean_of) if self.mean_of else self
+
+    def cells(self) -> list[Cell]:
+        """Every cell, datasets outermost."""
+        table = self.source()
+        return [
+            Cell(dataset, columns.backbones.get(backbone, backbone), method)
+            for dataset, columns in table.datasets.items()
+            for backbone in table.backbones
+            for method in table.methods
+        ]
+
+    def sweeps(self) -> list[list[str]]:
+        """Overrides of as few multiruns as have these cells and no others."""
+        table, blocks = self.source(), {}
+        for dataset, columns in table.datasets.items():
+            backbones = [columns.backbones.get(backbone, backbone) for backbone in table.backbones]
+            blocks.setdefault((",".join(backbones), *columns.overrides), []).append(dataset)
+        return [
+            [
+                f"sweep={table.sweep}",
+                f"dataset={','.join(datasets)}",
+                f"backbone={backbones}",
+                f"method={','.join(table.methods)}",
+                *overrides,
+            ]
+            for (backbones, *overrides), datasets in blocks.items()
+        ]
+
+    def members(self, runs: pd.DataFrame) -> "pd.Series[bool]":
+        """Which rows of `records.rows` are runs of its cells, with the settings that it has."""
+        table = self.source()
+        found = runs[frames.CELL].apply(tuple, axis=1).isin(table.cells())
+        for dataset, columns in table.datasets.items():
+            for override in columns.overrides:
+                key, _, value = override.partition("=")
+                if key.startswith("compute."):  # where a run was computed, not what it is
+                    continue
+                same = runs.get(f"config.{key}", pd.Series(index=runs.index)) == yaml.safe_load(value)
+                found &= same | (runs[frames.DATASET] != dataset)
+        return found
+
+    def narrowed(self, **only: Collection[str]) -> "Table":
+        """The table with only these datasets, backbones, methods; none named: all; raises UserError."""
+        axes = {}
+        for axis, names in only.items():
+            known = getattr(self.source(), axis)
+            for name in names:
+                if name not in known:
+                    raise UserError(f"{self.name}: no {axis[:-1]} {name!r}; choose from {', '.join(known)}")
+            axes[axis] = {key: value for key, value in known.items() if not names or key in names}
+        return replace(self.source(), **axes)
+
+
+def names() -> list[str]:
+    """The tables that are defined."""
+    return sorted(path.stem for path in DEFINITIONS.glob("*.yaml"))
+
+
+def load(name: str) -> Table:
+    """A table's definition; raises UserError if there is none, or it is not one."""
+    file = DEFINITIONS / f"{name}.yaml"
+    if not file.exists():
+        raise UserError(f"{name}: no such table; choose from {', '.join(names())}")
+    try:
+        return TypeAdapter(Table).validate_python({"name": name, **yaml.safe_load(file.read_text())})
+    except (yaml.YAMLError, TypeError) as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def compare(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell and split: ours (mean, std, n, rates, run ids), the paper's, and the difference.
+
+    Accuracies (or errors) and `difference` in points; `std` of the sample (ddof = 1), none at n = 1, and
+    `difference_in_std` in units of it. `best` and `paper_best` are the highest (of errors the lowest) of a
+    column within a backbone, at the decimals that the paper prints, where there are several to compare.
+    `lacking` counts runs that the cell's protocol has and the cell has not: such a cell is never the best.
+    `diverged` counts runs; `missing` is a split that no finished run has, or a cell whose runs are no sample,
+    as `problem` says.
+    """
+    source = table.source()
+    ours = _ours(source, runs)
+    if table.mean_of:
+        ours = averages(ours)
+    ours["paper"] = np.array(_printed(table, ours[KEYS].itertuples(index=False, name=None)), float)
+    ours["difference"] = ours["mean"] - ours["paper"]
+    ours["difference_in_std"] = (ours["difference"] / ours["std"]).where(ours["std"] > 0)
+    columns = ours.groupby(["backbone", "dataset", "split"], sort=False)
+    for best, numbers in (("best", ours["mean"].where(ours["lacking"] == 0)), ("paper_best", ours["paper"])):
+        rounded = numbers.round(table.digits)
+        extreme = "max" if table.best == "highest" else "min"
+        most, several = (rounded.groupby(columns.ngroup()).transform(f) for f in (extreme, "count"))
+        ours[best] = (rounded == most) & (several > 1)
+    ours["missing"] = ours["mean"].isna()
+    return ours
+
+
+def averages(cells: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the ID columns and over the OOD columns of each row of a table, as Table 6 has them.
+
+    The runs of different datasets are independent, so variances add; the columns of one dataset show the
+    same runs, so their stds add, which is the most that their sum can spread. A row with a gap has no mean.
+    """
+    rows = []
+    for (backbone, method), row in cells.groupby(["backbone", "method"], sort=False):
+        for split, columns in (("id", row[row["split"] == "id"]), ("ood", row[row["split"] != "id"])):
+            spread = columns["std"].groupby(columns["dataset"]).sum(min_count=1, skipna=False)
+            rows.append(
+                dict(zip(KEYS, (backbone, method, "average", split), strict=True))
+                | {
+                    "mean": columns["mean"].mean(skipna=False),
+                    "std": (spread**2).sum(skipna=False) ** 0.5 / len(columns),
+                    "n": columns["n"].min(),
+                    "lacking": row["lacking"].sum(),
+                    "diverged": 0,  # as problems and edges: of a cell, and shown there
+                    "problem": "",
+                    "runs": " ".join(dict.fromkeys(" ".join(columns["runs"]).split())),
+                }
+                | dict.fromkeys(tables.EDGES, False)
+            )
+    return pd.DataFrame(rows)
+
+
+def _ours(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
+    """The table's cells and splits with what the runs have of them, the absent ones included."""
+    found = _aggregated(table, runs)
+    rows = []
+    for dataset, columns in table.datasets.items():
+        for backbone in table.backbones:
+            for method in table.methods:
+                network = columns.backbones.get(backbone, backbone)
+                cell = found.get((dataset, network, method), {})
+                known: dict[Any, Any] = next(iter(cell.values()), NOTHING)
+                for split in columns.splits:
+                    number = cell.get(f"{split}/{table.metric}", NOTHING)
+                    rows.append(
+                        dict(zip(KEYS, (backbone, method, dataset, split), strict=True))
+                        | {"network": network}
+                        | {key: number.get(key) for key in ("mean", "std", "n", "runs")}
+                        | {
+                            key: known.get(key)
+                            for key in ("lr_backbone", "lr_head", *tables.EDGES, "diverged", "lacking")
+                        }
+                        | {"problem": known.get("problem", "")}
+                    )
+    numbers = ["mean", "std", "lr_backbone", "lr_head"]
+    return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float)).fillna({"runs": ""})
+
+
+def _aggregated(table: Table, runs: pd.DataFrame) -> dict[tuple[str, ...], dict[str, dict[Any, Any]]]:
+    """Metrics by cell, of the table's runs; of a cell of mixed settings the problem."""
+    if runs.empty:
+        return {}
+    found = {}
+    for names, cell in runs[table.members(runs)].groupby(frames.CELL):
+        try:
+            chosen = selection.select(cell)
+            lacking = _lacking(table.sweep, Cell(*map(str, names)), cell, chosen)
+            aggregated = tables.aggregate(chosen, cell).assign(lacking=lacking).to_dict("records")
+        except UserError as error:
+            aggregated = [NOTHING | {"metric": "", "problem": str(error)}]
+        found[names] = {row["metric"]: row for row in aggregated}
+    return found
+
+
+def _lacking(sweep: str, cell: Cell, runs: pd.DataFrame, chosen: pd.DataFrame) -> int:
+    """How many runs of the cell's protocol there are not."""
+    if chosen.empty:
+        return 0
+
+    def trials(rows: pd.DataFrame) -> list[Trial]:
+        rates = [f"config.method.{rate}" for rate in Rates._fields]
+        columns = rows.reindex(columns=[*rates, frames.SEED]).astype(object)  # old records lack some
+        known = columns.where(columns.notna(), None).itertuples(index=False, name=None)
+        return [Trial(Rates(*rates), seed) for *rates, seed in known]
+
+    first = trials(chosen)[0]
+    return lacking(_protocol(sweep, cell), trials(runs), selection.grid_seed(runs), first.rates)
+
+
+@functools.cache
+def _protocol(sweep: str, cell: Cell) -> Protocol:
+    named = [f"{key}={value}" for key, value in cell._asdict().items()]
+    config = composed(f"sweep={sweep}", *named)
+    return protocol(validate_section(config, "sweep", SweepConfig), validate(config))
+
+
+def _printed(table: Table, keys: Iterable[tuple[str, ...]]) -> list[float | None]:
+    """The paper's number for each (backbone, method, dataset, split), None where it prints none."""
+    if table.paper is None:
+        return [None for _ in keys]
+    printed = pd.read_csv(PRINTED / table.paper)
+    printed = printed.rename(columns=dict.fromkeys(MEASURED, "number") | {"corruption": "split"})
+    if "number" not in printed:  # Table 6 has a column per split
+        printed = printed.melt(["backbone", "method"], var_name="split", value_name="number")
+        printed["split"] = printed["split"].str.removesuffix("_accuracy")
+    numbers = []
+    for key in keys:
+        backbone, method, dataset, split = key
+        filed: dict[str, str | bool] = dict(zip(KEYS, key, strict=True))
+        for entry in (
+            table.backbones[backbone],
+            table.methods[method],
+            table.datasets[dataset].splits[split],
+        ):
+            if entry.paper is None:
+                numbers.append(None)
+                break
+            filed |= entry.paper
+        else:
+            same = [printed[column] == value for column, value in filed.items() if column in printed]
+            number = printed.loc[pd.concat(same, axis=1).all(axis=1), "number"]
+            if len(number) != 1:
+                raise UserError(
+                    f"{PRINTED / table.paper}: {len(number)} numbers for {' '.join(key)}, not one"
+                )
+            numbers.append(float(number.iloc[0]))
+    return numbers

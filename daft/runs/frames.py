@@ -1,0 +1,83 @@
+"""Records as rows of a DataFrame, and what the columns are called."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from daft.common.files import digest
+from daft.config.schema import metric_name, selected_on
+from daft.runs.records import load
+
+
+def frame(directories: Iterable[Path]) -> pd.DataFrame:
+    """A row per record that can be used, in the order given; columns as in `rows`."""
+    return rows(load(directories))
+
+
+def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """A row per record: run, status, best_epoch, measure, inputs (what identifies images and weights), probe
+    (what the LP run that it starts from was selected by), and config.*, split/metric and time.* columns.
+    """
+    rows = []
+    for record in records:
+        rows.append(
+            {
+                "run": record["run"],
+                "status": record["status"],
+                "best_epoch": record["best_epoch"],
+                "measure": metric_name(record["config"].get("segmentation")),
+                "inputs": _inputs(record),
+                "probe": _probe(record),
+                **settings(record["config"]),
+                **record["metrics"],
+                **{f"time.{key}": value for key, value in record["time"].items()},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _inputs(record: dict[str, Any]) -> str:
+    identity = record.get("identity")
+    return digest([identity["dataset"]["images"], identity["backbone"]["weights"]]) if identity else ""
+
+
+def _probe(record: dict[str, Any]) -> float | None:
+    found, config = record.get("probe") or {}, record["config"]
+    if "metrics" not in found:  # a linear probe is no run
+        return None
+    return found["metrics"].get(selected_on(config["training"]["selection"], config["segmentation"]))
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The config.* columns of a configuration that is plain data."""
+    flat = {str(key): value for key, value in pd.json_normalize({"config": config}).iloc[0].items()}
+    if side := config.get("dataset", {}).get("cache_side"):  # crops see other pixels: it is another dataset
+        flat["config.dataset.name"] += f" (cached at {side} px)"
+    return flat
+
+
+DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]
+RATES = ["config.method.lr_backbone", "config.method.lr_head"]
+LR_PROBE = "config.method.lr_probe"
+SEED = "config.seed"
+MEASURES = ("/accuracy", "/miou")
+
+
+def cell_metric(runs: pd.DataFrame) -> str:
+    """What the runs of one cell are judged by."""
+    return runs["measure"].iloc[0] if "measure" in runs else "accuracy"
+
+
+def score(runs: pd.DataFrame, split: str) -> "pd.Series[float]":
+    """What each run is judged by, on a split; NaN where it has none."""
+    columns = [split + kind for kind in MEASURES]
+    return runs.reindex(columns=columns).astype(float).bfill(axis=1)[columns[0]]
+
+
+def accuracies(runs: pd.DataFrame) -> list[str]:
+    """The accuracy columns (mIoU of segmentations) in the order of evaluation, the OOD mean last."""
+    columns = [c for c in runs.columns if c.endswith(MEASURES) and not c.startswith("holdout/")]
+    columns = [c for c in columns if runs[c].notna().any()]
+    return sorted(columns, key=lambda c: c.startswith("ood/"))

@@ -1,0 +1,78 @@
+"""Where a run computes: device, precision, libraries, memory."""
+
+import functools
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from daft.common.errors import UserError
+from daft.config.schema import Config
+
+LIBRARIES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Code version, library versions, device and threads."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "code": _code_version(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "device": gpu or f"{device.type} ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Peaks so far, in GiB: resident, of this process and all its runs; on the GPU, of this run."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # of ru_maxrss: bytes there, KiB elsewhere
+    peaks = {"host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    if device.type == "cuda":
+        peaks["gpu_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return peaks
+
+
+@functools.cache  # what was imported stays as it is
+def _code_version() -> str:
+    """The commit this code stands at, marked if it was changed since; else the package's version."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return _version("daft")
+        changed = git("status", "--porcelain", "--", "daft", "conf", "scripts")
+        return git("rev-parse", "HEAD") + ("+changed" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return _version("daft")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def device_and_precision(config: Config) -> tuple[torch.device, str]:
+    """Device and precision of a run; raises UserError if the device is not here."""
+    name, precision = config.compute.device, config.training.precision
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(f"compute.device={name}: {found} CUDA device(s) found; use auto or cpu")
+    if precision == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
+    return device, precision

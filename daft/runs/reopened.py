@@ -1,0 +1,126 @@
+"""Finished runs opened again, for what is measured after training: their network, their images."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from daft.common.errors import UserError
+from daft.config.schema import Config, PathsConfig
+from daft.data import datasets
+from daft.networks import checkpoints
+from daft.networks.classifier import Classifier
+from daft.runs import records
+from daft.runs.identity import pretrained_network
+from daft.training import evaluation, tasks
+from daft.training.evaluation import PretrainedFeatures
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its directory, its record, and its configuration with paths of here."""
+
+    directory: Path
+    record: dict[str, Any]
+    config: Config
+
+    def __str__(self) -> str:
+        return self.directory.name
+
+    @property
+    def classes(self) -> list[str]:
+        """Names in label order."""
+        return self.record["data"]["classes"]
+
+    def network(self, device: torch.device) -> Classifier:
+        """The network of the selected epoch, in test mode; needs no pretrained weights.
+
+        Raises UserError if the run's weights were not kept, or are not of its network.
+        """
+        file = self.directory / records.MODEL
+        if not file.exists():
+            raise UserError(
+                f"{file}: not there; a sweep keeps the weights of the chosen rates alone, and "
+                "sweep.checkpoints=all those of its grids too"
+            )
+        task = tasks.of(self.config, self.classes)
+        model = task.network(task.backbone(pretrained=False))
+        try:
+            model.load_state_dict(safetensors.torch.load_file(file))
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            raise UserError(f"{file}: not the weights of this run ({error})") from error
+        return model.to(device).to(memory_format=torch.channels_last).eval()
+
+    def pretrained_features(self, device: torch.device) -> PretrainedFeatures:
+        """The features before training, by split: those that the run itself has kept, else extracted anew.
+
+        Raises UserError if the pretrained weights are not there, or are others.
+        """
+        identity, now = self.record["identity"], checkpoints.fingerprint(self.config.backbone)
+        if identity["backbone"]["weights"] != now:
+            raise UserError(f"{self}: {self.config.backbone.checkpoint} is not what it was made with")
+        task = tasks.of(self.config, self.classes)
+        backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
+        network = pretrained_network(identity, device)
+        folder = Path(self.config.paths.cache) / "features"
+        return PretrainedFeatures(task.features(backbone), network, self.autocast(device), folder)
+
+    @property
+    def precision(self) -> str:
+        """What it was made in, `fp32` or `bf16`."""
+        return self.record["identity"]["training"]["precision"]
+
+    def autocast(self, device: torch.device) -> evaluation.Autocast:
+        """Context of its forward passes."""
+        return evaluation.autocast(device, self.precision)
+
+    def images(self, device: torch.device) -> datasets.Data:
+        """Loaders of all its splits; raises UserError if images are not those it was made with."""
+        listing = datasets.listing(self.config)
+        known = self.record["identity"]["dataset"]["images"]
+        if changed := sorted(n for n, f in listing.fingerprints().items() if known.get(n) != f):
+            raise UserError(f"{self}: the images of {', '.join(changed)} are not those it was made with")
+        return datasets.load(self.config, listing, device)
+
+
+def open_run(directory: Path, paths: Mapping[str, str] | None = None) -> Finished:
+    """A finished run; raises UserError if there is none.
+
+    paths: where data, weights, runs or cache are now, if not where the environment says (DAFT_DATA, …) or,
+    without that, where they were; what lay below them is looked for there.
+    """
+    record = records.read(directory)
+    if record is None:
+        raise UserError(f"{directory}: no finished run is here")
+    if record["status"] != "finished":
+        raise UserError(f"{directory}: the run is {record['status']}; it has no selected epoch")
+    settings = record["config"]
+    names = [field.name for field in fields(PathsConfig)]
+    places = {name: os.environ.get(f"DAFT_{name.upper()}") for name in names} | dict(paths or {})
+    for name, now in places.items():
+        if now:
+            settings = _moved(settings, settings["paths"][name], now)
+    try:
+        return Finished(directory, record, TypeAdapter(Config).validate_python(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{directory}: its configuration is of another version: {key}: {first['msg']}"
+        ) from error
+
+
+def _moved(value: Any, before: str, now: str) -> Any:
+    """Plain data with the paths at or below `before` at or below `now`."""
+    if isinstance(value, dict):
+        return {key: _moved(inner, before, now) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_moved(inner, before, now) for inner in value]
+    if isinstance(value, str) and (value == before or value.startswith(f"{before}/")):
+        return now + value.removeprefix(before)
+    return value

@@ -1,0 +1,286 @@
+"""Corruption errors of finished runs: on CIFAR-10-C, or on their own ID images, corrupted alike."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from daft.common import progress
+from daft.common.errors import UserError
+from daft.common.files import digest, write_atomically
+from daft.config.operations import Operation
+from daft.data import corruptions
+from daft.data.corruptions import CORRUPTIONS, SEVERITIES
+from daft.data.images import Labelled, Resident
+from daft.data.loader import Batch, Loader, batch_ends
+from daft.data.sources import cifar
+from daft.data.transforms import NO_DRAWS, transform
+from daft.runs import machine, records
+from daft.runs.reopened import Finished
+from daft.training import evaluation
+
+FORMAT = 1
+"""Raised when the layout of a result changes."""
+
+RESULT = "robustness-{}.json"
+"""Beside the record, for each set of corrupted images and precision."""
+
+MEAN = "mce"
+"""The plain mean over the corruptions, which the paper calls so; not normalised by another network."""
+
+Kind = Literal["cifar10_c", "generated"]
+"""Corrupted images as published, or generated from a run's ID images."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Images under one corruption at one severity."""
+
+    epoch: Callable[[], Iterator[Batch]]
+    """transformed, on the device"""
+    images: int
+    device: torch.device
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return self.images
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """An evaluation set under every corruption at every severity."""
+
+    kind: Kind
+    identity: list[Any]
+    """plain data that tells its pixels from those of any other set"""
+    images: int
+    """in each block"""
+    whole: int
+    """in each block, before it was thinned"""
+    block: Callable[[str, int], Block]
+    """by corruption and severity"""
+
+
+def published(
+    root: Path, operations: list[Operation], device: torch.device, batch_size: int, images: int | None = None
+) -> Corrupted:
+    """CIFAR-10-C below the root of CIFAR-10, mapped from disk; `images` thins each block, stratified.
+
+    Raises UserError if a file is absent or not as published.
+    """
+    try:
+        files = {name: cifar.corrupted(root, name) for name in CORRUPTIONS}
+    except UserError as error:
+        raise UserError(f"{error}; python scripts/prepare.py dataset=cifar10_c --check says more") from error
+    labels = torch.from_numpy(files[next(iter(files))][1])
+    kept = _thinned(labels, images)
+    fingerprints = [cifar.fingerprint(*file) for file in files.values()]
+
+    def block(name: str, severity: int) -> Block:
+        pixels = files[name][0][severity - 1]
+
+        def batches() -> Iterator[Batch]:
+            start = 0
+            for end in batch_ends(len(kept), batch_size):
+                chosen, start = kept[start:end], end
+                batch = torch.from_numpy(pixels[chosen.numpy()]).permute(0, 3, 1, 2)
+                moved = _on(device, batch), _on(device, labels[chosen])
+                yield transform(moved[0], operations, NO_DRAWS), moved[1]
+
+        return Block(batches, len(kept), device)
+
+    identity = [fingerprints, [repr(operation) for operation in operations], len(kept)]
+    return Corrupted("cifar10_c", identity, len(kept), len(labels), block)
+
+
+def generated(clean: Loader, batch_size: int, images: int | None = None) -> Corrupted:
+    """An evaluation set, corrupted as it is read; `images` thins it first, stratified.
+
+    Images that share a size which the transform does not reduce are corrupted before it, as CIFAR-10-C's
+    were; others after it, as ImageNet-C's were. Raises UserError if they are too small.
+    """
+    kept = _thinned(clean.labels, images)
+    mask = torch.zeros(len(clean), dtype=torch.bool)
+    mask[kept] = True
+    done = _before(clean)
+    read = replace(
+        clean,
+        images=clean.images.subset(mask),
+        labels=clean.labels[mask],
+        fingerprint=f"{clean.fingerprint}/{len(kept)}",
+        operations=clean.operations[:done],
+        batch_size=batch_size,
+    )
+    side, rest = min(read.shape()[1:]), clean.operations[done:]
+    if side < corruptions.LEAST_SIDE:
+        raise UserError(
+            f"dataset.{clean.name}: images of {side} pixels are too small to corrupt; at least "
+            f"{corruptions.LEAST_SIDE} are needed"
+        )
+
+    def block(name: str, severity: int) -> Block:
+        def batches() -> Iterator[Batch]:
+            numbers = count()
+            for pixels, labels in read.epoch():
+                mine = [next(numbers) for _ in range(len(pixels))]
+                corrupted = corruptions.corrupt(pixels, name, severity, mine)
+                yield transform(corrupted, rest, NO_DRAWS), labels
+
+        return Block(batches, len(read), clean.device)
+
+    published_for = corruptions.parameters(side)
+    identity = [corruptions.VERSION, read.identity, [repr(operation) for operation in rest], published_for]
+    return Corrupted("generated", identity, len(read), len(clean), block)
+
+
+def _thinned(labels: Tensor, images: int | None) -> Tensor:
+    """Positions of the images that are kept, int64 [images]; raises UserError if there are fewer."""
+    if images is None:
+        return torch.arange(len(labels))
+    if images > len(labels):
+        raise UserError(f"--images {images}: there are only {len(labels)}")
+    kept = Labelled(torch.arange(len(labels)), labels, "").thinned(images).images
+    assert isinstance(kept, Tensor)
+    return kept.sort().values
+
+
+def _before(clean: Loader) -> int:
+    """How many of the operations come before the corruption: none or all."""
+    held = clean.images
+    everything = len(clean.operations)
+    if isinstance(held, Resident):
+        if held.done:  # to fewer pixels, or from several sizes
+            return everything
+        sizes = {tuple(held.pixels.shape[-2:])}
+    else:
+        sizes = {held.size(i) for i in range(len(clean))}
+    _, *transformed = clean.shape()
+    return 0 if len(sizes) == 1 and math.prod(sizes.pop()) <= math.prod(transformed) else everything
+
+
+def _on(device: torch.device, tensor: Tensor) -> Tensor:
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def of_run(
+    run: Finished, kind: Kind, device: torch.device, batch_size: int, images: int | None = None
+) -> Corrupted:
+    """The corrupted images that a run is evaluated on; runs with the same `key` share them.
+
+    Raises UserError if there are none that it can classify.
+    """
+    if run.config.segmentation is not None:
+        raise UserError(f"{run}: it segments; corruption errors are of networks that classify whole images")
+    if kind == "generated":
+        return generated(run.images(device).evaluation["id"], batch_size, images)
+    if run.classes != [*cifar.CLASSES]:
+        raise UserError(f"{run}: its classes are not CIFAR-10's, so CIFAR-10-C cannot be classified")
+    dataset = run.config.dataset
+    return published(Path(dataset.root).expanduser(), dataset.eval_transform, device, batch_size, images)
+
+
+def key(run: Finished, kind: Kind) -> str:
+    """What tells the corrupted images of a run from those of another."""
+    dataset = run.record["identity"]["dataset"]
+    clean = dataset["images"]["id"] if kind == "generated" else run.config.dataset.root
+    return digest([kind, clean, dataset["eval_transform"], dataset.get("cache_side")])
+
+
+def evaluate(run: Finished, corrupted: Corrupted, device: torch.device) -> dict[str, Any]:
+    """The errors in percent of every block, written beside the record; blocks that are there stay.
+
+    In the run's own precision. Raises BusyError if another process is at the run, UserError if its weights
+    were not kept.
+    """
+    precision = run.record["identity"]["training"]["precision"]
+    facts = {
+        "format": FORMAT,
+        "kind": corrupted.kind,
+        "identity": corrupted.identity,
+        "precision": precision,
+        "images": corrupted.images,
+        "whole": corrupted.whole,
+    }
+    file = run.directory / RESULT.format(digest(facts))
+    with records.claimed(run.directory):
+        result = _read(file) or facts | {"errors": {name: {} for name in CORRUPTIONS}, "seconds": 0.0}
+        done = result["errors"]
+        missing = [(name, s) for name in CORRUPTIONS for s in SEVERITIES if str(s) not in done[name]]
+        if not missing:
+            return result
+        result["environment"] = machine.environment(device)
+        model, cast = run.network(device), evaluation.autocast(device, precision)
+        for name, severity in progress.track(missing, str(run), len(missing)):
+            started = time.perf_counter()
+            block = corrupted.block(name, severity)
+            error = 100 - evaluation.accuracy(model.backbone, model.head, block, cast)
+            done[name][str(severity)] = None if math.isnan(error) else error
+            result["seconds"] += time.perf_counter() - started
+            write_atomically(file, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """A result, whole or begun; raises UserError if the file is none of this version."""
+    if not file.exists():
+        return None
+    try:
+        result = json.loads(file.read_text())
+        if result["format"] != FORMAT:
+            raise UserError(f"{file}: result of format {result['format']}; this version reads {FORMAT}")
+        for name in CORRUPTIONS:
+            dict(result["errors"][name])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is no result ({error!r}); move it away to evaluate again") from error
+    return result
+
+
+def metrics(result: dict[str, Any]) -> dict[str, float]:
+    """`corruption/kind_error`, its mean over severities, and the mean of all; none of a result just begun."""
+    errors = {name: [found.get(str(s)) for s in SEVERITIES] for name, found in result["errors"].items()}
+    if any(error is None for found in errors.values() for error in found):
+        return {}
+    means = {name: float(np.mean(found)) for name, found in errors.items()}
+    means[MEAN] = float(np.mean([*means.values()]))
+    return {f"{name}/{result['kind']}_error": error for name, error in means.items()}
+
+
+def load(directories: Iterable[Path], images: int | None = None) -> list[dict[str, Any]]:
+    """`records.load` with the errors of each run among its metrics: of whole sets, or of so many images.
+
+    Only those in the run's own precision, of corruptions as they are generated now; of several the newest.
+    The record's `corrupted` says, by kind, of how many `images` in each block, of a `whole` of how many.
+    """
+    loaded = []
+    for directory in directories:
+        for record in records.load([directory]):
+            for file in sorted(directory.glob(RESULT.format("*")), key=lambda file: file.stat().st_mtime_ns):
+                try:
+                    result = _read(file)
+                except UserError as error:
+                    progress.console.print(f"left out: {error}", soft_wrap=True, markup=False)
+                    continue
+                if result and _counts(result, record, images):
+                    record["metrics"] |= metrics(result)
+                    of_kind = {key: result[key] for key in ("images", "whole")}
+                    record["corrupted"] = record.get("corrupted", {}) | {result["kind"]: of_kind}
+            loaded.append(record)
+    return loaded
+
+
+def _counts(result: dict[str, Any], record: dict[str, Any], images: int | None) -> bool:
+    return (
+        result["images"] == (images or result["whole"])
+        and result["precision"] == record["identity"]["training"]["precision"]
+        and (result["kind"] != "generated" or result["identity"][0] == corruptions.VERSION)
+    )

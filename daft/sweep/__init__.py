@@ -1,0 +1,1 @@
+"""Many runs: which comes next, which rates win, and who computes them."""

@@ -1,0 +1,1 @@
+"""Epochs: the loop, its schedules, and what is measured of a network before and after."""

@@ -1,0 +1,105 @@
+"""ID and OOD evaluation: a network's accuracy on a split, and its features there."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from daft.common import progress
+from daft.common.files import digest, made_once, write_atomically
+from daft.data.loader import Batch, Loader
+
+Autocast = Callable[[], AbstractContextManager[object]]
+"""Context of the run's precision, one per forward pass."""
+
+
+class Batches(Protocol):
+    """What accuracy is measured on: a Loader, or whatever else gives labelled images on a device."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def epoch(self) -> Callable[[], Iterator[Batch]]: ...
+    def __len__(self) -> int: ...
+
+
+def autocast(device: torch.device, precision: str) -> Autocast:
+    """Forward passes in `fp32` or `bf16`; BN statistics stay float32 in both."""
+    enabled = precision == "bf16"
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@torch.no_grad()
+def accuracy(backbone: nn.Module, head: nn.Module, loader: Batches, cast: Autocast) -> float:
+    """Percentage of images classified rightly in test mode; NaN if any logit is NaN or infinite.
+
+    The head is always float32: of bf16 logits several are often equal, and the first would win.
+    """
+    backbone.eval()
+    head.eval()
+    correct = torch.zeros((), device=loader.device)
+    for images, labels in loader.epoch():
+        with cast():
+            features = backbone(images)
+        correct += _correct(head(features.float()), labels)
+    return 100 * float(correct) / len(loader)
+
+
+@torch.no_grad()
+def head_accuracy(head: nn.Module, features: Tensor, loader: Loader) -> float:
+    """The same from the features [N, D] of the loader's images, batch by batch as above."""
+    head.eval()
+    correct = torch.zeros((), device=loader.device)
+    labels = loader.labels.to(loader.device)
+    for x, y in zip(features.split(loader.batch_size), labels.split(loader.batch_size), strict=True):
+        correct += _correct(head(x), y)
+    return 100 * float(correct) / len(loader)
+
+
+def _correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Number of right answers; NaN, which no sum forgets, if a logit is not finite."""
+    right = (logits.argmax(1) == labels).sum().float()
+    return torch.where(logits.isfinite().all(), right, torch.nan)
+
+
+@torch.no_grad()
+def features(backbone: nn.Module, loader: Loader, cast: Autocast) -> Tensor:
+    """Test-mode features [N, D] float32 of the pass before training, in its order."""
+    backbone.eval()
+
+    def batches() -> Iterator[Tensor]:
+        for images, _ in loader.epoch():
+            with cast():
+                yield backbone(images).float()
+
+    return torch.cat([*progress.track(batches(), f"features {loader.name}", loader.batches)])
+
+
+@dataclass(frozen=True)
+class PretrainedFeatures:
+    """Features of the network as it was before training, extracted once and kept on disk.
+
+    They are what the probe is fitted on and what distortion is measured from, in every run that
+    shares the network (whose `identity` is plain data) and the images.
+    """
+
+    backbone: nn.Module
+    identity: Any
+    cast: Autocast
+    folder: Path
+
+    def __call__(self, loader: Loader) -> Tensor:
+        """As `features`; the backbone must not have been trained yet, unless they are there already."""
+        file = self.folder / f"{loader.name}-{digest([self.identity, loader.identity])}.safetensors"
+        with made_once(file) as missing:
+            if missing:
+                kept = {"features": features(self.backbone, loader, self.cast).cpu()}
+                write_atomically(file, lambda path: save_file(kept, path))
+        with safe_open(file, "pt", device=str(loader.device)) as opened:
+            return opened.get_tensor("features")

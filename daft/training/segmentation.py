@@ -1,0 +1,85 @@
+"""Segmentation as a task: pixels are classified, not images (Table 3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from daft.config.schema import SegmentationConfig
+from daft.data.images import IGNORED
+from daft.data.loader import Batch, Loader
+from daft.networks import backbones
+from daft.networks.backbones import FeatureExtractor
+from daft.networks.classifier import Classifier
+from daft.networks.deeplab import Decoder, Encoder, Pooled, Segmenter
+from daft.training.evaluation import Autocast
+from daft.training.tasks import Task
+
+
+def cross_entropy(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Mean cross-entropy of the pixels that have a class; 0 if none has."""
+    images, masks = batch
+    total = F.cross_entropy(model(images), masks.long(), ignore_index=IGNORED, reduction="sum")
+    return {"loss": total / (masks != IGNORED).sum().clamp(min=1)}
+
+
+@torch.no_grad()
+def ious(model: Classifier, loader: Loader, num_classes: int, cast: Autocast) -> Tensor:
+    """Percentage of intersection over union [K] of each class, from all pixels of a split together.
+
+    NaN for a class that is neither there nor predicted, and for all if any logit is NaN or infinite. The head
+    is always float32, as in `evaluation.accuracy`.
+    """
+    assert isinstance(model, Segmenter)
+    model.eval()
+    nan = float("nan")
+    measure = MulticlassJaccardIndex(
+        num_classes, average="none", ignore_index=IGNORED, validate_args=False, zero_division=nan
+    ).to(loader.device)
+    finite = torch.ones((), dtype=torch.bool, device=loader.device)
+    for images, masks in loader.epoch():
+        with cast():
+            features = model.backbone(images)
+        logits = model.decoded([stage.float() for stage in features], images)
+        finite &= logits.isfinite().all()
+        measure.update(logits.argmax(1), masks.long())
+    found = 100 * measure.compute().double().cpu()
+    return found if finite else torch.full_like(found, nan)
+
+
+class Segmentation(Task):
+    """One class for a pixel."""
+
+    metric = "miou"
+
+    @property
+    def cfg(self) -> SegmentationConfig:
+        """The section of the configuration that makes it one."""
+        assert self.config.segmentation is not None
+        return self.config.segmentation
+
+    def backbone(self, *, pretrained: bool = True) -> Encoder:
+        load = backbones.load if pretrained else backbones.untrained
+        cfg = self.config.backbone
+        return Encoder(load(cfg), cfg, self.cfg.output_stride).eval()
+
+    def network(self, backbone: FeatureExtractor) -> Segmenter:
+        assert isinstance(backbone, Encoder)
+        head = Decoder(backbone, len(self.classes), self.cfg)
+        return Segmenter(backbone, head.to(backbone.mean.device))
+
+    def features(self, backbone: FeatureExtractor) -> nn.Module:
+        return Pooled(backbone)
+
+    def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return cross_entropy(model, batch)
+
+    def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:
+        return float(ious(model, loader, len(self.classes), cast).nanmean())
+
+    def measures(
+        self, model: Classifier, features: Tensor, loader: Loader, cast: Autocast
+    ) -> dict[str, float]:
+        each = ious(model, loader, len(self.classes), cast)
+        named = zip(self.classes, each.tolist(), strict=True)
+        return {self.metric: float(each.nanmean())} | {f"iou_{name}": iou for name, iou in named}

@@ -1,0 +1,192 @@
+"""Claims about selection and aggregation, on numbers small enough to check by hand."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from daft.common.errors import UserError
+from daft.report import tables
+from daft.runs import frames
+from daft.sweep import selection
+
+
+def runs(*rows: tuple) -> pd.DataFrame:
+    """Rows of (method, lr_backbone, seed, ID accuracy, OOD accuracy, status)."""
+    names = [frames.METHOD, frames.RATES[0], frames.SEED, "id/accuracy", "ood/accuracy", "status"]
+    frame = pd.DataFrame([(*row, "finished")[: len(names)] for row in rows], columns=names)
+    frame["run"] = [f"r{i}" for i in range(len(frame))]
+    frame[frames.DATASET], frame[frames.BACKBONE] = "d", "b"
+    frame[frames.RATES[1]] = math.nan
+    frame["config.training.selection"] = "paper"
+    return frame
+
+
+def test_the_learning_rate_is_chosen_by_id_accuracy_and_never_by_ood():
+    frame = runs(("ft", 0.1, 0, 90.0, 10.0), ("ft", 0.01, 0, 80.0, 99.0), ("ft", 0.1, 1, 70.0, 20.0))
+    assert selection.select(frame)["run"].tolist() == ["r0", "r2"]
+
+
+def test_the_choice_is_made_on_the_lowest_seed_alone():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.01, 0, 80.0, 1.0), ("ft", 0.01, 1, 99.0, 1.0))
+    assert selection.select(frame)["run"].tolist() == ["r0"]
+
+
+def test_of_runs_that_start_from_several_lp_runs_those_of_the_best_of_these_are_the_cell():
+    """As when LP's grid was widened afterwards: LP's score decides, not that of what starts from it."""
+    frame = runs(
+        *(("lp_ft", 0.1, 0, 95.0, 1.0), ("lp_ft", 0.01, 0, 99.0, 1.0), ("lp_ft", 0.01, 1, 99.0, 1.0)),
+        *(("lp_ft", 0.1, 0, 80.0, 1.0), ("lp_ft", 0.01, 0, 70.0, 1.0), ("lp_ft", 0.1, 1, 85.0, 1.0)),
+    )
+    frame[frames.LR_PROBE] = [0.1] * 3 + [0.3] * 3
+    frame["probe"] = [60.0] * 3 + [61.0] * 3
+    chosen = selection.select(frame)
+    assert chosen["run"].tolist() == ["r3", "r5"]
+    row = tables.aggregate(chosen, frame).iloc[0]
+    assert (row["grid"], row["mean"]) == ("0.1 0.01", 82.5)
+    frame.loc[5, frames.LR_PROBE] = 0.1  # seed 1 starts from another: it is no sample of the same
+    assert selection.select(frame)["run"].tolist() == ["r3"]
+    frame.loc[4, ["config.method.lr_backbone", frames.LR_PROBE]] = [0.1, 0.3]
+    with pytest.raises(UserError, match="the same rates and seed"):
+        selection.select(frame)
+
+
+def test_the_rate_of_a_head_alone_is_marked_at_the_edge_of_its_grid():
+    frame = runs(("lp", None, 0, 60.0, 1.0), ("lp", None, 0, 61.0, 1.0), ("lp", None, 0, 59.0, 1.0))
+    for heads, shown in (([0.3, 0.1, 1.0], ["-", "0.1*"]), ([0.1, 0.3, 1.0], ["-", "0.3"])):
+        frame["config.method.lr_head"] = heads
+        assert tables.rates(tables.aggregate(selection.select(frame), frame).iloc[0]) == shown
+
+
+def test_a_run_by_hand_on_a_lower_seed_does_not_stand_in_for_the_grid():
+    grid = [("ft", 0.1, 1, 80.0, 1.0), ("ft", 0.01, 1, 90.0, 1.0), ("ft", 0.01, 2, 89.0, 1.0)]
+    assert selection.select(runs(("ft", 1e-4, 0, 95.0, 1.0), *grid))["run"].tolist() == ["r2", "r3"]
+
+
+def test_the_same_images_and_weights_in_another_place_are_one_setting_and_others_are_not():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.1, 1, 80.0, 1.0))
+    frame["config.dataset.root"] = ["data/pacs", "/scratch/pacs"]
+    frame["config.backbone.checkpoint"] = ["a.pt", "b.pt"]
+    frame["inputs"] = "0123456789ab"
+    assert len(selection.select(frame)) == 2
+    frame["inputs"] = ["0123456789ab", "ba9876543210"]
+    with pytest.raises(UserError, match="differ in the images or weights that they read"):
+        selection.select(frame)
+
+
+def test_ties_keep_the_larger_rate_which_is_the_first_grid_entry():
+    frame = runs(("ft", 0.01, 0, 90.0, 1.0), ("ft", 0.1, 0, 90.0, 1.0))
+    assert selection.select(frame)["run"].tolist() == ["r1"]
+
+
+def test_diverged_runs_are_never_selected_and_are_counted():
+    frame = runs(
+        ("ft", 0.1, 0, math.nan, math.nan, "diverged"),
+        ("ft", 0.01, 0, 80.0, 50.0),
+        ("ft", 0.001, 0, 70.0, 50.0),
+    )
+    chosen = selection.select(frame)
+    assert chosen["run"].tolist() == ["r1"]
+    table = tables.aggregate(chosen, frame)
+    assert table["diverged"].unique().tolist() == [1]
+    assert table["grid"].unique().tolist() == ["0.1 0.01 0.001"]
+    assert not table["at_edge"].any()
+
+
+def test_a_setting_that_older_records_lack_is_no_other_setting_while_it_is_null():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.1, 1, 80.0, 1.0))
+    frame["config.method.conversion_batches"] = pd.Series([None, math.nan], dtype=object)
+    assert len(selection.select(frame)) == 2
+    frame["config.method.conversion_batches"] = [math.nan, 8]
+    with pytest.raises(UserError, match=r"differ in method\.conversion_batches"):
+        selection.select(frame)
+
+
+def test_with_a_holdout_the_choice_is_made_on_it():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.01, 0, 80.0, 1.0))
+    frame["config.training.selection"] = "holdout"
+    frame["holdout/accuracy"] = [50.0, 60.0]
+    assert selection.select(frame)["run"].tolist() == ["r1"]
+    assert frames.accuracies(frame) == ["id/accuracy", "ood/accuracy"]
+
+
+def test_mean_std_and_n_are_those_of_the_sample():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.1, 1, 92.0, 1.0), ("ft", 0.1, 2, 97.0, 1.0))
+    table = tables.aggregate(selection.select(frame), frame).set_index("metric")
+    # mean 93; squared deviations 9 + 1 + 16 = 26, over n - 1 = 2: variance 13
+    assert table.loc["id/accuracy", "mean"] == pytest.approx(93)
+    assert table.loc["id/accuracy", "std"] == pytest.approx(math.sqrt(13))
+    assert table.loc["id/accuracy", "n"] == 3
+
+
+def test_an_edge_of_the_head_s_grid_is_one_among_the_runs_at_the_chosen_backbone_rate():
+    frame = runs(
+        ("daft", 0.1, 0, 70.0, 1.0),
+        ("daft", 0.01, 0, 80.0, 1.0),
+        ("daft", 0.001, 0, 70.0, 1.0),
+        ("daft", 0.01, 0, 90.0, 1.0),
+        ("daft", 0.01, 0, 75.0, 1.0),
+    )
+    # The best has η_w = heads[3]; beside it at η_θ = 0.01 are heads[1] and heads[4], elsewhere larger ones.
+    for heads, edge in (
+        ([9, 1, 9, 3, 0.3], True),
+        ([9, 3, 9, 1, 0.3], False),
+        ([9, 3, 9, 0.3, 1], True),
+    ):
+        frame["config.method.lr_head"] = heads
+        table = tables.aggregate(selection.select(frame), frame)
+        assert not table["at_edge"].any()
+        assert table["head_at_edge"].unique().tolist() == [edge]
+        assert f"| daft | 0.01 | {heads[3]:g}{'*' if edge else ''} | 1 |" in tables.markdown(table)
+
+
+def test_one_run_has_no_spread_and_an_edge_of_the_grid_is_marked():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.01, 0, 80.0, 2.0), ("lp", math.nan, 0, 60.0, 3.0))
+    table = tables.aggregate(selection.select(frame), frame)
+    assert table["std"].isna().all()
+    text = tables.markdown(table)
+    assert "| ft | 0.1* | = η_θ | 1 | 90.00 | 1.00 |" in text
+    assert "| lp | - | - | 1 | 60.00 | 3.00 |" in text
+    assert "±" not in text.replace("mean ± sample", "")
+
+
+def test_a_metric_that_a_method_lacks_is_shown_as_missing():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("lp", math.nan, 0, 60.0, math.nan))
+    text = tables.markdown(tables.aggregate(selection.select(frame), frame))
+    assert "| lp | - | - | 1 | 60.00 | missing |" in text
+
+
+def test_a_line_of_a_sweep_names_rates_seed_and_accuracies():
+    method = {"name": "daft", "lr_backbone": 0.01, "lr_head": 1.0}
+    record = {
+        "config": {"method": method, "seed": 0},
+        "metrics": {"id/accuracy": 90.0, "ood/accuracy": 50.125},
+        "time": {"train_s": 3.2},
+        "status": "finished",
+    }
+    expected = "daft η_θ=0.01 η_w=1 seed=0: ID 90.00 %, OOD mean 50.12 % (3 s)"
+    assert tables.line(record, fresh=True) == expected
+
+
+def test_runs_that_differ_in_more_than_rates_and_seed_are_no_sample():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.1, 1, 80.0, 1.0))
+    frame["config.training.epochs"] = [1, 8]
+    with pytest.raises(UserError, match=r"training\.epochs"):
+        selection.select(frame)
+    frame["config.training.epochs"] = 8
+    frame["config.dataset.train.images"] = [None, 5000]
+    with pytest.raises(UserError, match=r"dataset\.train\.images"):
+        selection.select(frame)
+    frame["config.dataset.train.images"] = None
+    frame[frames.SEED] = 0
+    with pytest.raises(UserError, match="same rates and seed"):
+        selection.select(frame)
+
+
+def test_a_method_of_which_all_runs_diverged_is_shown_as_diverged():
+    frame = runs(("lp", math.nan, 0, 60.0, 3.0), ("ft", 9.0, 0, math.nan, math.nan, "diverged"))
+    text = tables.markdown(tables.aggregate(selection.select(frame), frame))
+    assert "| ft | - | - | 0 | diverged | diverged |" in text
+    assert "| lp | - | - | 1 | 60.00 | 3.00 |" in text
+    frame = frame[frame["status"] == "diverged"]
+    assert "diverged" in tables.markdown(tables.aggregate(selection.select(frame), frame))
