@@ -19,11 +19,14 @@ PARTIAL = ".partial"
 """Suffix of files that are being written; one that stays was cut off."""
 
 
-def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+Content = str | bytes | Callable[[Path], object]
+"""Text, bytes, or a function that writes to the path it is given."""
+
+
+def write_atomically(path: Path, content: Content) -> None:
     """Write a file so that a kill at any instant leaves the old one or the new one.
 
-    content: text, bytes, or a function that writes to the path it is given. What the disk refuses, a full
-    one say, is an OSError that names the file.
+    Raises OSError, which names the file, for what the disk refuses; a full disk, say.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
@@ -58,6 +61,19 @@ def _refusal(error: Exception, file: str) -> OSError | None:
     except OSError as refusal:
         return refusal
     return None
+
+
+def cached_file(path: Path, make: Callable[[], Content]) -> Path:
+    """The path of a file that is made if it is not there yet: by one process, while others that need it wait.
+
+    make: computes what `write_atomically` then writes, and is not called for a file that exists.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if not path.exists():
+                write_atomically(path, make())
+    return path
 
 
 @contextmanager
