@@ -1,4 +1,4 @@
-"""What Hydra calls around jobs; imports what is heavy only when called."""
+"""The table at the end of a sweep of Hydra's own; Hydra imports this at every start, so pandas waits."""
 
 from pathlib import Path
 from typing import Any
@@ -6,15 +6,14 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-POINTER = "run.txt"
-"""In a job's folder of a sweep: the directory of its run."""
+from daft.sweep.jobs import POINTER
 
 
 class SweepSummary(Callback):
-    """At the end of a sweep, one table of its runs, wherever the launcher ran them."""
+    """At the end of a sweep, print one table of its runs, wherever the launcher ran them."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Read back the run that each job points at; a staged sweep has shown its own table."""
+        """Read the run that each job's folder points at; a staged sweep prints its own table."""
         if "sweep" in config:
             return
         from daft.report import tables

@@ -20,7 +20,7 @@ from daft.config.check import (
     for_schema,  # noqa: E402
     validate,  # noqa: E402
 )
-from hydra_plugins.sweep_summary import POINTER  # noqa: E402
+from daft.sweep.jobs import POINTER  # noqa: E402
 
 DEBUG = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
