@@ -49,11 +49,11 @@ def _code_version() -> str:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return _version("daft")
+            return _version("domain-aware-fine-tuning")
         changed = git("status", "--porcelain", "--", "daft", "conf", "scripts")
         return git("rev-parse", "HEAD") + ("+changed" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return _version("daft")
+        return _version("domain-aware-fine-tuning")
 
 
 def _version(package: str) -> str:
