@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from daft.common import progress
 from daft.common.errors import UserError
 
 PARTIAL = ".partial"
@@ -61,6 +62,22 @@ def _refusal(error: Exception, file: str) -> OSError | None:
     except OSError as refusal:
         return refusal
     return None
+
+
+@contextmanager
+def exclusive(lock: Path, message: str) -> Iterator[None]:
+    """One process at a time: holds a lock file meanwhile, and shows `message` if it has to wait for it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        progress.console.print(message, soft_wrap=True)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def cached_file(path: Path, make: Callable[[], Content]) -> Path:

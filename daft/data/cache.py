@@ -18,14 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from daft.common import progress
 from daft.common.errors import UserError
-from daft.common.files import PARTIAL, is_damage, write_atomically
+from daft.common.files import PARTIAL, exclusive, is_damage, write_atomically
 
 SHARD = 2048
 """Images in a file: about half a gigabyte with a shorter side of 256 pixels."""
@@ -177,21 +176,13 @@ def _mapped(shard: Path) -> Tensor:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """The folder for this process to write to, tidied of what a kill may have left in it."""
-    lock = FileLock(folder / ".lock")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            progress.console.print(f"another process is filling {folder}; waiting for it", soft_wrap=True)
-            lock.acquire()
-        for leftover in folder.glob(f".*{PARTIAL}"):
-            leftover.unlink()
-        yield
+        with exclusive(folder / ".lock", f"another process is filling {folder}; waiting for it"):
+            for leftover in folder.glob(f".*{PARTIAL}"):
+                leftover.unlink()
+            yield
     except OSError as error:
         raise UserError(f"paths.cache: {folder} cannot be filled ({error.strerror or error})") from error
-    finally:
-        lock.release()
 
 
 def _require_space(paths: list[Path], side: int, folder: Path, name: str) -> None:

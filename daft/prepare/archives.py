@@ -8,22 +8,20 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
-
-import requests
-import urllib3
+from typing import IO
 
 from daft.common import progress
 from daft.common.errors import UserError
 from daft.config.schema import FileConfig
-from daft.prepare.fetch import (
+from daft.prepare.disk import (
     CHUNK,
-    _alone,
-    _DroppedError,
-    _exists,
-    _head,
-    _UnfitError,
+    UnfitError,
+    archive_kind,
+    exists,
     present,
+    require_vacant,
+    unpacked_folder,
+    writing,
 )
 
 DAMAGE = (
@@ -39,15 +37,6 @@ DAMAGE = (
 """What tarfile and zipfile raise for archives that they cannot read."""
 
 
-INTERRUPTIONS = (
-    _DroppedError,
-    requests.ConnectionError,
-    requests.Timeout,
-    urllib3.exceptions.HTTPError,  # of the raw stream, which requests does not translate
-)
-"""What may go better the next time."""
-
-
 def unpack(file: FileConfig, root: Path) -> None:
     """Unpack the archive at `root / file.path`; a kill leaves each folder that it gives whole or absent.
 
@@ -57,11 +46,11 @@ def unpack(file: FileConfig, root: Path) -> None:
     archive, folder = root / file.path, file.unpack or "."
     if present(file, root) == "present":
         return
-    with _alone(archive, root):
+    with writing(archive, root):
         if present(file, root) == "present":  # another process has unpacked it meanwhile
             return
-        _require_vacant(file, root)
-        if not (whole := _unpacked(file, root)).is_dir():
+        require_vacant(file, root)
+        if not (whole := unpacked_folder(file, root)).is_dir():
             if not archive.is_file():
                 raise UserError(f"{archive}: there is no such archive to unpack")
             partial = whole.with_suffix(".unpacking")
@@ -84,28 +73,8 @@ def discard(file: FileConfig, root: Path) -> None:
     (root / file.path).unlink(missing_ok=True)
 
 
-def _kind(path: Path) -> Literal["tar", "zip"] | None:
-    """By its first bytes."""
-    head = _head(path)
-    if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
-        return "tar"
-    return "zip" if head.startswith((b"PK\x03\x04", b"PK\x05\x06")) else None
-
-
-def _unpacked(file: FileConfig, root: Path) -> Path:
-    """Where all that an archive holds lies, laid out as below `root`, until it is moved there."""
-    return root / f".{file.path.replace('/', '_')}.unpacked"
-
-
-def _require_vacant(file: FileConfig, root: Path) -> None:
-    """Raises UserError if some of what the archive gives is there, and is not from a run that was killed."""
-    state = present(file, root)
-    if state.startswith("damaged") and not _unpacked(file, root).is_dir():
-        raise UserError(f"{root}: {state}; move away what is there to have {file.path} unpacked anew")
-
-
 def _require_gives(archive: Path, partial: Path, file: FileConfig) -> None:
-    if missing := [name for name in file.gives if not _exists(partial / name)]:
+    if missing := [name for name in file.gives if not exists(partial / name)]:
         held = ", ".join(sorted(path.name for path in (partial / (file.unpack or ".")).iterdir()))
         raise UserError(f"{archive} does not hold {', '.join(missing)}, but {held or 'nothing'}")
 
@@ -120,7 +89,7 @@ def _moves(source: Path, target: Path, gives: list[str]) -> list[tuple[Path, Pat
     def moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
         for entry in sorted(source.iterdir()):
             place = target / entry.name
-            if not _exists(place):
+            if not exists(place):
                 yield entry, place
             elif entry.is_dir() and place.is_dir() and place not in given:
                 yield from moves(entry, place)
@@ -139,14 +108,14 @@ def _extract(archive: Path, folder: Path, strip: int) -> None:
     try:
         with open(archive, "rb") as raw, progress.transfer() as shown:
             bar = shown.add_task(f"unpacking {archive.name}", total=archive.stat().st_size)
-            extract = {"tar": _untar, "zip": _unzip}.get(_kind(archive) or "")
+            extract = {"tar": _untar, "zip": _unzip}.get(archive_kind(archive) or "")
             if extract is None:
                 raise UserError(f"{archive} cannot be unpacked: it is neither tar, tar.gz nor zip")
             for _ in extract(raw, folder, strip):
                 shown.update(bar, completed=raw.tell())
     except tarfile.FilterError as error:
         raise UserError(f"{archive} is not safe to unpack: {error}") from error
-    except _UnfitError as error:
+    except UnfitError as error:
         raise UserError(f"{archive} is not safe to unpack: {error}") from None
     except DAMAGE as error:
         raise UserError(
@@ -179,7 +148,7 @@ def _unzip(raw: IO[bytes], folder: Path, strip: int) -> Iterator[None]:
         members = [(member, _below(member.filename, strip)) for member in archive.infolist()]
         for member, path in members:
             if stat.S_ISLNK(member.external_attr >> 16):
-                raise _UnfitError(f"{member.filename!r} is a link")
+                raise UnfitError(f"{member.filename!r} is a link")
             if path and member.is_dir():
                 (folder / path).mkdir(parents=True, exist_ok=True)
             elif path:
@@ -193,5 +162,5 @@ def _below(name: str, strip: int) -> str:
     """A member's path without its first parts, empty to leave it out; raises if it leads outside."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts[:1] and path.parts[0].endswith(":")):
-        raise _UnfitError(f"{name!r} would lie outside of the folder")
+        raise UnfitError(f"{name!r} would lie outside of the folder")
     return "" if "__MACOSX" in path.parts else "/".join(path.parts[strip:])

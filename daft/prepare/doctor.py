@@ -21,8 +21,8 @@ from daft.data import datasets
 from daft.data.images import Labelled, Streamed
 from daft.data.sources.folder import EXTENSIONS
 from daft.networks import backbones, checkpoints
-from daft.prepare import archives, fetch
-from daft.prepare.fetch import GB
+from daft.prepare import archives, disk, fetch
+from daft.prepare.disk import GB
 
 SAMPLED = 16
 """Images of a split that the doctor opens, evenly spaced."""
@@ -110,10 +110,10 @@ def check_backbone(cfg: BackboneConfig) -> Iterator[Finding]:
     state: State = "absent"
     try:
         if cfg.weights == "file":
-            checkpoints.checkpoint_path(cfg)
+            checkpoints.path(cfg)
             state = "damaged"  # if it does not load
         with _offline():
-            found = str(backbones.report(cfg))
+            found = str(backbones.load(cfg).weights)
     except (UserError, OSError) as error:
         yield Finding(what, state, str(error).removeprefix("backbone.checkpoint: "))
     else:
@@ -179,8 +179,8 @@ def _place(cfg: DatasetConfig, file: FileConfig) -> Path:
 
 
 def _state_space(name: str, files: list[FileConfig], root: Path) -> None:
-    fetch.require_space(files, root)
-    if needed := fetch.required_bytes(files, root):
+    disk.require_space(files, root)
+    if needed := disk.required_bytes(files, root):
         progress.console.print(f"{name}: {needed / GB:,.1f} GB of disk needed below {root}")
 
 
@@ -194,7 +194,7 @@ def _bring(
 ) -> None:
     """Fetch and unpack one file, unless it is there; a kill at any time costs only what was not noted."""
     entry = manifest.entry(file.path)
-    if fetch.present(file, root) != "present" or not entry.get("finished", True):
+    if disk.present(file, root) != "present" or not entry.get("finished", True):
         if found := fetch.fetch(file, root, check):
             address = found.url or entry.get("url")  # none: the user put it there
             entry = {**asdict(found), "url": address, "root": str(root.absolute()), "time": time.time()}
@@ -212,7 +212,7 @@ def _bring(
 
 def _check_file(file: FileConfig, root: Path) -> Finding:
     where = ", ".join(str(root / name) for name in file.gives or [file.path])
-    found = fetch.present(file, root)
+    found = disk.present(file, root)
     if found == "absent":
         return Finding(file.path, "absent", where)
     try:

@@ -1,6 +1,5 @@
-"""Files from elsewhere: fetched, verified, unpacked; each is at its place whole or not at all."""
+"""Files from elsewhere: fetched and verified; each is at its place whole or not at all."""
 
-import errno
 import hashlib
 import json
 import os
@@ -8,8 +7,7 @@ import re
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,20 +15,23 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import requests
-from filelock import FileLock, Timeout
+import urllib3
 
 from daft.common import progress
 from daft.common.errors import UserError
 from daft.common.files import write_atomically
 from daft.config.schema import FileConfig
-from daft.prepare.archives import (
-    INTERRUPTIONS,
-    _kind,
-    _require_vacant,
+from daft.prepare.disk import (
+    CHUNK,
+    UnfitError,
+    archive_kind,
+    first_bytes,
+    part_file,
+    present,
+    require_free,
+    require_vacant,
+    writing,
 )
-
-CHUNK = 1 << 18
-"""Bytes that are received, hashed or unpacked at a time."""
 
 TIMEOUT = (15, 60)
 """Seconds to connect, and without a byte after that."""
@@ -46,10 +47,6 @@ TRANSIENT = (429, 500, 502, 503, 504)
 
 PATIENCE = 30
 """Seconds that a server may ask for with Retry-After; who asks for more is retried as if it did not."""
-
-GB = 1e9
-
-ELSEWHERE = "set dataset.root, paths.data or paths.weights to another folder"
 
 SPACE = b"\xef\xbb\xbf \t\r\n"
 """What may stand before text: a byte order mark, white space."""
@@ -71,10 +68,6 @@ class Fetched:
     bytes: int
 
 
-class _UnfitError(Exception):
-    """A file, or a member of an archive, is not what it should be; the message says why."""
-
-
 class _UnreachableError(Exception):
     """An address gives nothing (more); the message says why."""
 
@@ -87,6 +80,15 @@ class _DroppedError(Exception):
         self.wait = wait  # seconds
 
 
+INTERRUPTIONS = (
+    _DroppedError,
+    requests.ConnectionError,
+    requests.Timeout,
+    urllib3.exceptions.HTTPError,  # of the raw stream, which requests does not translate
+)
+"""What may go better the next time."""
+
+
 def fetch(file: FileConfig, root: Path, check: Callable[[Path], None] | None = None) -> Fetched | None:
     """Fetch to `root / file.path` from the first address that gives the right file, or verify what is there.
 
@@ -97,9 +99,9 @@ def fetch(file: FileConfig, root: Path, check: Callable[[Path], None] | None = N
     """
     path = root / file.path
     if not _needless(file, root):
-        with _alone(path, root):
+        with writing(path, root):
             if not _needless(file, root):  # as another process may have left it
-                _require_vacant(file, root)
+                require_vacant(file, root)
                 return _fetch_from_any(file, path, check)
     return verify(file, root) if path.exists() else None
 
@@ -111,75 +113,8 @@ def verify(file: FileConfig, root: Path) -> Fetched:
         raise UserError(f"{path}: there is no such file")
     try:
         return Fetched(None, *_examine(path, file))
-    except _UnfitError as error:
+    except UnfitError as error:
         raise UserError(f"{path} is damaged or another file: {error}; remove it to fetch it anew") from None
-
-
-def present(file: FileConfig, root: Path) -> str:
-    """`present`, `absent` or `damaged: why`, by a look at names and sizes alone.
-
-    Of an archive what it gives counts, not the archive.
-    """
-    if file.unpack is not None:
-        missing = [name for name in file.gives if not _exists(root / name)]
-        if 0 < len(missing) < len(file.gives):
-            found = next(name for name in file.gives if name not in missing)
-            return f"damaged: {found} is there without {', '.join(missing)}"
-        return "absent" if missing else "present"
-    path = root / file.path
-    if not path.exists():
-        return "absent"
-    size = path.stat().st_size
-    return "present" if file.bytes in (None, size) else f"damaged: {size:,} bytes, not {file.bytes:,}"
-
-
-def required_bytes(files: Iterable[FileConfig], root: Path) -> int:
-    """Disk space that what is absent still needs, as far as the configuration tells sizes."""
-    needed = 0
-    for file in files:
-        if present(file, root) == "absent":
-            path = root / file.path
-            arrived = next((p.stat().st_size for p in (path, _part(path)) if p.exists()), 0)
-            needed += max((file.bytes or 0) + (file.unpacked_bytes or 0) - arrived, 0)
-    return needed
-
-
-def require_space(files: Iterable[FileConfig], root: Path) -> None:
-    """Raises UserError if the disk of `root` has no room for what is absent."""
-    _require_free(required_bytes(files, root), root)
-
-
-def _require_free(needed: int, folder: Path) -> None:
-    place = folder.absolute()
-    free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
-    if needed > free:
-        raise UserError(
-            f"{folder}: {needed / GB:,.1f} GB are needed, but only {free / GB:,.1f} GB are free; "
-            f"make room, or {ELSEWHERE}"
-        )
-
-
-@contextmanager
-def _alone(path: Path, root: Path) -> Iterator[None]:
-    """Keep other processes from this file meanwhile; raises UserError if something cannot be written."""
-    lock = path.with_name(f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            held = FileLock(lock).acquire(timeout=0)
-        except Timeout:
-            progress.console.print(f"{path}: waiting for another process that is at work on it")
-            held = FileLock(lock).acquire()
-        with held:
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-    except OSError as error:
-        what = f"cannot write below {root} ({error.filename or path}: {error.strerror or error})"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"{what}; make room and run the same command again") from error
-        raise UserError(f"{what}; {ELSEWHERE}") from error
 
 
 def _needless(file: FileConfig, root: Path) -> bool:
@@ -187,7 +122,7 @@ def _needless(file: FileConfig, root: Path) -> bool:
 
 
 def _fetch_from_any(file: FileConfig, path: Path, check: Callable[[Path], None] | None) -> Fetched:
-    part, reasons = _part(path), []
+    part, reasons = part_file(path), []
     for url in file.urls:
         try:
             _receive(url, part, file)
@@ -196,7 +131,7 @@ def _fetch_from_any(file: FileConfig, path: Path, check: Callable[[Path], None] 
                 _apply(check, part)
         except _UnreachableError as error:
             reasons.append(f"{url}: {error}")
-        except _UnfitError as error:
+        except UnfitError as error:
             reasons.append(f"{url}: {error}")
             part.unlink()
             _notes(part).unlink(missing_ok=True)
@@ -213,7 +148,7 @@ def _apply(check: Callable[[Path], None], part: Path) -> None:
     try:
         check(part)
     except UserError as error:
-        raise _UnfitError(str(error)) from error
+        raise UnfitError(str(error)) from error
 
 
 def _receive(url: str, part: Path, file: FileConfig) -> None:
@@ -271,7 +206,7 @@ def _download(url: str, part: Path, file: FileConfig) -> None:
         length = given.get("Content-Length")
         total = whole if continued else int(length) if length else None
         taken = part.stat().st_size if part.exists() else 0  # gone on with, or freed
-        _require_free((total or 0) - taken, part.parent)
+        require_free((total or 0) - taken, part.parent)
         with open(part, "ab" if continued else "wb") as out, progress.transfer() as shown:
             if not continued:  # after the old bytes are gone, before the first new one
                 notes = {"url": url, "validator": _validator(given), "bytes": total}
@@ -286,11 +221,6 @@ def _download(url: str, part: Path, file: FileConfig) -> None:
     size = part.stat().st_size
     if total not in (None, size):
         raise _DroppedError(f"the connection ended after {size:,} of {total:,} bytes")
-
-
-def _part(path: Path) -> Path:
-    """What has arrived of a file."""
-    return path.with_name(f"{path.name}.part")
 
 
 def _notes(part: Path) -> Path:
@@ -343,21 +273,23 @@ def _root_cause(error: BaseException) -> str:
 
 
 def _examine(path: Path, file: FileConfig) -> tuple[str, int]:
-    """sha256:… and bytes; raises _UnfitError if the file is not the configured one."""
-    kind, size = _kind(path), path.stat().st_size
+    """sha256:… and bytes; raises UnfitError if the file is not the configured one."""
+    kind, size = archive_kind(path), path.stat().st_size
     if size == 0:
-        raise _UnfitError("an empty file")
-    if kind is None and _head(path).lstrip(SPACE).lower().startswith(PAGES.get(_suffix(file), (b"<", b"{"))):
-        raise _UnfitError("a web page instead of the file")
+        raise UnfitError("an empty file")
+    if kind is None and first_bytes(path).lstrip(SPACE).lower().startswith(
+        PAGES.get(_suffix(file), (b"<", b"{"))
+    ):
+        raise UnfitError("a web page instead of the file")
     if file.bytes not in (None, size):
-        raise _UnfitError(f"{size:,} bytes, not {file.bytes:,}")
+        raise UnfitError(f"{size:,} bytes, not {file.bytes:,}")
     found = _checksums(path, {"sha256", (file.checksum or "sha256").split(":")[0]})
     if file.checksum and not (other := found[file.checksum.split(":")[0]]).startswith(file.checksum):
-        raise _UnfitError(f"{other}, not {file.checksum}")
+        raise UnfitError(f"{other}, not {file.checksum}")
     if file.unpack is not None and kind is None:
-        raise _UnfitError("neither tar, tar.gz nor zip")
+        raise UnfitError("neither tar, tar.gz nor zip")
     if kind == "zip" and not zipfile.is_zipfile(path):
-        raise _UnfitError("a zip that is cut short")
+        raise UnfitError("a zip that is cut short")
     return found["sha256"], size
 
 
@@ -370,13 +302,3 @@ def _checksums(path: Path, algorithms: set[str]) -> dict[str, str]:
                 each.update(chunk)
             shown.advance(bar, len(chunk))
     return {name: f"{name}:{each.hexdigest()}" for name, each in hashes.items()}
-
-
-def _head(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(512)
-
-
-def _exists(path: Path) -> bool:
-    """An empty folder does not count."""
-    return any(path.iterdir()) if path.is_dir() else path.exists()

@@ -34,7 +34,7 @@ from daft.data import datasets
 from daft.data.images import ImageStore, Labelled, Resident, Streamed, read_image
 from daft.data.loader import Loader, batch_ends
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 CPU = torch.device("cpu")
 
 Configure = Callable[..., Config]

@@ -27,7 +27,7 @@ import pytest
 
 from daft.common.errors import UserError
 from daft.config.schema import FileConfig
-from daft.prepare import archives, fetch
+from daft.prepare import archives, disk, fetch
 from tests.helpers.upstream import (
     PAGE,
     Drop,
@@ -149,8 +149,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def start(code: str) -> subprocess.Popen[bytes]:
-    """Another process of Python that runs this with fetch and FileConfig at hand."""
-    header = "from pathlib import Path\nfrom daft import fetch\nfrom daft.config import FileConfig\n"
+    """Another process of Python that runs this with archives, fetch and FileConfig at hand."""
+    header = (
+        "from pathlib import Path\n"
+        "from daft.config.schema import FileConfig\n"
+        "from daft.prepare import archives, fetch\n"
+    )
     return subprocess.Popen([sys.executable, "-c", header + textwrap.dedent(code)], cwd=ROOT)
 
 
@@ -533,43 +537,43 @@ def test_what_is_needed_counts_what_is_absent(server: Server, root: Path):
     archive = FileConfig(
         path="b.zip", urls=["x"], bytes=10**9, unpack=".", gives=["b"], unpacked_bytes=2 * 10**9
     )
-    assert fetch.required_bytes([one, archive], root) == 3 * 10**9 + len(CONTENT)
+    assert disk.required_bytes([one, archive], root) == 3 * 10**9 + len(CONTENT)
     interrupt(server, root)
-    assert fetch.required_bytes([one], root) == 700_000
+    assert disk.required_bytes([one], root) == 700_000
     fetch.fetch(one, root)
     (root / "b").mkdir()
-    assert fetch.required_bytes([one, archive], root) == 3 * 10**9  # an empty folder is nothing yet
+    assert disk.required_bytes([one, archive], root) == 3 * 10**9  # an empty folder is nothing yet
     (root / "b" / "1.jpg").touch()
-    assert fetch.required_bytes([one, archive], root) == 0
+    assert disk.required_bytes([one, archive], root) == 0
 
 
 def test_what_has_arrived_counts_even_if_no_size_of_the_archive_is_known(server: Server, root: Path):
     interrupt(server, root)
     archive = wanted(server, unpack=".", gives=["set"], unpacked_bytes=500_000)
-    assert fetch.required_bytes([archive], root) == 200_000
-    assert fetch.required_bytes([replace(archive, unpacked_bytes=100_000)], root) == 0
+    assert disk.required_bytes([archive], root) == 200_000
+    assert disk.required_bytes([replace(archive, unpacked_bytes=100_000)], root) == 0
 
 
 def test_too_small_a_disk_is_said_before_anything_is_fetched(root: Path):
     huge = FileConfig(path="a", urls=["x"], bytes=10**18)
     with pytest.raises(UserError, match=r"1,000,000,000\.0 GB are needed, but only .* GB are free"):
-        fetch.require_space([huge], root)
-    fetch.require_space([replace(huge, bytes=1)], root)
+        disk.require_space([huge], root)
+    disk.require_space([replace(huge, bytes=1)], root)
     assert not root.exists()
 
 
 def test_presence_is_told_by_names_and_sizes(server: Server, root: Path):
     file, archive = wanted(server, bytes=len(CONTENT)), archived("b.zip", gives=["b", "c"])
-    assert [fetch.present(f, root) for f in (file, archive)] == ["absent", "absent"]
+    assert [disk.present(f, root) for f in (file, archive)] == ["absent", "absent"]
     fetch.fetch(file, root)
     (root / "b").mkdir()
     (root / "b" / "1.jpg").touch()
-    assert fetch.present(file, root) == "present"
-    assert fetch.present(archive, root) == "damaged: b is there without c"
+    assert disk.present(file, root) == "present"
+    assert disk.present(archive, root) == "damaged: b is there without c"
     (root / "c").touch()
-    assert fetch.present(archive, root) == "present"
+    assert disk.present(archive, root) == "present"
     (root / "a").write_bytes(b"short")
-    assert fetch.present(file, root) == "damaged: 5 bytes, not 1,000,000"
+    assert disk.present(file, root) == "damaged: 5 bytes, not 1,000,000"
 
 
 def test_an_archive_is_unpacked_to_its_folder(archive: Path, root: Path):
@@ -577,7 +581,7 @@ def test_an_archive_is_unpacked_to_its_folder(archive: Path, root: Path):
     archives.unpack(file, root)
     for name, content in MEMBERS.items():
         assert (root / "in/here" / name).read_bytes() == content
-    assert fetch.present(file, root) == "present"
+    assert disk.present(file, root) == "present"
     assert sorted(p.name for p in root.iterdir()) == ["in", archive.name]
     archives.discard(file, root)
     assert fetch.fetch(file, root) is None  # no need, and the address does not exist
@@ -730,7 +734,7 @@ def test_a_process_killed_while_unpacking_leaves_nothing_that_counts(root: Path)
     wait_for(lambda: len(left(root)) > 20)
     process.kill()
     process.wait()
-    assert fetch.present(file, root) == "absent"
+    assert disk.present(file, root) == "absent"
     archives.unpack(file, root)
     assert len(list((root / "set").iterdir())) == 300
     assert sorted(p.name for p in root.iterdir()) == ["s.tar", "set"]
@@ -741,7 +745,7 @@ def test_a_process_killed_while_moving_into_place_is_taken_up(archive: Path, roo
     """Each folder is whole or absent; the next run moves the others, even without the archive."""
     file = archived(archive, strip=1, gives=["cat", "dog"])
     die_while_moving(file, root, moved)
-    assert fetch.present(file, root) == ["absent", "damaged: cat is there without dog"][moved]
+    assert disk.present(file, root) == ["absent", "damaged: cat is there without dog"][moved]
     assert [p for p in left(root) if p.startswith("cat/")] == ["cat/1.jpg", "cat/2.jpg"] * moved
     archive.unlink()
     archives.unpack(file, root)
@@ -764,7 +768,7 @@ def test_what_appears_meanwhile_is_not_mixed_with_what_is_moved(archive: Path, r
 def test_what_is_there_is_taken_without_writing(archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
     file, whole = archived(archive), FileConfig(path=archive.name, urls=["x"])
     archives.unpack(file, root)
-    monkeypatch.setattr(fetch, "_alone", None)  # which all that writes must enter
+    monkeypatch.setattr(archives, "writing", None)  # which all that writes must enter
     archives.unpack(file, root)
     assert fetched(file, root) == fetched(whole, root) == fetch.verify(whole, root)
-    assert fetch.required_bytes([file, whole], root) == 0
+    assert disk.required_bytes([file, whole], root) == 0

@@ -28,7 +28,7 @@ from daft.data.images import Labelled
 from daft.data.sources import cifar, imagenet
 from tests.helpers import fabricate
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[3] / "conf"
 
 BREEDS = ["living17", "entity30", "entity13", "nonliving26"]
 

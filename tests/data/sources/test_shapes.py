@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from daft.data.sources import shapes
 from daft.data.sources.shapes import CLASSES, STYLES, generate
 
-WEIGHTS = Path(shapes.__file__).parents[1] / "weights" / "shapes_resnet10.safetensors"
+WEIGHTS = Path(shapes.__file__).parents[2] / "networks" / "weights" / "shapes_resnet10.safetensors"
 
 
 @pytest.mark.parametrize("style", STYLES)
