@@ -28,3 +28,8 @@ class ConfigError(UserError, ValueError):
 def some(names: Sequence[object], most: int = 6) -> str:
     """The first names of a long list, for a message."""
     return ", ".join(map(str, names[:most])) + (", …" if len(names) > most else "")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,29 +1,15 @@
-"""Pretrained networks as feature extractors: from a checkpoint, key by key, to features."""
+"""Pretrained networks as feature extractors: normalisation inside, width of the features known."""
 
-import difflib
-import socket
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from typing import Any
 
-import timm
 import torch
-from huggingface_hub import constants as hub
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from daft.batchnorm import batchnorm_layers
-from daft.common.errors import UserError
-from daft.common.files import checksum
+from daft.common.errors import UserError, first_line
 from daft.config.schema import BackboneConfig
-from daft.networks.checkpoints import (
-    _first_line,
-    _load_exactly,
-    _read,
-    _select,
-    checkpoint_path,
-    fingerprint,
-)
+from daft.networks import checkpoints, sources
+from daft.networks.checkpoints import LoadedWeights
 
 
 class FeatureExtractor(nn.Module):
@@ -31,6 +17,8 @@ class FeatureExtractor(nn.Module):
 
     mean: Tensor
     std: Tensor
+    weights: LoadedWeights | None = None
+    """what was loaded; None: nothing, or not yet"""
 
     def __init__(self, network: nn.Module, num_features: int, cfg: BackboneConfig) -> None:
         super().__init__()
@@ -43,62 +31,54 @@ class FeatureExtractor(nn.Module):
         return self.network(self.normalised(images))
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Images as the network was pretrained on them."""
+        """Images with the mean and standard deviation of pretraining taken out."""
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype) / 255
         return (images - self.mean) / self.std
 
 
-class Report(NamedTuple):
-    """What was loaded, and what was left in the checkpoint on purpose."""
-
-    weights: str
-    """sha256 of the checkpoint, or where else the weights are from"""
-    loaded: int
-    """tensors"""
-    dropped: list[str]
-    """names below the prefix, of the pretraining head"""
-    outside: int
-    """entries without the prefix: other networks in the same file"""
-
-    def __str__(self) -> str:
-        dropped = f"{len(self.dropped)} dropped" + (f" ({', '.join(self.dropped)})" if self.dropped else "")
-        return f"{self.loaded} tensors loaded, {dropped}, {self.outside} outside the prefix; {self.weights}"
-
-
 def load(cfg: BackboneConfig) -> FeatureExtractor:
     """The configured network in test mode with its pretrained weights, in float32 on the CPU.
 
-    Raises UserError if the model is unknown, has no BN or features of another width than configured,
-    or if the checkpoint is absent, fails its checksum, or does not match the network key by key and
-    shape by shape.
+    Raises UserError as `sources.build` and `checkpoints.load_into`, and if the features are not vectors or
+    not as wide as configured, or the hub's weights expect another normalisation.
     """
-    if cfg.weights == "hub":
-        _require_hub(cfg.model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # weights=random is one network, whatever the run's seed
-        network = _create(cfg, pretrained=cfg.weights == "hub")
-    if not batchnorm_layers(network):
-        raise UserError(
-            f"backbone.model={cfg.model} has no batch-norm layer; these methods need a network that has"
-        )
+    network = sources.build(cfg, pretrained=True)
     if cfg.weights == "file":
-        fingerprint(cfg)  # for its check of the checksum
-        path = checkpoint_path(cfg)
-        _load_exactly(network, _select(_read(path, cfg), cfg, path).state, path, cfg.prefix)
+        weights = checkpoints.load_into(network, cfg)
+    else:
+        weights = LoadedWeights(checkpoints.fingerprint(cfg), len(network.state_dict()), [], 0)
+    if cfg.weights == "hub":
+        _require_normalisation(network, cfg)
+    extractor = _extractor(network, cfg)
+    extractor.weights = weights
+    return extractor
+
+
+def untrained(cfg: BackboneConfig) -> FeatureExtractor:
+    """The configured network without pretrained weights, for weights that are loaded into it afterwards."""
+    return _extractor(sources.build(cfg, pretrained=False), cfg)
+
+
+def _require_normalisation(network: nn.Module, cfg: BackboneConfig) -> None:
     expected = resolve_model_data_config(network)
     for key, given in (("mean", cfg.mean), ("std", cfg.std)):
-        if cfg.weights == "hub" and not torch.allclose(torch.tensor(given), torch.tensor(expected[key])):
+        if not torch.allclose(torch.tensor(given), torch.tensor(expected[key])):
             right = ",".join(f"{value:g}" for value in expected[key])
             raise UserError(
                 f"backbone.{key}={list(given)}: {cfg.model} was pretrained with another; "
                 f"use backbone.{key}=[{right}]"
             )
+
+
+def _extractor(network: nn.Module, cfg: BackboneConfig) -> FeatureExtractor:
+    """The network as a feature extractor, tried on one image."""
+    size = resolve_model_data_config(network)["input_size"]
     try:
         with torch.no_grad():
-            features = network.eval()(torch.zeros(1, *expected["input_size"]))
+            features = network.eval()(torch.zeros(1, *size))
     except RuntimeError as error:
-        raise UserError(f"backbone.model={cfg.model} takes no RGB images: {_first_line(error)}") from error
+        raise UserError(f"backbone.model={cfg.model} takes no RGB images: {first_line(error)}") from error
     if features.ndim != 2:
         raise UserError(
             f"backbone.model_args={cfg.model_args}: features have {features.ndim - 1} dimensions, not 1"
@@ -109,48 +89,3 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
             f"model_args={cfg.model_args} are {features.shape[1]} wide"
         )
     return FeatureExtractor(network, features.shape[1], cfg).eval()
-
-
-def untrained(cfg: BackboneConfig) -> FeatureExtractor:
-    """The configured network with random weights, for weights that are loaded into it afterwards."""
-    kept = ("name", "model", "model_args", "mean", "std", "num_features", "input_size")
-    return load(BackboneConfig(weights="random", **{key: getattr(cfg, key) for key in kept}))
-
-
-def _create(cfg: BackboneConfig, pretrained: bool) -> nn.Module:
-    """timm's network without its head; raises UserError if timm does not make one of this."""
-    arguments: dict[str, Any] = {"num_classes": 0} | cfg.model_args
-    try:
-        return timm.create_model(cfg.model, pretrained=pretrained, **arguments)
-    except Exception as error:  # timm raises RuntimeError for names, TypeError for arguments, …
-        hint = _similar_models(cfg.model) if not timm.is_model(cfg.model) else ""
-        raise UserError(f"backbone.model={cfg.model}: {_first_line(error)}{hint}") from error
-
-
-def report(cfg: BackboneConfig) -> Report:
-    """Load the network and say what was taken and what was left; raises UserError as load() does."""
-    tensors = len(load(cfg).network.state_dict())
-    if cfg.weights != "file":
-        return Report(fingerprint(cfg), tensors, [], 0)
-    path = checkpoint_path(cfg)
-    found = _select(_read(path, cfg), cfg, path)
-    return Report(checksum(path), len(found.state), found.dropped, found.outside)
-
-
-def _require_hub(model: str) -> None:
-    """Fail at once without a network; the hub's client would retry for most of a minute."""
-    if hub.HF_HUB_OFFLINE or getproxies().get("https"):
-        return  # the client reads its cache and says so if there is nothing in it, or asks the proxy
-    endpoint = urlsplit(hub.ENDPOINT)
-    try:
-        socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=5).close()
-    except OSError:
-        raise UserError(
-            f"backbone.weights=hub: no connection to {endpoint.netloc} for {model}; with the weights in "
-            "the hub's cache set HF_HUB_OFFLINE=1, or use weights=file with a checkpoint"
-        ) from None
-
-
-def _similar_models(name: str) -> str:
-    similar = difflib.get_close_matches(name, timm.list_models(), n=5)
-    return f"; timm has {', '.join(similar)}" if similar else ""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from daft.common.errors import UserError
+from daft.common.errors import UserError, first_line
 
 
 def is_archive(path: Path) -> bool:
@@ -47,8 +47,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
                 raise pickle.UnpicklingError(f"it holds no module but {type(root).__name__}")
             return dict(_tensors(root))
     except Exception as error:  # what a damaged pickle raises can be anything
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be read as a TorchScript archive: {why}") from error
+        raise UserError(f"{path} cannot be read as a TorchScript archive: {first_line(error)}") from error
 
 
 class _Module:

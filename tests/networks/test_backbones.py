@@ -30,7 +30,7 @@ from daft.config.schema import BackboneConfig, Config
 from daft.networks import backbones, checkpoints, torchscript
 from tests.helpers import fabricate_weights
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [4, 8, 8, 8]}
 """A ResNet that is built in milliseconds."""
 
@@ -466,15 +466,18 @@ def test_a_published_resnet_gives_torchvisions_features(published: Published, na
     assert_same_features(extractor(images), oracle(normalised(images, cfg)))
 
 
-def test_the_report_accounts_for_every_entry_of_the_file(published: Published) -> None:
-    found = backbones.report(published.config("moco_tp"))
+def test_what_was_loaded_accounts_for_every_entry_of_the_file(published: Published) -> None:
+    found = backbones.load(published.config("moco_tp")).weights
+    assert found is not None
     content = (published.folder / "moco_tp.pth.tar").read_bytes()
-    assert found.weights == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert found.origin == f"sha256:{hashlib.sha256(content).hexdigest()}"
     assert found.loaded == 53 * (1 + 5)  # as many convolutions as BN layers, of five tensors each
     assert found.dropped == ["fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"]
     assert found.outside == found.loaded + 4 + 2  # the other encoder, queue and queue_ptr
     assert str(found).startswith("318 tensors loaded, 4 dropped (fc.0.weight, fc.0.bias, ")
-    assert backbones.report(config()) == ("random", len(backbones.load(config()).network.state_dict()), [], 0)
+    random = backbones.load(config())
+    assert random.weights == ("random", len(random.network.state_dict()), [], 0)
+    assert backbones.untrained(config()).weights is None
 
 
 def test_a_swav_checkpoint_of_its_training_needs_its_wrapper(published: Published, tmp_path: Path) -> None:
@@ -483,7 +486,8 @@ def test_a_swav_checkpoint_of_its_training_needs_its_wrapper(published: Publishe
     cfg = replace(published.config("swav"), checkpoint=str(path))
     with pytest.raises(UserError, match=r"nothing in .* begin epoch, state_dict"):
         backbones.load(cfg)
-    found = backbones.report(replace(cfg, wrapper="state_dict"))
+    found = backbones.load(replace(cfg, wrapper="state_dict")).weights
+    assert found is not None
     assert (found.loaded, len(found.dropped), found.outside) == (318, 10, 0)
     assert all(name.startswith(("projection_head.", "prototypes.")) for name in found.dropped)
 
@@ -570,7 +574,7 @@ def test_the_embedded_backbone_loads() -> None:
     cfg = composed("shapes_resnet10")
     extractor = backbones.load(cfg)
     assert extractor.num_features == 128
-    stored = safetensors.torch.load_file(checkpoints.checkpoint_path(cfg))
+    stored = safetensors.torch.load_file(checkpoints.path(cfg))
     for key, value in extractor.network.state_dict().items():
         assert torch.equal(value, stored[key].to(value.dtype))
 
