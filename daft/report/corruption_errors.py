@@ -7,6 +7,7 @@ import pandas as pd
 
 from daft.data.corruptions import CORRUPTIONS
 from daft.report import tables
+from daft.report.methods import in_order
 from daft.runs import frames
 from daft.runs.robustness import MEAN, Kind
 
@@ -44,7 +45,7 @@ def markdown(means: pd.DataFrame, kind: Kind) -> str:
             f"| method | n | {' | '.join(CORRUPTIONS)} | mean |",
             f"| --- | --- |{' ---: |' * (len(CORRUPTIONS) + 1)}",
         ]
-        for method in sorted(setting["method"].unique(), key=tables.method_order):
+        for method in in_order(setting["method"]):
             rows = setting[setting["method"] == method].set_index("metric")
             found = [rows.loc[f"{name}/{kind}_error"] for name in CORRUPTIONS]
             cells = [f"{row['mean']:.1f}" for row in found]

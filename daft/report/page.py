@@ -13,6 +13,7 @@ from daft.common.errors import UserError
 from daft.report import layouts, paper, tables
 from daft.report.figures import gallery, style
 from daft.report.figures.gallery import Picture
+from daft.report.methods import in_order
 from daft.runs import frames
 from daft.sweep import selection
 
@@ -91,7 +92,7 @@ def _accuracies(table: pd.DataFrame, metrics: list[str]) -> str:
     heads = ["method", "η_θ", "η_w", "n", *splits, "ID feature L2"]
     rows = []
     by_method = {str(name): cell.set_index("metric") for name, cell in table.groupby("method")}
-    for method in sorted(by_method, key=tables.method_order):
+    for method in in_order(by_method):
         cell = by_method[method]
         first = cell.iloc[0]
         absent = "missing" if first["n"] else "diverged"

@@ -9,6 +9,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from daft.report.methods import in_order
 from daft.runs import frames
 from daft.runs.frames import (
     BACKBONE,
@@ -21,17 +22,10 @@ from daft.runs.frames import (
     accuracies,
     cell_metric,
 )
-from daft.sweep.selection import beside
+from daft.sweep.selection import candidates
 
 EDGES = ["at_edge", "head_at_edge"]
 """Whether η_θ, and η_w, are at the edge of their grids."""
-ORDER = ["lp", "ft", "ft_bnc", "lp_ft", "lp_ft_train", "lp_ft_bnc"]
-ORDER += ["integrated_lp_ft", "integrated_lp_ft_train", "daft"]
-
-
-def method_order(name: str) -> tuple[int, str]:
-    """Sort key: the paper's methods in its order, then others by name."""
-    return (ORDER.index(name) if name in ORDER else len(ORDER), name)
 
 
 def split_name(column: str) -> str:
@@ -49,7 +43,7 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     metrics = [c for c in chosen.columns if "/" in c]
     rows = []
     for names, cell in chosen.groupby(CELL, sort=False):
-        everything = beside(cell, runs[(runs[CELL] == list(names)).all(axis=1)])
+        everything = candidates(cell, runs[(runs[CELL] == list(names)).all(axis=1)])
         rate, head = (cell[name].iloc[0] for name in RATES)
         grid = sorted(everything[RATES[0]].dropna().unique(), reverse=True)
         same = everything[RATES[0]].isna() if pd.isna(rate) else everything[RATES[0]] == rate
@@ -104,7 +98,7 @@ def markdown(table: pd.DataFrame) -> str:
             "| --- | --- | --- | --- |" + " ---: |" * len(metrics),
         ]
         by_method = {str(method): of_method for method, of_method in cell.groupby("method")}
-        for method in sorted(by_method, key=method_order):
+        for method in in_order(by_method):
             of_method = by_method[method]
             first, by_metric = of_method.iloc[0], of_method.set_index("metric")
             absent = "missing" if first["n"] else "diverged"

@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 
 from daft.report import tables
 from daft.report.figures import features, style
+from daft.report.methods import in_order
 from daft.runs import frames
 from daft.sweep import selection
 
@@ -25,7 +26,7 @@ def overview(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> Figure:
 
     runs: selected runs of one dataset and backbone. loaded: their records.
     """
-    methods = style.methods(runs[frames.METHOD])
+    methods = in_order(runs[frames.METHOD])
     columns = frames.accuracies(runs)
     figure, ((upper,), (lower,)) = style.canvas(2, 1, 5.4, height_ratios=(1.2, 1))
     width = 0.8 / len(methods)
@@ -35,7 +36,7 @@ def overview(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> Figure:
         x = np.arange(len(columns)) + (i - (len(methods) - 1) / 2) * width
         means, stds = cell[columns].mean(), cell[columns].std(ddof=1)
         bars = {"yerr": stds, "error_kw": {"elinewidth": 0.8}} if len(cell) > 1 else {}
-        upper.bar(x, means, width, color=style.COLOURS.get(method), **bars)
+        upper.bar(x, means, width, color=style.colour(method), **bars)
         for position, mean, std in zip(x, means, stds.fillna(0), strict=True):
             upper.text(
                 position,
@@ -47,14 +48,14 @@ def overview(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> Figure:
                 rotation=90 if upright else 0,
             )
     upper.set_xticks(range(len(columns)), [tables.split_name(c) for c in columns])
-    upper.set_ylabel(f"{style.measure(runs)} (%)")
+    upper.set_ylabel(f"{style.metric_label(runs)} (%)")
     upper.set_ylim(0, 112 if upright else 105)
     upper.set_title("By split")
     moved = [m for m in methods if m != "lp"]  # its features do not move
     features.overlay(lower, loaded, moved, "id", "cosine")
     lower.set_title("Feature distortion (as Figure 1 of the paper)")
     figure.legend(
-        [Patch(color=style.COLOURS.get(m)) for m in methods],
+        [Patch(color=style.colour(m)) for m in methods],
         [style.label(m) for m in methods],
         ncols=len(methods),
         loc="outside lower center",
@@ -73,7 +74,7 @@ def id_against_ood(runs: pd.DataFrame) -> Figure:
     groups = list(runs.groupby([frames.DATASET, frames.BACKBONE], sort=False))
     figure, (panels,) = style.canvas(1, len(groups), 4.2, width=max(5.6, 4.6 * len(groups)))
     for axes, (names, group) in zip(panels, groups, strict=True):
-        for method in style.methods(group[frames.METHOD]):
+        for method in in_order(group[frames.METHOD]):
             cell = group[group[frames.METHOD] == method]
             x, y = frames.score(cell, "id"), frames.score(cell, "ood")
             several = len(cell) > 1
@@ -91,8 +92,8 @@ def id_against_ood(runs: pd.DataFrame) -> Figure:
                 **style.mark(method),
             )
         axes.set_title(", ".join(map(str, names)))
-        axes.set_xlabel(f"ID {style.measure(group)} (%)")
-        axes.set_ylabel(f"mean OOD {style.measure(group)} (%)")
+        axes.set_xlabel(f"ID {style.metric_label(group)} (%)")
+        axes.set_ylabel(f"mean OOD {style.metric_label(group)} (%)")
         axes.grid()
         # Beside a single panel, below where there are several: nowhere over the marks.
         beside = {"loc": "upper left", "bbox_to_anchor": (1.02, 1)}
@@ -112,7 +113,7 @@ def learning_rates(runs: pd.DataFrame, chosen: float) -> Figure:
     name, measure = str(grid[frames.METHOD].iloc[0]), frames.cell_metric(grid)
     of_head = list(grid.groupby(frames.RATES[1], dropna=False))
     for i, (rate, line) in enumerate(sorted(of_head, key=lambda group: -len(group[1]))):
-        shade = {"color": style.COLOURS.get(name, style.INK), "alpha": max(1 - 0.2 * i, 0.4)}
+        shade = {"color": style.colour(name), "alpha": max(1 - 0.2 * i, 0.4)}
         shade |= {"marker": RATE_MARKERS[i % len(RATE_MARKERS)], "markersize": 5.5}
         suffix = "" if len(of_head) == 1 else f", $\\eta_w$ = {rate:g}"
         for metric, look in (
@@ -132,7 +133,7 @@ def learning_rates(runs: pd.DataFrame, chosen: float) -> Figure:
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()
     axes.set_xlabel(r"backbone learning rate $\eta_\theta$ (dotted: chosen by ID accuracy)")
-    axes.set_ylabel(f"{style.measure(grid)} (%)")
+    axes.set_ylabel(f"{style.metric_label(grid)} (%)")
     first = grid.iloc[0]
     axes.set_title(f"{style.label(name)}, {first[frames.DATASET]}, {first[frames.BACKBONE]}")
     style.note(figure, f"seed {first[frames.SEED]}, by which rates are chosen: n = 1 run each")

@@ -8,11 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from daft.report import tables
 from daft.report.figures import style
-
-PAPER = ("ft", "daft")
-"""The methods of Figure 2."""
+from daft.report.methods import in_order
 
 PANELS = {
     "weight": "(a) weights",
@@ -47,7 +44,7 @@ def relative_change(loaded: Sequence[dict[str, Any]], methods: Iterable[str]) ->
                     values.mean().index,
                     values.min(),
                     values.max(),
-                    color=style.COLOURS.get(method),
+                    color=style.colour(method),
                     alpha=0.2,
                 )
         if kind in STATISTICS and (of_kind["value"] > 0).any():  # BN in test mode has moved none
@@ -100,7 +97,7 @@ def changes(loaded: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def methods_of(loaded: Iterable[dict[str, Any]]) -> list[str]:
     """The methods whose records have changes of layers."""
     rows = changes(loaded)
-    return sorted(rows.dropna()["method"].unique(), key=tables.method_order)
+    return in_order(rows.dropna()["method"])
 
 
 def _stages(axes: Any, stages: "pd.Series[str]") -> None:

@@ -10,12 +10,11 @@ from matplotlib.figure import Figure
 
 from daft.report import tables
 from daft.report.figures import style
+from daft.report.methods import in_order
 from daft.runs import frames
 
 MEASURES = {"cosine": "cosine similarity", "l2": "L2 distance"}
 
-PAPER = ("ft", "lp_ft", "daft")
-"""The methods of Figure 1."""
 
 BINS = 50
 """In a picture, at most; the records' own are finer."""
@@ -47,9 +46,7 @@ def overlay(
     edges = _edges([h for histograms in found.values() for h in histograms], measure)
     for method, histograms in found.items():
         _shape(axes, density(histograms, edges), edges, 0, method)
-        axes.axvline(
-            _mean(histograms), color=style.COLOURS.get(method, style.INK), linestyle="--", linewidth=1
-        )
+        axes.axvline(_mean(histograms), color=style.colour(method), linestyle="--", linewidth=1)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"{MEASURES[measure]} of {_split(split)} features before and after")
@@ -105,7 +102,7 @@ def moved(runs: pd.DataFrame) -> Figure:
 
     runs: selected runs of one dataset and backbone.
     """
-    methods = style.methods(runs[frames.METHOD])
+    methods = in_order(runs[frames.METHOD])
     figure, (panels,) = style.canvas(1, 2, 1.1 + 0.3 * len(methods), sharey=True)
     for axes, measure in zip(panels, ("l2", "cosine"), strict=True):
         for y, method in enumerate(methods):
@@ -122,9 +119,7 @@ def moved(runs: pd.DataFrame) -> Figure:
 
 def methods_of(loaded: Iterable[dict[str, Any]], split: str = "id") -> list[str]:
     """The methods whose records say how far the features of a split moved."""
-    return style.methods(
-        r["config"]["method"]["name"] for r in loaded if _usable(r["distortion"].get(split, {}))
-    )
+    return in_order(r["config"]["method"]["name"] for r in loaded if _usable(r["distortion"].get(split, {})))
 
 
 def density(histograms: Sequence[dict[str, Any]], edges: np.ndarray) -> np.ndarray:
@@ -148,7 +143,7 @@ def _edges(histograms: Sequence[dict[str, Any]], measure: str) -> np.ndarray:
 
 
 def _shape(axes: Axes, heights: np.ndarray, edges: np.ndarray, base: float, method: str) -> None:
-    colour = style.COLOURS.get(method, style.INK)
+    colour = style.colour(method)
     axes.stairs(heights + base, edges, baseline=base, color=colour, fill=True, alpha=0.25)
     axes.stairs(heights + base, edges, baseline=base, color=colour, label=style.label(method), linewidth=1.3)
 
@@ -169,7 +164,7 @@ def _mean(histograms: Sequence[dict[str, Any]]) -> float:
 
 
 def _split(split: str) -> str:
-    return tables.split_name(f"{split}/")
+    return tables.split_name(split)
 
 
 def _runs(loaded: Sequence[dict[str, Any]], methods: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from daft.common.errors import UserError
 from daft.report import tables
 from daft.report.figures import accuracy, change, extremes, features, sensitivity, style
+from daft.report.methods import in_order, shown_in
 from daft.runs import frames, similarity
 from daft.sweep import selection
 
@@ -68,9 +69,9 @@ def of_runs(loaded: Sequence[dict[str, Any]], methods: Sequence[str] = ()) -> li
     if frames.score(chosen, "ood").notna().any():
         found.append(Picture("id_ood", "OOD over ID accuracy", partial(accuracy.id_against_ood, chosen)))
     found += _distortion(kept, methods)
-    for method in style.methods(chosen[frames.METHOD]):
+    for method in in_order(chosen[frames.METHOD]):
         best = chosen[chosen[frames.METHOD] == method]
-        cell = selection.beside(best, runs[runs[frames.METHOD] == method])
+        cell = selection.candidates(best, runs[runs[frames.METHOD] == method])
         if cell[frames.RATES[0]].nunique() > 1:
             rate = best[frames.RATES[0]].iloc[0]
             draw = partial(accuracy.learning_rates, cell, rate)
@@ -96,7 +97,7 @@ def of_extremes(
         config = record["config"]
         if not config.get("segmentation"):
             there.setdefault(config["method"]["name"], {})[config["seed"]] = record
-    compared = _compared(methods, extremes.PAPER, list(there)) if there else []
+    compared = _compared(methods, shown_in(*extremes.FIGURES), list(there)) if there else []
     if not compared:
         return []
     seeds = set.intersection(*(set(there[method]) for method in compared))
@@ -116,7 +117,7 @@ def of_extremes(
     return [
         Picture(
             f"extremes_{split}",
-            f"Least and most moved features, {tables.split_name(f'{split}/')} (Figures 6 to 9)",
+            f"Least and most moved features, {tables.split_name(split)} (Figures 6 to 9)",
             partial(extremes.picture, split, {m: of[split] for m, of in found.items()}, classes, title),
         )
         for split in known["distortion"]  # in the order of evaluation
@@ -133,7 +134,7 @@ def of_settings(loaded: Sequence[dict[str, Any]]) -> list[Picture]:
 def of_grids(loaded: Sequence[dict[str, Any]], whole: bool = False) -> list[Picture]:
     """Heat maps over both rates, a picture per method of one dataset and backbone; whole: with no gap."""
     runs, found = sensitivity.frame(loaded), []
-    for method in style.methods(runs[frames.METHOD]):
+    for method in in_order(runs[frames.METHOD]):
         cell = runs[runs[frames.METHOD] == method]
         sides = [cell[rate].nunique() for rate in frames.RATES]
         if min(sides) > 1 and (not whole or len(cell[frames.RATES].drop_duplicates()) == math.prod(sides)):
@@ -148,14 +149,14 @@ def _distortion(loaded: Sequence[dict[str, Any]], methods: Sequence[str]) -> lis
     """Figures 1 and 2 of records of one dataset and backbone."""
     found = []
     if moved := [m for m in features.methods_of(loaded) if m != "lp"]:
-        compared = _compared(methods, features.PAPER, moved) or moved
+        compared = _compared(methods, shown_in(1), moved) or moved
         draw = partial(features.distributions, loaded, compared)
         found.append(Picture("features", "Feature distortion, ID (Figure 1)", draw))
         for measure, name in features.MEASURES.items():
             draw = partial(features.ridges, loaded, measure)
             found.append(Picture(measure, f"{name.capitalize()} of features, per split and method", draw))
     if changed := change.methods_of(loaded):
-        compared = _compared(methods, change.PAPER, changed) or changed
+        compared = _compared(methods, shown_in(2), changed) or changed
         draw = partial(change.relative_change, loaded, compared)
         found.append(Picture("change", "Relative change of weights and BN layers (Figure 2)", draw))
     return found

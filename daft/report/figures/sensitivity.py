@@ -14,6 +14,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 from daft.common.errors import UserError
 from daft.config import schema
 from daft.report.figures import style
+from daft.report.methods import PAIRS, in_order
 from daft.runs import frames
 from daft.sweep import selection
 
@@ -31,10 +32,6 @@ ENOUGH = 0.95
 
 APART = 4.0
 """Points of a page between the bars of neighbouring methods."""
-
-PAIRS = {"ft": "ft_bnc", "lp_ft": "lp_ft_bnc", "lp_ft_train": "lp_ft_bnc", "integrated_lp_ft": "daft"}
-PAIRS |= {"integrated_lp_ft_train": "daft"}
-"""Methods, and the same with BN conversion."""
 
 ACCURACIES = {"id/accuracy": "ID accuracy (%)", "ood/accuracy": "mean OOD accuracy (%)"}
 ACCURACIES |= {"id/miou": "ID mIoU (%)", "ood/miou": "mean OOD mIoU (%)"}
@@ -206,7 +203,7 @@ def shift_family(runs: pd.DataFrame) -> Figure:
     figure, panels = _panels(chosen)
     for axes, metric in zip(panels, _metrics(chosen), strict=True):
         axes.axhline(0, color=style.INK, linewidth=0.8)
-        pairs = style.methods(gained["method"])
+        pairs = in_order(gained["method"])
         for without, beside in zip(pairs, _beside(axes, len(pairs)), strict=True):
             over = gained[gained["method"] == without].groupby(STRENGTH)[metric]
             _line(axes, over, f"{style.label(PAIRS[without])} − {style.label(without)}", without, beside)
@@ -266,7 +263,7 @@ def _panels(runs: pd.DataFrame) -> tuple[Figure, Sequence[Axes]]:
 
 def _curves(axes: Axes, chosen: pd.DataFrame, column: str, metric: str) -> None:
     """Each method's runs, means and standard deviations over a column."""
-    methods = style.methods(chosen[frames.METHOD])
+    methods = in_order(chosen[frames.METHOD])
     for method, beside in zip(methods, _beside(axes, len(methods)), strict=True):
         cell = chosen[chosen[frames.METHOD] == method]
         _line(axes, cell.groupby(column)[metric], style.label(method), method, beside)

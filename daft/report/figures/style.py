@@ -1,6 +1,5 @@
-"""What all pictures share: names, colours and marks of methods, type, and how a figure becomes a file."""
+"""What all pictures share: marks of methods, fonts, sizes, notes, and how a figure becomes a file."""
 
-from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,27 +12,8 @@ from PIL import Image
 
 from daft.common.errors import UserError
 from daft.common.files import write_atomically
-from daft.report import tables
+from daft.report.methods import describe
 from daft.runs import frames
-
-LABELS = {
-    "lp": "LP",
-    "ft": "FT",
-    "ft_bnc": "FT + conversion",
-    "lp_ft": "LP-FT",
-    "lp_ft_train": "LP-FT, train mode",
-    "lp_ft_bnc": "LP-FT + conversion",
-    "integrated_lp_ft": "Integrated LP-FT",
-    "integrated_lp_ft_train": "Integrated, train mode",
-    "daft": "DAFT",
-}
-# Colour-blind safe (Okabe and Ito), and a marker each for print.
-COLOURS = {"lp": "#999999", "ft": "#d55e00", "lp_ft": "#0072b2", "daft": "#009e73"}
-COLOURS |= {"ft_bnc": "#e69f00", "lp_ft_bnc": "#56b4e9", "integrated_lp_ft": "#cc79a7"}
-COLOURS |= {"lp_ft_train": "#1b1b1b", "integrated_lp_ft_train": "#b59f00"}
-MARKERS = {"lp": "s", "ft": "^", "lp_ft": "D", "daft": "o"}
-MARKERS |= {"ft_bnc": "v", "lp_ft_bnc": "d", "integrated_lp_ft": "P"}
-MARKERS |= {"lp_ft_train": "X", "integrated_lp_ft_train": "p"}
 
 INK, FAINT = "#1b1b1b", "#666666"
 
@@ -71,23 +51,23 @@ matplotlib.rcParams.update(
 
 
 def label(method: str) -> str:
-    """How a method is called in pictures."""
-    return LABELS.get(method, method)
+    """The title of a method."""
+    return describe(method).title
+
+
+def colour(method: str) -> str:
+    """The colour of a method."""
+    return describe(method).colour
 
 
 def mark(method: str) -> dict[str, Any]:
-    """Colour and marker of a method."""
-    return {"color": COLOURS.get(method, INK), "marker": MARKERS.get(method, "o")}
+    """Colour and marker of a method, as keywords of matplotlib's plots."""
+    return {"color": colour(method), "marker": describe(method).marker}
 
 
-def measure(runs: pd.DataFrame) -> str:
-    """What the runs of one dataset are judged by, in words."""
+def metric_label(runs: pd.DataFrame) -> str:
+    """What the runs of one dataset are judged by: accuracy or mIoU."""
     return {"miou": "mIoU"}.get(frames.cell_metric(runs), frames.cell_metric(runs))
-
-
-def methods(names: Iterable[str]) -> list[str]:
-    """Each method once, in the paper's order."""
-    return sorted(dict.fromkeys(names), key=tables.method_order)
 
 
 def canvas(
