@@ -23,7 +23,7 @@ from daft.common.files import digest, made_once, write_atomically
 from daft.config.check import plain
 from daft.config.schema import Config
 from daft.data import datasets
-from daft.data.loader import Loader, entropy
+from daft.data.loader import Loader, derive_seed
 from daft.methods import preparation, probe
 from daft.networks import backbones, checkpoints
 from daft.runs import machine, records
@@ -143,7 +143,7 @@ def _compute(
 
     # Table 1: head, BN conversion, learning rates.
     converting = config.method.conversion_batches or images.train.batches
-    torch.manual_seed(entropy(config.seed, 0))  # a random head depends on the seed alone
+    torch.manual_seed(derive_seed(config.seed, 0))  # a random head depends on the seed alone
     try:
         prepared = preparation.prepare(
             config.method,

@@ -10,10 +10,9 @@ import functools
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from daft.common import progress
 from daft.common.errors import UserError
 from daft.common.files import PARTIAL, exclusive, is_damage, write_atomically
+from daft.common.threads import parallel_map
 
 SHARD = 2048
 """Images in a file: about half a gigabyte with a shorter side of 256 pixels."""
@@ -65,9 +64,9 @@ class Cached:
         _, _, height, width = self.table[index].tolist()
         return height, width
 
-    def subset(self, kept: Tensor) -> "Cached":
-        """The images that a mask, bool [N], keeps."""
-        return Cached([self.paths[i] for i in kept.nonzero()[:, 0]], self.shards, self.table[kept])
+    def subset(self, indices: Tensor) -> "Cached":
+        """These images only, int64 [n]."""
+        return Cached([self.paths[i] for i in indices.tolist()], self.shards, self.table[indices])
 
 
 def build(
@@ -85,7 +84,7 @@ def build(
     UserError if the disk has no room.
     """
     parts = [paths[start : start + SHARD] for start in range(0, len(paths), SHARD)]
-    shards = [folder / f"{state(part)}-{side}-{VERSION}.pixels" for part in parts]
+    shards = [folder / f"{stat_digest(part)}-{side}-{VERSION}.pixels" for part in parts]
 
     def missing() -> dict[Path, list[Path]]:
         pairs = zip(shards, parts, strict=True)
@@ -122,8 +121,8 @@ def shrink(images: Tensor, side: int) -> Tensor:
     return F.resize(images, [side], antialias=True) if min(images.shape[-2:]) > side else images
 
 
-def state(paths: Iterable[Path]) -> str:
-    """What changes with any of these files; unlike a fingerprint it holds on this machine only."""
+def stat_digest(paths: Iterable[Path]) -> str:
+    """A hash of the paths, sizes and times of files; unlike a fingerprint it holds on this machine only."""
     digest = hashlib.sha256()
     for path in paths:
         stat = path.stat()
@@ -147,11 +146,10 @@ def _make(
     shards: dict[Path, list[Path]], read: Callable[[Path], Tensor | None], threads: int, what: str
 ) -> None:
     paths = [path for part in shards.values() for path in part]
-    with ThreadPoolExecutor(threads) as pool:
-        chunks = (pool.map(read, paths[i : i + QUEUED]) for i in range(0, len(paths), QUEUED))
-        images = progress.track(chain.from_iterable(chunks), what, len(paths))
-        for shard, part in shards.items():
-            write_atomically(shard, functools.partial(_write, islice(images, len(part)), len(part)))
+    images = parallel_map(read, paths, threads, what, QUEUED)
+    for shard, part in shards.items():
+        write_atomically(shard, functools.partial(_write, islice(images, len(part)), len(part)))
+    images.close()
     _mapped.cache_clear()  # a damaged shard that was replaced may still be mapped
 
 

@@ -2,9 +2,10 @@
 
 Each follows the scripts that made the published images (hendrycks/robustness, ImageNet-C/create_c), what is
 odd in them included: values are cut to whole levels, not rounded; glass blur copies pixels where it means to
-swap them. An image's luck is its own: what becomes of it depends on the image and its number alone, whatever
-batch it comes in, and the draws are a CPU's on a GPU too. Frost is the exception: the photographs of it are
-not ours to give, so a random texture with their colours, contrasts and spectrum takes their place.
+swap them. What becomes of an image depends on it and its number alone, whatever batch it comes in: each has
+its own generator of random numbers, on the CPU even if the images are on a GPU. Frost is the exception: the
+photographs of it are not ours to give, so a random texture with their colours, contrasts and spectrum takes
+their place.
 """
 
 import functools
@@ -22,7 +23,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from daft.data.loader import entropy
+from daft.data.loader import derive_seed
 
 SEVERITIES = range(1, 6)
 
@@ -45,7 +46,7 @@ SLACK = 1e-3
 """Of a level: float32 may miss a whole one by less than this from below, and is not cut to the one before."""
 
 
-class Luck:
+class ImageGenerators:
     """Random numbers, a row per image from a generator of its own; drawn on the CPU, given on the device."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -82,7 +83,7 @@ class Setting(NamedTuple):
 
     values: Any
     """its parameters at this severity"""
-    luck: Luck
+    rng: ImageGenerators
     published: dict[str, Any]
     """everything that is published for images of about this size"""
 
@@ -107,8 +108,8 @@ def corrupt(images: Tensor, name: str, severity: int, numbers: Sequence[int]) ->
         )
     published = parameters(side)
     stream = list(CORRUPTIONS).index(name), severity
-    luck = Luck([entropy(*stream, number) for number in numbers], images.device)
-    setting = Setting(published[name][severity - 1], luck, published)
+    rng = ImageGenerators([derive_seed(*stream, number) for number in numbers], images.device)
+    setting = Setting(published[name][severity - 1], rng, published)
     return _levels(CORRUPTIONS[name](images.float() / 255, setting))
 
 
@@ -135,19 +136,19 @@ def _corruption(function: Corruption) -> Corruption:
 @_corruption
 def gaussian_noise(x: Tensor, setting: Setting) -> Tensor:
     """Normal noise in every value."""
-    return x + setting.values * setting.luck.normal(*x.shape[1:])
+    return x + setting.values * setting.rng.normal(*x.shape[1:])
 
 
 @_corruption
 def shot_noise(x: Tensor, setting: Setting) -> Tensor:
     """Poisson counts of so many photons of white."""
-    return setting.luck.poisson(x * setting.values) / setting.values
+    return setting.rng.poisson(x * setting.values) / setting.values
 
 
 @_corruption
 def impulse_noise(x: Tensor, setting: Setting) -> Tensor:
     """Values that are 0 or 1 instead, each with half the probability."""
-    hit, salt = setting.luck.uniform(0, 1, 2, *x.shape[1:]).unbind(1)
+    hit, salt = setting.rng.uniform(0, 1, 2, *x.shape[1:]).unbind(1)
     return torch.where(hit < setting.values, (salt < 0.5).float(), x)
 
 
@@ -183,7 +184,7 @@ def glass_blur(x: Tensor, setting: Setting) -> Tensor:
     _, _, height, width = x.shape
     source = torch.arange(height * width, device=x.device).repeat(len(x), 1)
     for _ in range(passes):
-        down, right = setting.luck.integers(-reach, reach, 2, height, width).unbind(1)
+        down, right = setting.rng.integers(-reach, reach, 2, height, width).unbind(1)
         source = _copied(source, down, right, reach)
     copied = blurred.flatten(2).gather(2, source[:, None].expand(-1, 3, -1)).view_as(x)
     return _gaussian(copied, sigma, "nearest", 4)
@@ -212,7 +213,7 @@ def _copied(source: Tensor, down: Tensor, right: Tensor, reach: int) -> Tensor:
 def motion_blur(x: Tensor, setting: Setting) -> Tensor:
     """Half a Gaussian along a line that is at most 45 degrees off the horizontal."""
     radius, sigma = setting.values
-    return _moved(x, radius, sigma, setting.luck.uniform(-45, 45))
+    return _moved(x, radius, sigma, setting.rng.uniform(-45, 45))
 
 
 def _moved(x: Tensor, radius: float, sigma: float, degrees: Tensor) -> Tensor:
@@ -262,9 +263,9 @@ def _zooming(side: int, factor: float) -> Tensor:
 def snow(x: Tensor, setting: Setting) -> Tensor:
     """A whitened image under flakes that fall in two opposite directions."""
     mean, sigma, zoom, threshold, radius, blur, share = setting.values
-    flakes = _zoomed(mean + sigma * setting.luck.normal(1, *x.shape[-2:]), zoom)
+    flakes = _zoomed(mean + sigma * setting.rng.normal(1, *x.shape[-2:]), zoom)
     flakes = _levels(torch.where(flakes < threshold, 0, flakes)).float() / 255
-    flakes = _moved(flakes, radius, blur, setting.luck.uniform(-135, -45))
+    flakes = _moved(flakes, radius, blur, setting.rng.uniform(-135, -45))
     grey = torch.tensor([0.299, 0.587, 0.114], device=x.device).view(3, 1, 1).mul(x).sum(1, keepdim=True)
     x = share * x + (1 - share) * torch.maximum(x, grey * 1.5 + 0.5)
     return x + flakes + flakes.flip(-2, -1)
@@ -274,10 +275,10 @@ def snow(x: Tensor, setting: Setting) -> Tensor:
 def frost(x: Tensor, setting: Setting) -> Tensor:
     """A random texture laid over the image, in the colours of one of the photographs."""
     image, ice = setting.values
-    which = setting.luck.integers(0, len(FROST), 1)[:, 0]
+    which = setting.rng.integers(0, len(FROST), 1)[:, 0]
     colour = torch.tensor(FROST, device=x.device)[which][:, :, None, None]
     contrast = torch.tensor(setting.published["frost_contrast"], device=x.device)[which][:, None, None, None]
-    texture = _rough(setting.luck.normal(1, *x.shape[-2:]), FROST_SLOPE)
+    texture = _rough(setting.rng.normal(1, *x.shape[-2:]), FROST_SLOPE)
     return image * x + ice * (colour + contrast * texture).clamp(0, 255) / 255
 
 
@@ -297,22 +298,22 @@ def fog(x: Tensor, setting: Setting) -> Tensor:
     amplitude, decay = setting.values
     height, width = x.shape[-2:]
     side = 2 ** math.ceil(math.log2(max(height, width)))
-    clouds = _plasma(setting.luck, side, decay)[:, None, :height, :width]
+    clouds = _plasma(setting.rng, side, decay)[:, None, :height, :width]
     brightest = x.amax((1, 2, 3), keepdim=True)
     return (x + amplitude * clouds) * brightest / (brightest + amplitude)
 
 
-def _plasma(luck: Luck, side: int, decay: float) -> Tensor:
+def _plasma(rng: ImageGenerators, side: int, decay: float) -> Tensor:
     """Heights [B, side, side] in [0, 1] by the diamond-square algorithm on a torus, side a power of two."""
-    heights = torch.zeros(len(luck), side, side, device=luck.device)
+    heights = torch.zeros(len(rng), side, side, device=rng.device)
     step, spread = side, 100.0**2
     while step >= 2:
         half = step // 2
         corners = heights[:, ::step, ::step]
         pairs = corners + corners.roll(-1, 1)
-        centres = _between(pairs + pairs.roll(-1, 2), spread, luck)
-        across = _between(corners + corners.roll(-1, 2) + centres + centres.roll(1, 1), spread, luck)
-        below = _between(corners + corners.roll(-1, 1) + centres + centres.roll(1, 2), spread, luck)
+        centres = _between(pairs + pairs.roll(-1, 2), spread, rng)
+        across = _between(corners + corners.roll(-1, 2) + centres + centres.roll(1, 1), spread, rng)
+        below = _between(corners + corners.roll(-1, 1) + centres + centres.roll(1, 2), spread, rng)
         heights[:, half::step, half::step] = centres
         heights[:, ::step, half::step] = across
         heights[:, half::step, ::step] = below
@@ -321,9 +322,9 @@ def _plasma(luck: Luck, side: int, decay: float) -> Tensor:
     return heights / heights.amax((1, 2), keepdim=True)
 
 
-def _between(four: Tensor, spread: float, luck: Luck) -> Tensor:
+def _between(four: Tensor, spread: float, rng: ImageGenerators) -> Tensor:
     """The mean of four heights given by their sum [B, ...], moved by at most `spread`."""
-    return four / 4 + luck.uniform(-spread, spread, *four.shape[1:])
+    return four / 4 + rng.uniform(-spread, spread, *four.shape[1:])
 
 
 @_corruption
@@ -349,7 +350,7 @@ def elastic_transform(x: Tensor, setting: Setting) -> Tensor:
     centre = torch.tensor([width // 2, height // 2]).double()
     third = min(height, width) // 3
     corners = centre + third * torch.tensor([[1, 1], [1, -1], [-1, -1]])  # of x, y
-    moved = corners + setting.luck.uniform(-reach, reach, 3, 2).cpu().double()
+    moved = corners + setting.rng.uniform(-reach, reach, 3, 2).cpu().double()
     ones = torch.ones(len(x), 3, 1, dtype=torch.float64)
     back = torch.linalg.solve(torch.cat([moved, ones], 2), corners.expand_as(moved)).to(x.device)
     grid = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), -1)
@@ -358,7 +359,7 @@ def elastic_transform(x: Tensor, setting: Setting) -> Tensor:
     x = _sampled(x, places.view(len(x), height, width, 2), corners_stay=True)
     if amplitude == 0:
         return x
-    noise = setting.luck.uniform(-1, 1, 2, height, width)
+    noise = setting.rng.uniform(-1, 1, 2, height, width)
     shift = amplitude * _gaussian(noise, sigma, "reflect", 3)
     return _sampled(x, grid + shift.permute(0, 2, 3, 1), corners_stay=False)
 

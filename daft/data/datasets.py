@@ -35,7 +35,7 @@ FILES = {
 table of path (relative, for order and identity), file (to open) and label (class name)."""
 
 MASKS = {"voc": voc, "cityscapes": cityscapes}
-"""Sources of files with masks: each has MEANING, of the values in masks, classes(cfg), and files(cfg, split,
+"""Sources of files with masks: each has CLASS_OF_VALUE, classes(cfg), and files(cfg, split,
 name), a table of path, file and mask (to open)."""
 
 PIXELS = {"cifar": cifar}
@@ -89,7 +89,7 @@ def listing(config: Config) -> Listing:
     train = found.pop("train")
     evaluation = {"id": found.pop("id")}
     if config.training.selection == "holdout":
-        train, evaluation["holdout"] = train.every(HOLDOUT_EVERY)
+        train, evaluation["holdout"] = train.split_every_nth(HOLDOUT_EVERY)
         if not len(evaluation["holdout"]):
             raise UserError(
                 f"training.selection=holdout: no class has {HOLDOUT_EVERY} training images to hold one out"
@@ -196,7 +196,7 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
         if source := PIXELS.get(cfg.source):
             found = Labelled.of_pixels(*source.pixels(cfg, split, name))
         elif source := MASKS.get(cfg.source):
-            found = Labelled.of_masks(source.files(cfg, split, name), source.MEANING, split.path)
+            found = Labelled.of_masks(source.files(cfg, split, name), source.CLASS_OF_VALUE, split.path)
         else:
             listed = FILES[cfg.source].files(cfg, split, name, classes)
             found = Labelled.of_files(listed, classes, split.path)
@@ -206,7 +206,7 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
         raise UserError(f"{prefix}{error}{hint if cfg.files or cfg.manual else ''}") from error
     if split.part != "all":
         assert cfg.eval_every is not None
-        before, found = found, found.every(cfg.eval_every)[split.part == "id"]
+        before, found = found, found.split_every_nth(cfg.eval_every)[split.part == "id"]
         what = f"part={split.part} leaves no image of {{}}; raise dataset.eval_every, or add images"
         _require_classes(before, found, classes, f"dataset.{name}: {what}")
     if split.known_images is not None and len(found) != split.known_images:
@@ -224,7 +224,7 @@ def _selected(
         return found
     if split.images > len(found):
         raise UserError(f"dataset.{name}.images: {split.images}, but there are only {len(found)}")
-    thinned = found.thinned(split.images)
+    thinned = found.stratified_subset(split.images)
     message = f"dataset.{name}.images: {split.images} leaves no image of {{}}; raise it"
     _require_classes(found, thinned, classes, message)
     return thinned

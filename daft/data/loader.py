@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from daft.config.operations import Operation
 from daft.data.cache import Cached
 from daft.data.images import Resident, Streamed
-from daft.data.transforms import RGB, draws, transform
+from daft.data.transforms import RGB, num_uniforms, transform
 
 Batch = tuple[Tensor, Tensor]
 """uint8 images [B, 3, H, W] and int64 labels [B], or uint8 masks [B, H, W]"""
@@ -39,14 +39,14 @@ class Loader:
         self._stream: DataLoader[Batch] | None = None
         self._operations = self.operations
         if isinstance(self.images, Resident):
-            self._operations = self.operations[self.images.done :]
+            self._operations = self.operations[self.images.applied :]
             self._pixels = self.images.pixels.to(self.device)
 
     @property
     def identity(self) -> list[Any]:
-        """Plain data that tells its pixels in one epoch from those of any other loader."""
-        luck = [self.seed, self.batch_size] if self.shuffle or draws(self.operations) else []
-        return [self.fingerprint, [repr(op) for op in self.operations], luck]
+        """Plain data that differs from any loader whose pixels differ."""
+        sampling = [self.seed, self.batch_size] if self.shuffle or num_uniforms(self.operations) else []
+        return [self.fingerprint, [repr(op) for op in self.operations], sampling]
 
     def __len__(self) -> int:
         """Number of images."""
@@ -61,7 +61,7 @@ class Loader:
         """(channels, height, width) of an image after the operations."""
         held = self.images
         first = held.pixels[:1] if isinstance(held, Resident) else held.read(0)[None]
-        shape = transform(first, self._operations, torch.full((1, draws(self._operations)), 0.5)).shape
+        shape = transform(first, self._operations, torch.full((1, num_uniforms(self._operations)), 0.5)).shape
         return RGB, shape[-2], shape[-1]
 
     def steps(self, steps: range) -> Iterator[Batch]:
@@ -72,13 +72,13 @@ class Loader:
 
     def order(self, number: int = 0) -> Tensor:
         """Positions of the images in the order of an epoch, int64 [N]."""
-        return self._drawn(number)[0]
+        return self._sample(number)[0]
 
-    def epoch(self, number: int = 0, part: slice = slice(None)) -> Iterator[Batch]:
-        """The batches of one epoch, or part of them, on the device; number 0 is the pass before training."""
-        order, uniforms = self._drawn(number)
+    def epoch(self, number: int = 0, steps: slice = slice(None)) -> Iterator[Batch]:
+        """Batches of an epoch, or of some of its steps, on the device; epoch 0 is before training."""
+        order, uniforms = self._sample(number)
         ends = batch_ends(len(self), self.batch_size)
-        chunks = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)][part]
+        chunks = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)][steps]
         batches = (
             self._resident_batches(chunks, uniforms)
             if isinstance(self.images, Resident)
@@ -89,12 +89,12 @@ class Loader:
                 images, labels = images[:, :RGB], images[:, RGB]
             yield images.contiguous(memory_format=torch.channels_last), labels
 
-    def _drawn(self, number: int) -> tuple[Tensor, Tensor]:
-        """An epoch's order, and in row i image i's luck, whatever batch it comes in."""
-        generator = torch.Generator().manual_seed(entropy(self.seed, number))
+    def _sample(self, number: int) -> tuple[Tensor, Tensor]:
+        """An epoch's order, and in row i the uniform numbers of image i, whatever batch it comes in."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
         n = len(self)
         order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
-        return order, torch.rand(n, draws(self._operations), generator=generator)
+        return order, torch.rand(n, num_uniforms(self._operations), generator=generator)
 
     def _resident_batches(self, chunks: list[Tensor], uniforms: Tensor) -> Iterator[Batch]:
         for chunk in chunks:
@@ -105,17 +105,17 @@ class Loader:
     def _streamed_batches(self, chunks: list[Tensor], uniforms: Tensor) -> Iterator[Batch]:
         assert not isinstance(self.images, Resident)
         if self._stream is None:
-            self._plan = _Plan()
+            self._sampler = _BatchSampler()
             self._stream = DataLoader(
                 _Files(self.images, self.labels, self._operations),
-                batch_sampler=self._plan,
-                collate_fn=_as_it_is,
+                batch_sampler=self._sampler,
+                collate_fn=_collated,
                 num_workers=self.workers,
                 persistent_workers=self.workers > 0 and self.shuffle,  # training alone reads every epoch
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # else each epoch would draw from the global one
             )
-        self._plan.chunks, self._plan.uniforms = chunks, uniforms
+        self._sampler.chunks, self._sampler.uniforms = chunks, uniforms
         for images, labels in self._stream:
             yield (
                 images.to(self.device, non_blocking=True),
@@ -123,9 +123,9 @@ class Loader:
             )
 
 
-def entropy(*parts: int) -> int:
-    """A seed from several numbers, none of which shows in another's stream."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def derive_seed(*numbers: int) -> int:
+    """A seed from several numbers; seeds from other numbers give independent streams."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def batch_ends(images: int, batch_size: int) -> list[int]:
@@ -140,8 +140,8 @@ def batch_ends(images: int, batch_size: int) -> list[int]:
     return ends
 
 
-class _Plan:
-    """The current epoch as lists of (index, uniform numbers); lives in the main process."""
+class _BatchSampler:
+    """The batch sampler: the current epoch as lists of (index, uniform numbers)."""
 
     chunks: list[Tensor]
     uniforms: Tensor
@@ -170,5 +170,6 @@ class _Files(TorchDataset[Batch]):
         return batch, self.labels[list(indices)]
 
 
-def _as_it_is(batch: Any) -> Any:
+def _collated(batch: Any) -> Any:
+    """`_Files` gives whole batches."""
     return batch

@@ -36,33 +36,39 @@ RGB = 3
 CROP_ATTEMPTS = 10
 """Draws of a random box before falling back to the centre, as in torchvision's RandomResizedCrop."""
 
-DRAWS = {Flip: 1, RandomCrop: 2, RandomResizedCrop: 2 * CROP_ATTEMPTS + 2, RandomScaleCrop: 3, ColorJitter: 4}
+UNIFORMS = {
+    Flip: 1,
+    RandomCrop: 2,
+    RandomResizedCrop: 2 * CROP_ATTEMPTS + 2,
+    RandomScaleCrop: 3,
+    ColorJitter: 4,
+}
 """Uniform numbers that an operation consumes per image."""
 
-NO_DRAWS = torch.empty(1, 0)
+NO_UNIFORMS = torch.empty(1, 0)
 """The table of uniform numbers of operations that consume none."""
 
 
-def draws(operations: Sequence[Operation]) -> int:
+def num_uniforms(operations: Sequence[Operation]) -> int:
     """Width of the table of uniform numbers that these operations need."""
-    return sum(DRAWS.get(type(op), 0) for op in operations)
+    return sum(UNIFORMS.get(type(op), 0) for op in operations)
 
 
 def transform(images: Tensor, operations: Sequence[Operation], uniforms: Tensor) -> Tensor:
     """Apply operations in order to uint8 images [B, 3, H, W], or [B, 4, H, W] with masks.
 
-    uniforms: [B, draws(operations)] in [0, 1), on the CPU. Raises ValueError for a crop larger than the
-    image.
+    uniforms: [B, num_uniforms(operations)] in [0, 1), on the CPU. Raises ValueError for a crop that is larger
+    than the image.
     """
     start = 0
     for op in operations:
-        width = DRAWS.get(type(op), 0)
+        width = UNIFORMS.get(type(op), 0)
         images = apply(op, images, uniforms[:, start : start + width])
         start += width
     return images
 
 
-def fixed_prefix(operations: Sequence[Operation]) -> list[Operation]:
+def deterministic_prefix(operations: Sequence[Operation]) -> list[Operation]:
     """The operations before the first random one: the same every epoch, so worth doing once."""
     prefix: list[Operation] = []
     for op in operations:
@@ -72,7 +78,7 @@ def fixed_prefix(operations: Sequence[Operation]) -> list[Operation]:
     return prefix
 
 
-def least_side(operations: Sequence[Operation]) -> int:
+def min_side(operations: Sequence[Operation]) -> int:
     """Shorter side in pixels that images must have for every crop to fit.
 
     Raises ValueError for a crop larger than what the operations before it leave.
@@ -89,7 +95,7 @@ def least_side(operations: Sequence[Operation]) -> int:
     return least
 
 
-def one_shape(operations: Sequence[Operation]) -> bool:
+def gives_one_shape(operations: Sequence[Operation]) -> bool:
     """Whether images of any size come out in the same shape."""
     return any(
         isinstance(op, CenterCrop | RandomCrop | RandomResizedCrop | RandomScaleCrop)
@@ -183,14 +189,14 @@ def _(op: ColorJitter, images: Tensor, uniforms: Tensor) -> Tensor:
     )
     orders = list(permutations(range(len(kinds))))
 
-    def jitter(rgb: Tensor, luck: list[float]) -> Tensor:
-        for i in orders[int(luck[-1] * len(orders))]:
+    def jitter(rgb: Tensor, row: list[float]) -> Tensor:
+        for i in orders[int(row[-1] * len(orders))]:
             strength, adjust = kinds[i]
-            rgb = adjust(rgb, 1 + strength * (2 * luck[i] - 1))
+            rgb = adjust(rgb, 1 + strength * (2 * row[i] - 1))
         return rgb
 
     rows = zip(images, uniforms.tolist(), strict=True)
-    return torch.stack([_recolour(image, lambda rgb, luck=luck: jitter(rgb, luck)) for image, luck in rows])
+    return torch.stack([_recolour(image, lambda rgb, row=row: jitter(rgb, row)) for image, row in rows])
 
 
 def _resize(

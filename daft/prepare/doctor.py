@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,9 +15,11 @@ from rich.table import Table
 from daft.common import progress
 from daft.common.errors import UserError
 from daft.common.files import checksum, write_atomically
+from daft.common.threads import parallel_map
 from daft.config.schema import BackboneConfig, DatasetConfig, FileConfig
 from daft.data import datasets
-from daft.data.images import Labelled, Streamed
+from daft.data.images import Streamed
+from daft.data.labelled import Labelled
 from daft.data.sources.folder import EXTENSIONS
 from daft.networks import backbones, checkpoints
 from daft.prepare import archives, disk, fetch
@@ -241,9 +242,8 @@ def _shrink(folders: list[Path], side: int) -> None:
         write_atomically(path, lambda target: smaller.save(target, "JPEG", quality=JPEG_QUALITY))
 
     paths = [p for folder in folders for p in sorted(folder.rglob("*")) if p.suffix.lower() in EXTENSIONS]
-    with ThreadPoolExecutor() as pool:
-        for _ in progress.track(pool.map(shrink, paths), f"resizing to {side} pixels", len(paths)):
-            pass
+    for _ in parallel_map(shrink, paths, None, f"resizing to {side} pixels"):
+        pass
 
 
 def _open_sample(split: Labelled, kept_side: int | None) -> None:

@@ -18,7 +18,8 @@ from daft.config.check import validate_section
 from daft.config.compose import composed
 from daft.config.schema import DatasetConfig
 from daft.data import datasets
-from daft.data.images import ImageStore, Labelled, Resident
+from daft.data.images import ImageStore, Resident
+from daft.data.labelled import Labelled
 from daft.data.sources.shapes import CLASSES, generate
 
 SIZE = 64

@@ -19,10 +19,11 @@ from daft.common.files import digest, write_atomically
 from daft.config.operations import Operation
 from daft.data import corruptions
 from daft.data.corruptions import CORRUPTIONS, SEVERITIES
-from daft.data.images import Labelled, Resident
+from daft.data.images import Resident
+from daft.data.labelled import Labelled
 from daft.data.loader import Batch, Loader, batch_ends
 from daft.data.sources import cifar
-from daft.data.transforms import NO_DRAWS, transform
+from daft.data.transforms import NO_UNIFORMS, transform
 from daft.runs import machine, records
 from daft.runs.reopened import Finished
 from daft.training import evaluation
@@ -95,7 +96,7 @@ def published(
                 chosen, start = kept[start:end], end
                 batch = torch.from_numpy(pixels[chosen.numpy()]).permute(0, 3, 1, 2)
                 moved = _on(device, batch), _on(device, labels[chosen])
-                yield transform(moved[0], operations, NO_DRAWS), moved[1]
+                yield transform(moved[0], operations, NO_UNIFORMS), moved[1]
 
         return Block(batches, len(kept), device)
 
@@ -110,13 +111,11 @@ def generated(clean: Loader, batch_size: int, images: int | None = None) -> Corr
     were; others after it, as ImageNet-C's were. Raises UserError if they are too small.
     """
     kept = _thinned(clean.labels, images)
-    mask = torch.zeros(len(clean), dtype=torch.bool)
-    mask[kept] = True
     done = _before(clean)
     read = replace(
         clean,
-        images=clean.images.subset(mask),
-        labels=clean.labels[mask],
+        images=clean.images.subset(kept),
+        labels=clean.labels[kept],
         fingerprint=f"{clean.fingerprint}/{len(kept)}",
         operations=clean.operations[:done],
         batch_size=batch_size,
@@ -134,7 +133,7 @@ def generated(clean: Loader, batch_size: int, images: int | None = None) -> Corr
             for pixels, labels in read.epoch():
                 mine = [next(numbers) for _ in range(len(pixels))]
                 corrupted = corruptions.corrupt(pixels, name, severity, mine)
-                yield transform(corrupted, rest, NO_DRAWS), labels
+                yield transform(corrupted, rest, NO_UNIFORMS), labels
 
         return Block(batches, len(read), clean.device)
 
@@ -149,7 +148,7 @@ def _thinned(labels: Tensor, images: int | None) -> Tensor:
         return torch.arange(len(labels))
     if images > len(labels):
         raise UserError(f"--images {images}: there are only {len(labels)}")
-    kept = Labelled(torch.arange(len(labels)), labels, "").thinned(images).images
+    kept = Labelled(torch.arange(len(labels)), labels, "").stratified_subset(images).images
     assert isinstance(kept, Tensor)
     return kept.sort().values
 
@@ -159,7 +158,7 @@ def _before(clean: Loader) -> int:
     held = clean.images
     everything = len(clean.operations)
     if isinstance(held, Resident):
-        if held.done:  # to fewer pixels, or from several sizes
+        if held.applied:  # to fewer pixels, or from several sizes
             return everything
         sizes = {tuple(held.pixels.shape[-2:])}
     else:

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daft.common.files import made_once, write_atomically
+from daft.common.files import Content, cached_file
 from daft.config.operations import Resize
 from daft.data.images import Resident
 from daft.data.loader import Loader
-from daft.data.transforms import NO_DRAWS, apply, transform
+from daft.data.transforms import NO_UNIFORMS, apply, transform
 from daft.runs.reopened import Finished
 from daft.training import evaluation
 
@@ -74,13 +74,13 @@ def similarities(run: Finished, device: torch.device) -> Similarities:
 
     Raises UserError if the run's weights or images, or the pretrained weights, are not there.
     """
-    file = run.directory / FILE
-    with made_once(file) as missing:
-        if missing:
-            found = _measured(run, device)
-            tensors = {f"{name}/{key}": t for name, split in found.items() for key, t in vars(split).items()}
-            write_atomically(file, lambda path: safetensors.torch.save_file(tensors, path))
+    cached_file(run.directory / FILE, lambda: _content(_measured(run, device)))
     return read(run.directory)
+
+
+def _content(found: Similarities) -> Content:
+    tensors = {f"{name}/{key}": t for name, split in found.items() for key, t in vars(split).items()}
+    return lambda path: safetensors.torch.save_file(tensors, path)
 
 
 def _measured(run: Finished, device: torch.device) -> Similarities:
@@ -106,9 +106,9 @@ def _pixels(loader: Loader, place: int) -> Tensor:
     """One image after the split's operations, no larger than SIDE."""
     held = loader.images
     if isinstance(held, Resident):
-        image = transform(held.pixels[place : place + 1], loader.operations[held.done :], NO_DRAWS)
+        image = transform(held.pixels[place : place + 1], loader.operations[held.applied :], NO_UNIFORMS)
     else:
-        image = transform(held.read(place)[None], loader.operations, NO_DRAWS)
+        image = transform(held.read(place)[None], loader.operations, NO_UNIFORMS)
     shrink = min(SIDE / max(image.shape[-2:]), 1)
     height, width = (max(round(side * shrink), 1) for side in image.shape[-2:])
-    return apply(Resize(size=(height, width)), image, NO_DRAWS)[0].cpu()
+    return apply(Resize(size=(height, width)), image, NO_UNIFORMS)[0].cpu()

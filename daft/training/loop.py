@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from daft.common import progress
 from daft.common.files import write_atomically
-from daft.data.loader import Batch, Loader, entropy
+from daft.data.loader import Batch, Loader, derive_seed
 from daft.training.interruption import SavesFirst
 from daft.training.schedules import cosine, polynomial, share
 
@@ -172,7 +172,7 @@ def fit(
         for epoch in range(first, epochs + 1):
             if fitted.diverged:
                 break
-            torch.manual_seed(entropy(loader.seed, epoch))  # for dropout and the like
+            torch.manual_seed(derive_seed(loader.seed, epoch))  # for dropout and the like
             _set_rates(optimizer, cosine(epoch, epochs))
             before_epoch(epoch, optimizer)
             set_train_mode(model)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from daft.config.schema import SegmentationConfig
-from daft.data.images import IGNORED
+from daft.data.labelled import IGNORED
 from daft.data.loader import Batch, Loader
 from daft.networks import backbones
 from daft.networks.backbones import FeatureExtractor

@@ -19,7 +19,8 @@ from torchvision.transforms import v2
 from daft.common.errors import UserError
 from daft.config.schema import Config
 from daft.data import cache, datasets, images
-from daft.data.images import ImageStore, Labelled, Resident, read_image
+from daft.data.images import ImageStore, Resident, read_image
+from daft.data.labelled import Labelled
 from daft.data.loader import Loader
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from daft.data import corruptions
-from daft.data.corruptions import CORRUPTIONS, SEVERITIES, Luck, corrupt, parameters
-from daft.data.loader import entropy
+from daft.data.corruptions import CORRUPTIONS, SEVERITIES, ImageGenerators, corrupt, parameters
+from daft.data.loader import derive_seed
 from daft.data.sources.shapes import generate
 
 CPU = torch.device("cpu")
@@ -34,8 +34,8 @@ def photo(height: int, width: int) -> np.ndarray:
     return image
 
 
-def luck_of(name: str, severity: int) -> Luck:
-    return Luck([entropy(list(CORRUPTIONS).index(name), severity, NUMBER)], CPU)
+def generators_of(name: str, severity: int) -> ImageGenerators:
+    return ImageGenerators([derive_seed(list(CORRUPTIONS).index(name), severity, NUMBER)], CPU)
 
 
 def corrupted(image: np.ndarray, name: str, severity: int) -> np.ndarray:
@@ -48,11 +48,11 @@ def levels(x: np.ndarray) -> np.ndarray:
     return np.floor(np.clip(x, 0, 1) * 255 + 1e-3).astype(np.uint8)
 
 
-def gaussian_noise(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
-    return x + c * luck.normal(3, *x.shape[:2])[0].permute(1, 2, 0).numpy()
+def gaussian_noise(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
+    return x + c * rng.normal(3, *x.shape[:2])[0].permute(1, 2, 0).numpy()
 
 
-def defocus_blur(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
+def defocus_blur(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     radius, sigma = c
     kernel = np.zeros((17, 17))
     for i in range(-8, 9):
@@ -63,7 +63,7 @@ def defocus_blur(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
     return np.stack([scipy.ndimage.convolve(x[..., d], kernel, mode="mirror") for d in range(3)], -1)
 
 
-def glass_blur(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
+def glass_blur(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     sigma, reach, passes = c
     height, width, _ = x.shape
 
@@ -72,7 +72,7 @@ def glass_blur(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
 
     pixels = levels(blur(x))
     for _ in range(passes):
-        down, right = luck.integers(-reach, reach, 2, height, width)[0].tolist()
+        down, right = rng.integers(-reach, reach, 2, height, width)[0].tolist()
         for h in range(height - reach, reach, -1):
             for w in range(width - reach, reach, -1):
                 # What `a, b = b, a` does to views of an array.
@@ -93,9 +93,9 @@ def moved(x: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarra
     return np.round(blurred * 255) / 255
 
 
-def motion_blur(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
+def motion_blur(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     radius, sigma = c
-    return moved(x, radius, sigma, float(luck.uniform(-45, 45)))
+    return moved(x, radius, sigma, float(rng.uniform(-45, 45)))
 
 
 def zoomed(x: np.ndarray, factor: float) -> np.ndarray:
@@ -108,22 +108,22 @@ def zoomed(x: np.ndarray, factor: float) -> np.ndarray:
     return large[top : top + height, left : left + width]
 
 
-def zoom_blur(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
+def zoom_blur(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     factors = np.arange(1, *c)
     return (x + sum(zoomed(x, factor) for factor in factors)) / (len(factors) + 1)
 
 
-def snow(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
+def snow(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     mean, sigma, zoom, threshold, radius, blur, share = c
-    flakes = mean + sigma * luck.normal(1, *x.shape[:2])[0, 0].double().numpy()
+    flakes = mean + sigma * rng.normal(1, *x.shape[:2])[0, 0].double().numpy()
     flakes = zoomed(flakes[..., None], zoom)
     flakes[flakes < threshold] = 0
-    flakes = moved(levels(flakes) / 255, radius, blur, float(luck.uniform(-135, -45)))
+    flakes = moved(levels(flakes) / 255, radius, blur, float(rng.uniform(-135, -45)))
     grey = (x @ [0.299, 0.587, 0.114])[..., None]
     return share * x + (1 - share) * np.maximum(x, grey * 1.5 + 0.5) + flakes + np.rot90(flakes, 2)
 
 
-def fog(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
+def fog(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     amplitude, decay = c
     side = next(2**k for k in range(20) if 2**k >= max(x.shape))
     heights, step, wibble = np.zeros((side, side)), side, 100.0
@@ -132,7 +132,7 @@ def fog(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
 
         def fill(down: int, right: int, neighbours: list[tuple[int, int]]) -> None:
             """Points at (down, right) of each cell, from neighbours that are so far away."""
-            noise = luck.uniform(-(wibble**2), wibble**2, n, n)[0].tolist()  # noqa: B023
+            noise = rng.uniform(-(wibble**2), wibble**2, n, n)[0].tolist()  # noqa: B023
             for i in range(n):  # noqa: B023
                 for j in range(n):  # noqa: B023
                     h, w = i * step + down, j * step + right  # noqa: B023
@@ -149,7 +149,7 @@ def fog(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
     return x * brightest / (brightest + amplitude)
 
 
-def brightness(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
+def brightness(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     def brighter(pixel: np.ndarray) -> tuple[float, float, float]:
         hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
         return colorsys.hsv_to_rgb(hue, saturation, min(value + c, 1))
@@ -157,17 +157,17 @@ def brightness(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
     return np.apply_along_axis(brighter, 2, x)
 
 
-def contrast(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
+def contrast(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     return (x - x.mean((0, 1))) * c + x.mean((0, 1))
 
 
-def elastic_transform(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
+def elastic_transform(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     amplitude, sigma, reach = c
     height, width, _ = x.shape
     third = min(height, width) // 3
     corners = [(width // 2 + a * third, height // 2 + b * third) for a, b in ((1, 1), (1, -1), (-1, -1))]
     before = np.array([[*corner, 1] for corner in corners], float)
-    after = before[:, :2] + luck.uniform(-reach, reach, 3, 2)[0].numpy()
+    after = before[:, :2] + rng.uniform(-reach, reach, 3, 2)[0].numpy()
     affine = np.vstack([np.linalg.solve(before, after).T, [0, 0, 1]])
     inverse = np.linalg.inv(affine)
     rows, columns = np.mgrid[:height, :width]
@@ -181,24 +181,24 @@ def elastic_transform(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
     x = sampled(x, from_y, from_x, "mirror")
     if not amplitude:
         return x
-    noise = luck.uniform(-1, 1, 2, height, width)[0].double().numpy()
+    noise = rng.uniform(-1, 1, 2, height, width)[0].double().numpy()
     right, down = (amplitude * scipy.ndimage.gaussian_filter(n, sigma, truncate=3) for n in noise)
     return sampled(x, rows + down, columns + right, "reflect")
 
 
-def pixelate(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
+def pixelate(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     image = Image.fromarray(levels(x))
     small = image.resize((int(image.width * c), int(image.height * c)), Image.Resampling.BOX)
     return np.asarray(small.resize(image.size, Image.Resampling.BOX)) / 255
 
 
-def jpeg_compression(x: np.ndarray, c: Any, luck: Luck) -> np.ndarray:
+def jpeg_compression(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     file = BytesIO()
     Image.fromarray(levels(x)).save(file, "JPEG", quality=c)
     return np.asarray(Image.open(file)) / 255
 
 
-DEFINITIONS: list[Callable[[np.ndarray, Any, Luck], np.ndarray]] = [
+DEFINITIONS: list[Callable[[np.ndarray, Any, ImageGenerators], np.ndarray]] = [
     *(gaussian_noise, defocus_blur, glass_blur, motion_blur, zoom_blur, snow, fog, brightness, contrast),
     *(elastic_transform, pixelate, jpeg_compression),
 ]
@@ -210,7 +210,7 @@ def test_a_corruption_is_its_definition(definition, shape):
     name, image = definition.__name__, photo(*shape)
     for severity in (1, 3, 5):
         values = parameters(min(shape))[name][severity - 1]
-        right = levels(definition(image / 255, values, luck_of(name, severity)))
+        right = levels(definition(image / 255, values, generators_of(name, severity)))
         off = np.abs(corrupted(image, name, severity).astype(int) - right)
         # float32 errors are below a hundredth of a level: they move one in a hundred values to the next.
         assert off.max() <= 1

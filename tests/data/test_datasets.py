@@ -31,7 +31,8 @@ from daft.config.operations import (
 )
 from daft.config.schema import Config, DatasetConfig, SplitConfig
 from daft.data import datasets
-from daft.data.images import ImageStore, Labelled, Resident, Streamed, read_image
+from daft.data.images import ImageStore, Resident, Streamed, read_image
+from daft.data.labelled import Labelled
 from daft.data.loader import Loader, batch_ends
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -296,7 +297,7 @@ def test_a_division_that_leaves_nothing_is_refused(tmp_path: Path, configure: Co
 def test_thinning_keeps_the_classes_shares_evenly_spaced(
     counts: Sequence[int], keep: int, kept: list[int]
 ) -> None:
-    thinned = numbered(counts).thinned(keep)
+    thinned = numbered(counts).stratified_subset(keep)
     assert indices(thinned) == kept
     assert torch.equal(thinned.labels, numbered(counts).labels[kept])
 
@@ -305,12 +306,12 @@ def test_thinning_and_dividing_give_the_right_sizes_for_any_classes() -> None:
     for counts in ((5,), (1, 2, 3, 4), (7, 1, 100, 13)):
         whole = numbered(counts)
         for keep in range(1, len(whole) + 1):
-            kept = whole.thinned(keep)
+            kept = whole.stratified_subset(keep)
             assert len(set(indices(kept))) == len(kept) == keep
             share = torch.tensor(counts) * keep / len(whole)
             got = kept.labels.bincount(minlength=len(counts))
             assert ((got - share).abs() < 1).all()  # largest remainder never strays by a whole image
-        rest, nth = whole.every(3)
+        rest, nth = whole.split_every_nth(3)
         assert sorted(indices(rest) + indices(nth)) == list(range(len(whole)))
         assert nth.labels.bincount(minlength=len(counts)).tolist() == [count // 3 for count in counts]
 
@@ -343,8 +344,8 @@ def test_the_fingerprint_changes_with_any_file_size_or_label(tmp_path: Path) -> 
     (root / "cat" / "new.png").rename(root / "dog" / "new.png")
     seen.append(split_of(root).fingerprint)
     seen.append(split_of(root, classes=["dog", "cat"]).fingerprint)
-    seen += [part.fingerprint for part in split_of(root).every(2)]
-    seen.append(split_of(root).thinned(4).fingerprint)
+    seen += [part.fingerprint for part in split_of(root).split_every_nth(2)]
+    seen.append(split_of(root).stratified_subset(4).fingerprint)
     assert len(set(seen)) == len(seen) == 8
 
 
@@ -407,7 +408,7 @@ def test_equal_sized_images_are_kept_at_the_smaller_of_native_and_resized(
     images, _ = store.load(split, [Resize(size=16), Flip()], "train")
     assert isinstance(images, Resident)
     assert images.pixels.shape == (4, 3, held, held)
-    assert images.done == done
+    assert images.applied == done
 
 
 def test_images_of_several_sizes_are_resized_once_if_that_makes_them_equal(tmp_path: Path) -> None:
@@ -417,7 +418,7 @@ def test_images_of_several_sizes_are_resized_once_if_that_makes_them_equal(tmp_p
     split, store = split_of(tmp_path), ImageStore(1.0, 2, tmp_path / "cache", CPU)
     images, _ = store.load(split, [Resize(size=(12, 12)), Flip()], "train")
     assert isinstance(images, Resident)
-    assert (images.pixels.shape, images.done) == ((6, 3, 12, 12), 1)
+    assert (images.pixels.shape, images.applied) == ((6, 3, 12, 12), 1)
     images, _ = store.load(split, [Resize(size=12), RandomCrop(size=12)], "train")  # sizes still differ
     assert isinstance(images, Streamed)
 
@@ -653,7 +654,7 @@ def test_batches_do_not_depend_on_whether_the_resize_is_done_once(many: LoadTrai
     streamed = many(resident_gib=0.0).images
     assert isinstance(streamed, Streamed)
     assert isinstance(once.images, Resident)
-    assert once.images.done == 1
+    assert once.images.applied == 1
     pixels = torch.stack([*map(read_image, streamed.paths)])
     native = replace(each_time, images=Resident(pixels))
     assert_same_batches(once, native, 1)

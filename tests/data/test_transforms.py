@@ -30,13 +30,13 @@ from daft.data.transforms import (
     CROP_ATTEMPTS,
     _random_boxes,
     apply,
-    draws,
-    fixed_prefix,
-    least_side,
+    deterministic_prefix,
+    min_side,
+    num_uniforms,
     transform,
 )
 
-NO_DRAWS = torch.empty(1, 0)
+NO_UNIFORMS = torch.empty(1, 0)
 ALMOST_ONE = 1 - 2**-24
 """The largest number that torch.rand yields in float32."""
 
@@ -51,7 +51,7 @@ def grey_levels_apart(a: Tensor, b: Tensor) -> int:
 
 
 def table(batch: int, operations: Sequence[Operation], seed: int = 0) -> Tensor:
-    return torch.rand(batch, draws(operations), generator=torch.Generator().manual_seed(seed))
+    return torch.rand(batch, num_uniforms(operations), generator=torch.Generator().manual_seed(seed))
 
 
 # --- fixed operations ------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def test_resize_is_torchvisions_and_antialiased_like_pils(
 ) -> None:
     images = noise(2, 37, 53)
     op = Resize(size=size, interpolation=interpolation)  # pyright: ignore[reportArgumentType]
-    resized = apply(op, images, NO_DRAWS)
+    resized = apply(op, images, NO_UNIFORMS)
     mode = v2.InterpolationMode(interpolation)
     assert torch.equal(resized, v2.Resize(size, mode, antialias=True)(images))
     # PIL's filters are antialiased too. Both work in two passes in fixed point and round to 8 bits
@@ -88,16 +88,16 @@ def test_resize_is_torchvisions_and_antialiased_like_pils(
 def test_one_number_sets_the_shorter_side_and_keeps_the_aspect(
     height: int, width: int, expected: tuple[int, int]
 ) -> None:
-    assert apply(Resize(size=20), noise(1, height, width), NO_DRAWS).shape[-2:] == expected
+    assert apply(Resize(size=20), noise(1, height, width), NO_UNIFORMS).shape[-2:] == expected
 
 
 def test_two_numbers_are_height_and_width() -> None:
-    assert apply(Resize(size=(10, 30)), noise(1, 50, 50), NO_DRAWS).shape[-2:] == (10, 30)
+    assert apply(Resize(size=(10, 30)), noise(1, 50, 50), NO_UNIFORMS).shape[-2:] == (10, 30)
 
 
 def test_resize_to_the_same_size_changes_nothing() -> None:
     images = noise(2, 32, 32)
-    assert torch.equal(apply(Resize(size=32), images, NO_DRAWS), images)
+    assert torch.equal(apply(Resize(size=32), images, NO_UNIFORMS), images)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -107,22 +107,22 @@ def test_resize_gives_the_same_bits_alone_and_in_a_batch_in_any_memory_format(
 ) -> None:
     images = noise(5, 33, 41)
     op = Resize(size=size, interpolation=interpolation)  # pyright: ignore[reportArgumentType]
-    together = apply(op, images, NO_DRAWS)
+    together = apply(op, images, NO_UNIFORMS)
     for i, image in enumerate(images):
         decoded = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)[None]  # as it comes from a file
-        assert torch.equal(apply(op, decoded, NO_DRAWS)[0], together[i])
-    assert torch.equal(apply(op, images.contiguous(memory_format=torch.channels_last), NO_DRAWS), together)
+        assert torch.equal(apply(op, decoded, NO_UNIFORMS)[0], together[i])
+    assert torch.equal(apply(op, images.contiguous(memory_format=torch.channels_last), NO_UNIFORMS), together)
 
 
 @pytest.mark.parametrize("shape", [(20, 31), (31, 20), (16, 16), (17, 17)])
 def test_center_crop_is_torchvisions_also_where_the_margin_is_odd(shape: tuple[int, int]) -> None:
     images = noise(2, *shape)
-    assert torch.equal(apply(CenterCrop(size=16), images, NO_DRAWS), v2.CenterCrop(16)(images))
+    assert torch.equal(apply(CenterCrop(size=16), images, NO_UNIFORMS), v2.CenterCrop(16)(images))
 
 
 def test_grayscale_is_the_same_luma_in_three_channels() -> None:
     images = noise(2, 9, 9)
-    grey = apply(Grayscale(), images, NO_DRAWS)
+    grey = apply(Grayscale(), images, NO_UNIFORMS)
     assert torch.equal(grey, v2.Grayscale(3)(images))
     assert torch.equal(grey[:, 0], grey[:, 1])
     assert torch.equal(grey[:, 0], grey[:, 2])
@@ -214,7 +214,7 @@ def test_random_boxes_are_inside_with_area_and_aspect_in_bounds(height: int, wid
 def test_random_boxes_are_inside_at_the_ends_of_the_numbers(luck: float) -> None:
     for height, width in ((64, 64), (5, 7), (300, 20), (1, 1)):
         op = RandomResizedCrop(size=8)
-        [(top, left, h, w)] = _random_boxes(op, height, width, torch.full((1, draws([op])), luck))
+        [(top, left, h, w)] = _random_boxes(op, height, width, torch.full((1, num_uniforms([op])), luck))
         assert 0 <= top <= top + h <= height
         assert 0 <= left <= left + w <= width
         assert h * w > 0
@@ -257,7 +257,7 @@ def test_the_first_attempt_that_fits_is_taken() -> None:
     # 30 x 60 pixels. Attempt 0: the whole area, square: 42 x 42 does not fit. Attempt 1: area 0.25 of
     # 1800 = 450, square: 21 x 21 fits. The position: floor(0.5 * (30 - 21 + 1)) = 5, floor(0.5 * 40) = 20.
     op = RandomResizedCrop(size=8, scale=(0.0, 1.0))
-    uniforms = torch.full((1, draws([op])), 0.5)  # 0.5 of the log-ratio: exactly 1
+    uniforms = torch.full((1, num_uniforms([op])), 0.5)  # 0.5 of the log-ratio: exactly 1
     uniforms[0, 0], uniforms[0, 1] = ALMOST_ONE, 0.25
     uniforms[0, 2:CROP_ATTEMPTS] = 0.1
     assert _random_boxes(op, 30, 60, uniforms) == [(5, 20, 21, 21)]
@@ -282,7 +282,7 @@ def test_each_operation_consumes_its_own_columns() -> None:
     assert uniforms.shape[1] == 3
     by_hand = apply(crop, apply(flip, images, uniforms[:, :1]), uniforms[:, 1:])
     assert torch.equal(
-        transform(images, [flip, Grayscale(), crop], uniforms), apply(Grayscale(), by_hand, NO_DRAWS)
+        transform(images, [flip, Grayscale(), crop], uniforms), apply(Grayscale(), by_hand, NO_UNIFORMS)
     )
 
 
@@ -297,9 +297,9 @@ def test_an_image_comes_out_the_same_whatever_batch_it_is_in() -> None:
 
 def test_the_fixed_prefix_ends_at_the_first_random_operation() -> None:
     resize, grey, flip = Resize(size=8), Grayscale(), Flip()
-    assert fixed_prefix([resize, grey, flip, grey]) == [resize, grey]
-    assert fixed_prefix([flip, resize]) == []
-    assert fixed_prefix([]) == []
+    assert deterministic_prefix([resize, grey, flip, grey]) == [resize, grey]
+    assert deterministic_prefix([flip, resize]) == []
+    assert deterministic_prefix([]) == []
 
 
 @pytest.mark.parametrize("op", [CenterCrop(size=21), RandomCrop(size=21)])
@@ -321,7 +321,7 @@ def test_a_crop_larger_than_the_image_is_refused_not_padded(op: Operation, shape
     ],
 )
 def test_least_side_is_the_smallest_image_that_goes_through(operations: list[Operation], least: int) -> None:
-    assert least_side(operations) == least
+    assert min_side(operations) == least
     transform(noise(1, least, least + 3), operations, table(1, operations))
     if least > 1:
         with pytest.raises(ValueError, match="does not fit"):
@@ -331,7 +331,7 @@ def test_least_side_is_the_smallest_image_that_goes_through(operations: list[Ope
 @pytest.mark.parametrize("before", [Resize(size=(64, 20)), RandomResizedCrop(size=20), CenterCrop(size=20)])
 def test_a_crop_that_no_image_can_satisfy_is_refused(before: Operation) -> None:
     with pytest.raises(ValueError, match=r"crop of 21 .* 20 pixels"):
-        least_side([before, RandomCrop(size=21)])
+        min_side([before, RandomCrop(size=21)])
     with pytest.raises(ValueError, match="does not fit"):
         transform(noise(1, 100, 100), [before, RandomCrop(size=21)], table(1, [before, RandomCrop(size=21)]))
 
@@ -385,7 +385,7 @@ def test_a_bad_argument_of_an_operation_is_named(written: object, named: str) ->
 def test_darkening_scales_every_pixel_and_leaves_masks_alone(share: float) -> None:
     images = noise(4, 9, 7)
     op: Operation = TypeAdapter(Operation).validate_python({"darken": share})
-    darker = apply(op, torch.cat([images, images[:, :1]], 1), NO_DRAWS)
+    darker = apply(op, torch.cat([images, images[:, :1]], 1), NO_UNIFORMS)
     assert darker.dtype == torch.uint8
     assert torch.equal(darker[:, 3:], images[:, :1])
     # Half a level of rounding, and half a millionth of float32.
@@ -401,7 +401,7 @@ def test_every_operation_of_the_vocabulary_is_implemented() -> None:
         transformed = transform(noise(2, 8, 8), [op], table(2, [op]))
         assert transformed.shape[:2] == (2, 3)
         assert prod(transformed.shape[2:]) == (16 if name in smallest else 64)
-        assert op.random == (draws([op]) > 0)
+        assert op.random == (num_uniforms([op]) > 0)
 
 
 # --- masks -----------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from daft.common.errors import BusyError, UserError
 from daft.config.operations import CenterCrop, Grayscale, Resize
 from daft.data import corruptions
 from daft.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from daft.data.images import ImageStore, Labelled
+from daft.data.images import ImageStore
+from daft.data.labelled import Labelled
 from daft.data.loader import Loader
 from daft.report import paper
 from daft.runs import frames, records, robustness

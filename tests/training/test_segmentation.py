@@ -14,7 +14,8 @@ from daft import experiment
 from daft.batchnorm import batchnorm_layers
 from daft.common.errors import ConfigError
 from daft.config.schema import SegmentationConfig
-from daft.data.images import IGNORED, Resident
+from daft.data.images import Resident
+from daft.data.labelled import IGNORED
 from daft.data.loader import Loader
 from daft.methods import preparation
 from daft.networks import backbones

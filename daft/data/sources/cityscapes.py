@@ -10,7 +10,7 @@ import torch
 
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
-from daft.data.images import FORBIDDEN, IGNORED
+from daft.data.labelled import IGNORED, INVALID
 
 TRAINED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 """Ids in the order of the classes."""
@@ -18,10 +18,10 @@ TRAINED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32,
 IDS = 34
 """Beside these there is -1, a licence plate, which is 255 in a file."""
 
-MEANING = torch.full((256,), FORBIDDEN, dtype=torch.int16)
-MEANING[:IDS] = IGNORED
-MEANING[list(TRAINED)] = torch.arange(len(TRAINED), dtype=torch.int16)
-MEANING[255] = IGNORED
+CLASS_OF_VALUE = torch.full((256,), INVALID, dtype=torch.int16)
+CLASS_OF_VALUE[:IDS] = IGNORED
+CLASS_OF_VALUE[list(TRAINED)] = torch.arange(len(TRAINED), dtype=torch.int16)
+CLASS_OF_VALUE[255] = IGNORED
 
 SPLITS = ("train", "val")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from daft.data.images import IGNORED
+from daft.data.labelled import IGNORED
 
 Floats = NDArray[np.floating]
 

@@ -11,15 +11,15 @@ import torch
 
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
-from daft.data.images import FORBIDDEN, IGNORED
+from daft.data.labelled import IGNORED, INVALID
 
 FOLDER = "VOCdevkit/VOC2012"
 
 CLASSES = 21
 
-MEANING = torch.full((256,), FORBIDDEN, dtype=torch.int16)
-MEANING[:CLASSES] = torch.arange(CLASSES, dtype=torch.int16)
-MEANING[255] = IGNORED
+CLASS_OF_VALUE = torch.full((256,), INVALID, dtype=torch.int16)
+CLASS_OF_VALUE[:CLASSES] = torch.arange(CLASSES, dtype=torch.int16)
+CLASS_OF_VALUE[255] = IGNORED
 
 SPLITS = {"train": "train", "val": "val", "trainaug": "trainaug", "sbd/trainaug": "trainaug"}
 """Split: its list in ImageSets/Segmentation. `sbd/trainaug` reads SBD's own files, where VOC has no mask."""

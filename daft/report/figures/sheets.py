@@ -13,9 +13,10 @@ from daft.config.operations import CenterCrop, Operation, Resize
 from daft.config.schema import Config
 from daft.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from daft.data.datasets import Listing
-from daft.data.images import IGNORED, Labelled, Streamed, read_image
+from daft.data.images import Streamed, read_image
+from daft.data.labelled import IGNORED, Labelled
 from daft.data.sources import shapes
-from daft.data.transforms import NO_DRAWS, RGB, transform
+from daft.data.transforms import NO_UNIFORMS, RGB, transform
 from daft.report.figures import mosaic
 
 SIDE = 96
@@ -93,7 +94,7 @@ def corruptions(file: Path | None = None, side: int = 64) -> Figure:
     if file is None:
         clean = torch.from_numpy(shapes.generate("photo", 1, 0, side)[0])
     else:
-        clean = transform(read_image(file)[None], [Resize(size=side), CenterCrop(size=side)], NO_DRAWS)
+        clean = transform(read_image(file)[None], [Resize(size=side), CenterCrop(size=side)], NO_UNIFORMS)
     columns = [
         torch.cat([clean, *(corrupt(clean, name, severity, [0]) for severity in SEVERITIES)])
         for name in CORRUPTIONS
@@ -148,4 +149,4 @@ def _middle(split: Labelled, place: int, shift: Sequence[Operation]) -> Tensor:
     """One image, and its mask if it has one, as uint8 [3 or 4, SIDE, SIDE]."""
     held = split.images
     image = held[place] if isinstance(held, Tensor) else Streamed(held, split.masks).read(place)
-    return transform(image[None], [*shift, *SQUARE], NO_DRAWS)[0]
+    return transform(image[None], [*shift, *SQUARE], NO_UNIFORMS)[0]

@@ -24,7 +24,7 @@ from daft.common.errors import UserError
 from daft.config.check import validate
 from daft.config.schema import Config
 from daft.data import datasets
-from daft.data.images import Labelled
+from daft.data.labelled import Labelled
 from daft.data.sources import cifar, imagenet
 from tests.helpers import fabricate
 
