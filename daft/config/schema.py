@@ -3,6 +3,7 @@
 Imports neither torch nor timm, so that a mistyped key fails in a fraction of a second.
 """
 
+import re
 from dataclasses import field, replace
 from typing import Annotated, Any, Literal
 
@@ -147,12 +148,14 @@ class BackboneConfig:
 
     name: str
     model: str
-    """timm model name"""
-    weights: Literal["file", "hub", "random"]
-    """`checkpoint`; timm's hub entry of that name; none at all"""
+    """timm model name, or `my_package.my_module.function`"""
+    weights: Literal["file", "hub", "random", "own"]
+    """`checkpoint`; timm's hub entry of that name; none at all; those that an imported network comes with"""
     mean: tuple[float, float, float]
     std: tuple[Rate, Rate, Rate]
     """normalisation of RGB in [0, 1]"""
+    source: Literal["timm", "import"] = "timm"
+    """what makes the network: timm, or a function that is imported and returns a torch.nn.Module"""
     model_args: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
     """.safetensors, or a torch file that loads with weights_only=True"""
@@ -178,6 +181,13 @@ class BackboneConfig:
     """anchor of η_w; the right one depends on the norm of the features"""
 
     def __post_init__(self) -> None:
+        known = ("file", "random", "hub" if self.source == "timm" else "own")
+        if self.weights not in known:
+            raise ConfigError("weights", f"{self.weights}, but source={self.source} has {', '.join(known)}")
+        if self.source == "import" and not re.fullmatch(r"\w+(\.\w+)+", self.model):
+            raise ConfigError(
+                "model", f"{self.model}; with source=import write my_package.my_module.function"
+            )
         if self.weights == "file" and not self.checkpoint:
             raise ConfigError("checkpoint", "null, but weights=file; name a file, or weights=hub or random")
         if self.weights != "file" and self.checkpoint:
@@ -393,6 +403,10 @@ class Config:
             if self.method.lr_probe is not None:
                 raise ConfigError("method.lr_probe", f"{self.method.lr_probe:g}, but a linear head has none")
             return
+        if self.backbone.source == "import":
+            raise ConfigError(
+                "backbone.source", "import, but only timm's networks segment: they can be dilated"
+            )
         if self.dataset.source not in (*MASKED, "shapes"):
             raise ConfigError("segmentation", f"{self.dataset.name} has no masks; use null")
         if self.dataset.cache_side:

@@ -48,6 +48,10 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
         weights = checkpoints.load_into(network, cfg)
     else:
         weights = LoadedWeights(checkpoints.fingerprint(cfg), len(network.state_dict()), [], 0)
+        if cfg.source == "import" and not weights.origin.endswith(checkpoints.state_fingerprint(network)):
+            raise UserError(
+                f"backbone.model={cfg.model} has other weights each time; it must seed what it draws"
+            )
     if cfg.weights == "hub":
         _require_normalisation(network, cfg)
     extractor = _extractor(network, cfg)
@@ -73,15 +77,20 @@ def _require_normalisation(network: nn.Module, cfg: BackboneConfig) -> None:
 
 def _extractor(network: nn.Module, cfg: BackboneConfig) -> FeatureExtractor:
     """The network as a feature extractor, tried on one image."""
-    size = resolve_model_data_config(network)["input_size"]
+    name, only = f"backbone.model={cfg.model}", cfg.input_size
+    size = resolve_model_data_config(network, {"input_size": (3, only, only)} if only else None)["input_size"]
     try:
         with torch.no_grad():
             features = network.eval()(torch.zeros(1, *size))
-    except RuntimeError as error:
-        raise UserError(f"backbone.model={cfg.model} takes no RGB images: {first_line(error)}") from error
-    if features.ndim != 2:
+    except Exception as error:  # an imported network may raise anything
+        hint = "" if only else "; backbone.input_size is the side of the only images that a network takes"
         raise UserError(
-            f"backbone.model_args={cfg.model_args}: features have {features.ndim - 1} dimensions, not 1"
+            f"{name} takes no RGB images of {size[1]} x {size[2]}: {first_line(error)}{hint}"
+        ) from error
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 1:
+        found = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+        raise UserError(
+            f"{name} with model_args={cfg.model_args}: an image's features are {found}, not (1, D)"
         )
     if cfg.num_features not in (None, features.shape[1]):
         raise UserError(

@@ -1,5 +1,6 @@
 """Checkpoints: found, read without running what is in them, and loaded key by key, all or nothing."""
 
+import hashlib
 import re
 from importlib import resources
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from daft.common.errors import UserError, first_line, some
 from daft.common.files import checksum, digest
 from daft.config.schema import BackboneConfig
-from daft.networks import torchscript
+from daft.networks import sources, torchscript
 
 PACKAGE = "package:"
 """Prefix of checkpoints that are part of this package."""
@@ -53,8 +54,11 @@ def path(cfg: BackboneConfig) -> Path:
 def fingerprint(cfg: BackboneConfig) -> str:
     """What identifies the weights: for a checkpoint its sha256 and the part that is read, else their source.
 
-    Raises UserError if the checkpoint is not there or fails its checksum.
+    Weights that a function of yours makes are known by what they are: `state_fingerprint`. Raises UserError
+    if the checkpoint is not there or fails its checksum, and as `sources.build`.
     """
+    if cfg.source == "import" and cfg.weights != "file":
+        return f"{cfg.weights}:{state_fingerprint(sources.build(cfg, pretrained=True))}"
     if cfg.weights == "hub":
         entry = timm.get_pretrained_cfg(cfg.model)
         return f"hub:{entry.hf_hub_id}:{entry.tag}:{entry.url}" if entry else "hub"
@@ -66,6 +70,15 @@ def fingerprint(cfg: BackboneConfig) -> str:
         # In their order: the first that matches counts, of the names that are not dropped.
         part += f"/{digest([list(cfg.rename.items()), sorted(cfg.drop)])}"
     return content if part == "/" else f"{content}:{part}"
+
+
+def state_fingerprint(network: nn.Module) -> str:
+    """sha256 of the name, type, shape and values of every tensor in the state dict."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        content.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        content.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return content.hexdigest()
 
 
 def load_into(network: nn.Module, cfg: BackboneConfig) -> LoadedWeights:

@@ -1,6 +1,10 @@
-"""Networks without their heads and, but for the hub's, without pretrained weights."""
+"""Networks as timm or a function of yours makes them, before a checkpoint is loaded."""
 
 import difflib
+import importlib
+import os
+import sys
+from copy import deepcopy
 from typing import Any
 
 import requests
@@ -17,27 +21,51 @@ from daft.config.schema import BackboneConfig
 def build(cfg: BackboneConfig, *, pretrained: bool) -> nn.Module:
     """The configured network; `pretrained` asks for the hub's weights where they are configured.
 
-    Initial weights do not depend on the run's seed. Raises UserError if there is no such model, it does not
-    take its arguments or has no batch-norm layer, or the hub does not answer.
+    Initial weights do not depend on the run's seed. Raises UserError if there is no such model or function,
+    it does not take its arguments or returns no network with batch-norm layers, or the hub does not answer.
     """
-    pretrained = pretrained and cfg.weights == "hub"
-    if pretrained:
-        _require_hub(cfg.model)
-    arguments: dict[str, Any] = {"num_classes": 0} | cfg.model_args
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try:
-            network = timm.create_model(cfg.model, pretrained=pretrained, **arguments)
-        except Exception as error:  # timm raises RuntimeError for names, TypeError for arguments, …
-            models = [] if timm.is_model(cfg.model) else timm.list_models()
-            similar = difflib.get_close_matches(cfg.model, models, n=5)
-            hint = f"; timm has {', '.join(similar)}" if similar else ""
-            raise UserError(f"backbone.model={cfg.model}: {first_line(error)}{hint}") from error
+        network = _imported(cfg) if cfg.source == "import" else _from_timm(cfg, pretrained)
     if not batchnorm_layers(network):
         raise UserError(
             f"backbone.model={cfg.model} has no batch-norm layer; these methods need a network that has"
         )
     return network
+
+
+def _from_timm(cfg: BackboneConfig, pretrained: bool) -> nn.Module:
+    pretrained = pretrained and cfg.weights == "hub"
+    if pretrained:
+        _require_hub(cfg.model)
+    arguments: dict[str, Any] = {"num_classes": 0} | cfg.model_args
+    try:
+        return timm.create_model(cfg.model, pretrained=pretrained, **arguments)
+    except Exception as error:  # timm raises RuntimeError for names, TypeError for arguments, …
+        models = [] if timm.is_model(cfg.model) else timm.list_models()
+        similar = difflib.get_close_matches(cfg.model, models, n=5)
+        hint = f"; timm has {', '.join(similar)}" if similar else ""
+        raise UserError(f"backbone.model={cfg.model}: {first_line(error)}{hint}") from error
+
+
+def _imported(cfg: BackboneConfig) -> nn.Module:
+    """What the function `backbone.model` returns, in float32 on the CPU."""
+    module, _, function = cfg.model.rpartition(".")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does; a script has its own folder there
+    doing = f"looking for it in {here} and on Python's path"
+    try:
+        make = getattr(importlib.import_module(module), function)
+        doing = f"calling it with model_args={cfg.model_args}"
+        network = make(**cfg.model_args)
+    except Exception as error:  # the user's code may raise anything
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"backbone.model={cfg.model}: {doing} raised {what}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"backbone.model={cfg.model} returns a {type(network).__name__}, not a torch.nn.Module"
+        )
+    return deepcopy(network).to("cpu", torch.float32)  # it may hand out one object again and again
 
 
 def _require_hub(model: str) -> None:

@@ -107,7 +107,7 @@ def check_dataset(cfg: DatasetConfig) -> Iterator[Finding]:
 
 def check_backbone(cfg: BackboneConfig) -> Iterator[Finding]:
     """One finding: whether the checkpoint is there and loads, key by key; asks no server."""
-    what = cfg.checkpoint or f"{cfg.model} of the hub"
+    what = cfg.checkpoint or (f"{cfg.model} of the hub" if cfg.weights == "hub" else cfg.model)
     state: State = "absent"
     try:
         if cfg.weights == "file":

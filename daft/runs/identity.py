@@ -30,7 +30,8 @@ def run_identity(config: Config, precision: str, images: dict[str, str], weights
     if not dataset["cache_side"]:
         del dataset["cache_side"]
     dataset["ood"] = {name: split["shift"] for name, split in dataset["ood"].items()}
-    for key in backbone.keys() - {"model", "model_args", "mean", "std"}:
+    source = {"source"} if config.backbone.source != "timm" else set()  # timm's are older than the key
+    for key in backbone.keys() - {"model", "model_args", "mean", "std"} - source:
         del backbone[key]
     del method["name"]
     training = settings["training"] | {"precision": precision}
