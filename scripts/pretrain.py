@@ -1,192 +1,39 @@
 """Pretrain a small backbone of this repository's own results, and save it without its head.
 
-python scripts/pretrain.py shapes --out daft/weights/shapes_resnet10.safetensors
+python scripts/pretrain.py shapes --out daft/networks/weights/shapes_resnet10.safetensors
 python scripts/pretrain.py tiny_imagenet --out weights/resnet18_tin64.safetensors --epochs 5
 
 `shapes` takes about eight minutes on one core. `tiny_imagenet` wants a GPU (hours on a CPU) and the images
 (scripts/prepare.py). One thread on a CPU, so that the same machine gives the same weights.
 """
 
-import argparse
-import json
-import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from _door import cli
 
-import timm  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from rich.progress import track  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from daft.common.errors import UserError  # noqa: E402
-from daft.common.files import checksum  # noqa: E402
-from daft.config.check import validate_section  # noqa: E402
-from daft.config.compose import composed  # noqa: E402
-from daft.config.schema import DatasetConfig  # noqa: E402
-from daft.data import datasets  # noqa: E402
-from daft.data.images import (
-    ImageStore,  # noqa: E402
-    Labelled,  # noqa: E402
-    Resident,  # noqa: E402
-)
-from daft.data.sources.shapes import (
-    CLASSES,  # noqa: E402
-    generate,  # noqa: E402
-)
-
-SIZE = 64
-BATCH, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 64, 0.1, 0.9, 5e-4
-STYLE, COUNT, HELD_OUT_COUNT, HELD_OUT_SEED = "photo", 20_000, 2000, 1001
-# The splits of the dataset are drawn from seeds below this one.
 FIRST_SEED = 1000
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is trained, and how its pixels are normalised."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    epochs: int
-    model_args: dict[str, Any] = field(default_factory=dict)
-
-
-RECIPES = {
-    "shapes": Recipe(
-        (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 8, {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)}
-    ),
-    "tiny_imagenet": Recipe((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 5),
-}
-
-Images = tuple[Tensor, Tensor]
-"""uint8 [N, 3, 64, 64] and labels int64 [N]"""
-
-
-def load_shapes(seed: int) -> tuple[Images, Images, int]:
-    """Training and held-out photos, drawn, and the number of classes."""
-    drawn = generate(STYLE, COUNT, seed, SIZE), generate(STYLE, HELD_OUT_COUNT, HELD_OUT_SEED, SIZE)
-    train, held_out = ((torch.from_numpy(images), torch.from_numpy(labels)) for images, labels in drawn)
-    return train, held_out, len(CLASSES)
-
-
-def load_tiny_imagenet(overrides: list[str]) -> tuple[Images, Images, int]:
-    """Training and validation images, decoded, and the number of classes."""
-    config = composed("dataset=tiny_imagenet", *overrides)
-    cfg = validate_section(config, "dataset", DatasetConfig)
-    classes = datasets.class_names(cfg)
-    store = ImageStore(float("inf"), 2, Path(config.paths.cache), torch.device("cpu"))
-
-    def decoded(name: str, split: Labelled) -> Images:
-        images, kept = store.load(split, [], name)
-        if not isinstance(images, Resident) or store.unreadable:
-            raise UserError(f"dataset.{name}: not all images can be read, or they differ in size")
-        return images.pixels, kept.labels
-
-    train, held_out = (
-        decoded(name, datasets.read_split(cfg, split, name, classes))
-        for name, split in (("train", cfg.train), ("id", cfg.id))
-    )
-    return train, held_out, len(classes)
-
-
-def normalise(images: Tensor, recipe: Recipe) -> Tensor:
-    """Network input, float32 and channels last, of images [n, 3, h, w] in 0 … 255."""
-    mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (recipe.mean, recipe.std))
-    inputs = (images.float() / 255 - mean) / std
-    return inputs.to(memory_format=torch.channels_last)
-
-
-def augment(images: Tensor) -> Tensor:
-    """Flip each image at random; shift and recolour the batch [n, 3, h, w] of uint8."""
-    flip = torch.rand(len(images), 1, 1, 1) < 0.5
-    images = torch.where(flip, images.flip(-1), images)
-    dy, dx = torch.randint(-4, 5, (2,)).tolist()
-    images = F.pad(images.float(), (4, 4, 4, 4), mode="reflect")
-    images = images[..., 4 + dy : 4 + dy + SIZE, 4 + dx : 4 + dx + SIZE]
-    gain = 1 + 0.2 * (2 * torch.rand(len(images), 3, 1, 1) - 1)
-    return (images * gain).clamp(0, 255)
-
-
-@torch.inference_mode()
-def accuracy(model: nn.Module, held_out: Images, recipe: Recipe, device: torch.device) -> float:
-    """Share of images classified as labelled, in [0, 1]."""
-    model.eval()
-    images, labels = held_out
-    batches = (normalise(batch.to(device), recipe) for batch in images.split(BATCH))
-    predictions = torch.cat([model(batch).argmax(1).cpu() for batch in batches])
-    return (predictions == labels).float().mean().item()
+"""The splits of the dataset are drawn from seeds below this one."""
 
 
 def main() -> None:
     """Train, measure on held-out images, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("data", choices=RECIPES)
+    parser = cli.parser(__doc__)
+    parser.add_argument("data", choices=["shapes", "tiny_imagenet"])
     parser.add_argument("--out", type=Path, required=True, help="a .safetensors file")
-    parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--epochs", type=cli.count, help="default: the recipe's")
     parser.add_argument("--seed", type=int, default=FIRST_SEED, help=f"at least {FIRST_SEED}")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("overrides", nargs="*", help="dataset.root=…, paths.data=…, dataset.train.images=…")
     args = parser.parse_intermixed_args()
-    if args.seed < FIRST_SEED or args.seed == HELD_OUT_SEED:
-        parser.error(f"--seed must be at least {FIRST_SEED} and not {HELD_OUT_SEED}")
+    if args.seed < FIRST_SEED:
+        parser.error(f"--seed {args.seed}: at least {FIRST_SEED}")
     if args.data == "shapes" and args.overrides:
         parser.error(f"shapes are drawn; {args.overrides[0]} has no effect")
 
-    torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
-    torch.use_deterministic_algorithms(args.device == "cpu")
-    recipe, device = RECIPES[args.data], torch.device(args.device)
-    epochs = args.epochs or recipe.epochs
-    load = load_shapes(args.seed) if args.data == "shapes" else load_tiny_imagenet(args.overrides)
-    (images, labels), held_out, classes = load
+    from daft.prepare.pretrain import pretrain
 
-    model = timm.create_model("resnet18", num_classes=classes, **recipe.model_args)
-    model = model.to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
-    )
-    steps = len(images) // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, epochs * steps)
-    held_out_accuracy = float("nan")
-    for epoch in range(epochs):
-        model.train()
-        order = torch.randperm(len(images))[: steps * BATCH].view(steps, BATCH)
-        for batch in track(order, f"epoch {epoch + 1}/{epochs}"):
-            logits = model(normalise(augment(images[batch]).to(device), recipe))
-            loss = F.cross_entropy(logits, labels[batch].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        held_out_accuracy = accuracy(model, held_out, recipe, device)
-        print(f"epoch {epoch + 1}: held-out accuracy {held_out_accuracy:.4f}", flush=True)
-
-    state = {k: v.cpu().contiguous() for k, v in model.state_dict().items() if not k.startswith("fc.")}
-    facts = {
-        "arch": f"timm resnet18 {recipe.model_args or ''}".strip(),
-        "source": f"{args.data} images={len(images)} seed={args.seed} size={SIZE}",
-        "normalisation": f"(image / 255 - {recipe.mean}) / {recipe.std}",
-        "epochs": str(epochs),
-        "held_out": f"{len(held_out[0])} images",
-        "held_out_accuracy": f"{held_out_accuracy:.4f}",
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    # One entry, because safetensors writes several in random order, and the checksum would vary.
-    save_file(state, args.out, {"pretraining": json.dumps(facts)})
-    print(f"{args.out}: held-out accuracy {held_out_accuracy:.4f}")
-    print(f"{checksum(args.out)}: with the backbone's YAML set backbone.checksum to this, or to null")
+    pretrain(args.data, args.out, args.seed, args.epochs, args.device, args.overrides)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"pretrain.py: {error}")
+    cli.run(main)

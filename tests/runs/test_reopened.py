@@ -33,7 +33,7 @@ def test_a_run_opened_again_classifies_as_it_was_recorded(tiny, method):
 def test_it_opens_where_the_files_are_now(tiny, tmp_path, monkeypatch):
     checkpoint = tmp_path / "weights" / "net.safetensors"
     checkpoint.parent.mkdir()
-    shutil.copy(ROOT / "daft" / "weights" / "shapes_resnet10.safetensors", checkpoint)
+    shutil.copy(ROOT / "daft" / "networks" / "weights" / "shapes_resnet10.safetensors", checkpoint)
     config = tiny("method=lp", f"backbone.checkpoint={checkpoint}", "backbone.checksum=null")
     done = experiment.run(config)
     moved = shutil.move(done.directory, tmp_path / "elsewhere")
