@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from daft.batchnorm import LONGEST, BatchNormShift, batchnorm_layers, convert_batchnorm
+from tests.helpers.waiting import HANG_SECONDS, wait_until
 
 Module = TypeVar("Module", bound=nn.Module)
 U = 2.0**-24  # float32 unit roundoff: one rounding moves a number by at most this, relatively
@@ -713,7 +713,6 @@ def test_an_error_names_the_layer_and_leaves_the_model_as_found(case: str) -> No
 # ---- torch.distributed
 
 SHARES = {"even": ([0, 1], [2, 3]), "uneven": ([0, 1, 2], [3]), "one rank has none": ([0, 1, 2, 3], [])}
-SPAWN_TIMEOUT_S = 90
 
 
 def _four_batches() -> list[Tensor]:
@@ -736,7 +735,7 @@ def _rank(rank: int, folder: str) -> None:
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=HANG_SECONDS),
     )
     results: dict[str, Any] = {}
     for case, shares in SHARES.items():
@@ -764,10 +763,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
     context = spawn(_rank, (str(folder),), nprocs=2, join=False)
     assert context is not None
-    deadline = time.monotonic() + SPAWN_TIMEOUT_S
     try:
-        while not context.join(timeout=1):
-            assert time.monotonic() < deadline, f"the ranks still hang after {SPAWN_TIMEOUT_S} s"
+        wait_until(lambda: context.join(timeout=1))
     finally:
         for process in context.processes:
             assert process is not None

@@ -4,9 +4,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,9 @@ from daft.runs import frames, records
 from daft.runs.identity import run_identity
 from daft.sweep import selection
 from tests.conftest import FAST, TINY
+from tests.helpers.forked import Forked
+from tests.helpers.pausing import pause_in_step
+from tests.helpers.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
@@ -195,32 +195,21 @@ def test_unreadable_images_are_all_named_before_any_work_or_skipped_and_counted(
     assert record["data"]["images"] == {"train": 12, "id": 12, "dark": 12}
 
 
-def train(*arguments: str, **options) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *TINY, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, env=environment, **pipes, **options)
-
-
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_process_leaves_no_record_and_its_successor_the_same_as_if_it_had_lived(
     tiny, folders, tmp_path, sent
 ):
-    long = ["method=daft", "training.epochs=30", "compute.threads=1"]
-    process = train(*folders, *long)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("runs/*/checkpoints/last.pt")):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == (-9 if sent == signal.SIGKILL else 130)
+    long = ["method=daft", "training.epochs=6", "compute.threads=1"]  # of two steps
+    paused = tmp_path / "paused"
+    process = Forked(tmp_path / "printed", *TINY, *folders, *long, *pause_in_step(2 * 3 + 1, paused))
+    wait_until(paused.exists, process.check_running)
+    os.kill(process.pid, sent)
+    code, _, errors = process.end()
+    assert code == (-9 if sent == signal.SIGKILL else 130)
     assert "Traceback" not in errors
     assert not list(tmp_path.glob("runs/*/record.json"))
     (checkpoint,) = tmp_path.glob("runs/*/checkpoints/last.pt")
-    done = len(torch.load(checkpoint, weights_only=True)["fit"]["history"])
-    assert 1 <= done < 30
+    assert len(torch.load(checkpoint, weights_only=True)["fit"]["history"]) == 3
 
     resumed = experiment.run(tiny(*long))
     whole = experiment.run(tiny(*long, f"paths.runs={tmp_path}/whole"))
@@ -231,10 +220,10 @@ def test_a_killed_process_leaves_no_record_and_its_successor_the_same_as_if_it_h
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_sweep_ends_with_one_table_of_all_its_runs(folders):
-    process = train("-m", "method=lp,daft", "seed=0,1", "training.epochs=1", *folders)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+def test_a_sweep_ends_with_one_table_of_all_its_runs(folders, tmp_path):
+    told = ["-m", *TINY, "method=lp,daft", "seed=0,1", "training.epochs=1", *folders]
+    code, output, errors = Forked(tmp_path / "printed", *told).end()
+    assert code == 0, errors
     summary = output[output.index("Sweep") :]
     rows = [line.split("│")[1].strip() for line in summary.splitlines() if line.startswith("│")]
     assert rows == ["lp", "lp", "daft", "daft"]

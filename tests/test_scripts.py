@@ -10,6 +10,7 @@ from PIL import Image
 
 from daft import experiment
 from daft.runs import records
+from tests.helpers.waiting import HANG_SECONDS
 from tests.report.test_page import LOADED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
 
 
 def drawn(file: Path) -> bool:

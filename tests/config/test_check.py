@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from daft.common.errors import ConfigError
+from tests.helpers.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -93,7 +94,12 @@ def test_a_bad_value_is_one_line_with_the_key_the_value_and_what_is_allowed(conf
 def train(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=os.environ | environment, check=False
+        command,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        env=os.environ | environment,
+        check=False,
     )
 
 

@@ -1,11 +1,16 @@
 """scripts/train.py in a process of its own that has torch already: seconds less than a new interpreter."""
 
+import atexit
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+from tests.helpers.waiting import HANG_SECONDS
 
 TRAIN = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
 _server = multiprocessing.get_context("forkserver")
@@ -28,6 +33,7 @@ class Forked:
         self._files = folder / "output.txt", folder / "errors.txt"
         self._process = _server.Process(target=_main, args=(list(arguments), *self._files))
         self._process.start()
+        atexit.register(self._kill)  # of a test that failed: the interpreter would wait for it
 
     @property
     def pid(self) -> int:
@@ -37,12 +43,24 @@ class Forked:
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, negative after a signal; raises subprocess.TimeoutExpired."""
+        timeout = HANG_SECONDS if timeout is None else timeout
         self._process.join(timeout)
         if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired(str(TRAIN), timeout or 0)
+            raise subprocess.TimeoutExpired(str(TRAIN), timeout)
         return self._process.exitcode
 
     def end(self) -> tuple[int, str, str]:
         """Exit code, output and errors, once it has ended."""
-        output, errors = self._files
-        return self.wait(120), output.read_text(), errors.read_text()
+        code = self.wait()
+        output, errors = (file.read_text() for file in self._files)
+        return code, output, errors
+
+    def check_running(self) -> None:
+        """Fail if it has ended."""
+        assert self._process.exitcode is None, "".join(file.read_text() for file in self._files)
+
+    def _kill(self) -> None:
+        if self._process.exitcode is None:
+            for end in (os.killpg, os.kill):  # at first it has no session of its own
+                with suppress(ProcessLookupError):
+                    end(self.pid, signal.SIGKILL)

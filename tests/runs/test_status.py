@@ -10,6 +10,7 @@ import pytest
 from daft.common.errors import UserError
 from daft.runs import records, status
 from daft.runs.status import Queue, RunState
+from tests.helpers.waiting import HANG_SECONDS
 from tests.runs.test_records import RECORD
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +90,7 @@ def test_looking_takes_no_claim_away(runs: Path):
 
 def test_the_script_counts_states_and_lists_what_is_not_finished(runs: Path):
     command = [sys.executable, str(ROOT / "scripts" / "status.py"), str(runs)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "1 finished, 2 interrupted, 1 diverged, 2 failed"
     for part in ("7 of 20", "ValueError: what was wrong", "c-000000000002"):
