@@ -81,7 +81,7 @@ test: setup
 
 # Kill a sweep at random times, 20 rounds; about a quarter of an hour on two cores.
 kill-test: setup
-	$(BIN)/python scripts/kill_test.py --log results/benchmarks/kill_test.log
+	$(BIN)/python tests/kill_test.py --log results/benchmarks/kill_test.log
 
 benchmark: setup
 	$(BIN)/python scripts/benchmark.py --check

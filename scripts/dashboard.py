@@ -4,23 +4,20 @@ python scripts/dashboard.py --out report.json           offline: what would be s
 python scripts/dashboard.py --save                      in place of the one before
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from _door import cli
 
 from daft.common.errors import UserError
 from daft.common.files import write_atomically
-from daft.report import paper
-from daft.tracking import sync
+from daft.config.options import options
 
 
 def main() -> None:
     """Write the report's specification, save it online, or both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("tables", nargs="*", help=f"of {', '.join(paper.names())}; default: all")
+    parser = cli.parser(__doc__)
+    parser.add_argument("tables", nargs="*", help=f"of {', '.join(options('table'))}; default: all")
     parser.add_argument("--project", default="daft", help="default: daft")
     parser.add_argument("--entity", help="default: the account's own")
     parser.add_argument("--out", type=Path, help="a .json file for the specification")
@@ -28,11 +25,15 @@ def main() -> None:
     args = parser.parse_args()
     if not args.out and not args.save:
         parser.error("say --save, --out FILE, or both")
+
+    from daft.report import paper
+    from daft.tracking import sync
+
     try:
         from daft.tracking import dashboard
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install -e '.[dashboard]'") from error
-    definitions = [paper.load(name) for name in args.tables or paper.names()]
+    definitions = [paper.load(name) for name in args.tables or options("table")]
     service = sync.Service() if args.save else None
     entity = args.entity or (service.account if service else "")
     report = dashboard.build(definitions, args.project, entity)
@@ -44,7 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:  # a full or read-only disk, say
-        sys.exit(f"dashboard.py: {error}")
+    cli.run(main)

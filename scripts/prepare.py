@@ -5,39 +5,43 @@ python scripts/prepare.py --check all
 python scripts/prepare.py --check dataset=living17 dataset.root=/datasets/imagenet
 """
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from _door import cli
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from daft.common.cli import complaint
 from daft.common.errors import UserError
-from daft.config.check import SECTIONS, validate_section
-from daft.config.compose import CONF, composed
-from daft.config.schema import BackboneConfig, DatasetConfig
+from daft.config.options import CONF, options
 
-GROUPS = {"dataset": DatasetConfig, "backbone": BackboneConfig}
+GROUPS = ("dataset", "backbone")
 
 
 def main() -> int:
     """Prepare (or check) each named thing; 0 if all of them are there and right."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument("--check", action="store_true", help="fetch nothing; say what is there")
     parser.add_argument("--keep-archives", action="store_true", help="do not remove what has been unpacked")
     parser.add_argument(
         "what", nargs="+", help="all, dataset=NAME[,NAME], backbone=NAME[,NAME], or a key=value of theirs"
     )
     args = parser.parse_intermixed_args()
-    named, overrides = _named(args.what)
+
+    from daft.config.check import SECTIONS, validate_section
+    from daft.config.compose import composed
+    from daft.config.schema import BackboneConfig, DatasetConfig
+
+    named, overrides = _named(args.what, SECTIONS)
     shared = [word for word in _of("dataset", overrides) if not word.startswith("paths.")]
     if shared and [group for group, _ in named].count("dataset") > 1:
         raise UserError(f"{shared[0]} would be that of several datasets; name one, or set paths.data")
-    configurations = [(group, *_configuration(group, name, overrides)) for group, name in named]
+    kinds = {"dataset": DatasetConfig, "backbone": BackboneConfig}
+    configurations = []
+    for group, name in named:
+        config = composed(f"{group}={name}", *_of(group, overrides))
+        configurations.append(
+            (group, validate_section(config, group, kinds[group]), Path(config.paths.cache))
+        )
 
     # Seconds of imports: only now that every configuration makes sense.
     from daft.common import progress
@@ -67,18 +71,18 @@ def main() -> int:
     return 0 if whole else 1
 
 
-def _named(what: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def _named(what: list[str], sections: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """(group, name) of everything asked for, and the other overrides."""
     named, overrides = [], []
     for word in what:
         group, _, names = word.partition("=")
         if word == "all":
             for each in GROUPS:  # but for those that wait for a user's own values
-                files = sorted((CONF / each).glob("*.yaml"))
-                named += [(each, path.stem) for path in files if "???" not in path.read_text()]
+                texts = {name: (CONF / each / f"{name}.yaml").read_text() for name in options(each)}
+                named += [(each, name) for name, text in texts.items() if "???" not in text]
         elif group in GROUPS and names:
             named += [(group, name) for name in names.split(",")]
-        elif group.lstrip("~").split(".")[0] in SECTIONS and ("=" in word or word.startswith("~")):
+        elif group.lstrip("~").split(".")[0] in sections and ("=" in word or word.startswith("~")):
             overrides.append(word)
         else:
             raise UserError(f"{word}: write all, dataset=NAME, backbone=NAME, or a key=value below them")
@@ -92,19 +96,5 @@ def _of(group: str, overrides: list[str]) -> list[str]:
     return [word for word in overrides if word.lstrip("~").split(".")[0] in (group, "paths")]
 
 
-def _configuration(
-    group: str, name: str, overrides: list[str]
-) -> tuple[DatasetConfig | BackboneConfig, Path]:
-    """The group's typed configuration, and the folder of caches."""
-    mine = _of(group, overrides)
-    config = composed(f"{group}={name}", *mine)
-    return validate_section(config, group, GROUPS[group]), Path(config.paths.cache)
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on where it was")
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-        sys.exit(complaint("prepare.py", error))
+    cli.run(main)

@@ -3,34 +3,25 @@
 python scripts/status.py runs
 """
 
-import argparse
-import os
 import sys
 from collections import Counter
 from datetime import timedelta
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from rich.console import Console
-from rich.table import Table
-
-from daft.common.errors import UserError
-from daft.runs import status
+from _door import cli
 
 
 def main() -> None:
     """Print a line per run that has no record, then how many there are of each state."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "runs",
-        type=Path,
-        nargs="?",
-        default=os.environ.get("DAFT_RUNS", "runs"),
-        help="folder of run directories; default: DAFT_RUNS, or runs",
-    )
+    parser = cli.parser(__doc__)
+    cli.add_runs(parser, "runs")
     parser.add_argument("--all", action="store_true", help="list finished runs too")
     args = parser.parse_args()
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from daft.runs import status
+
     states = status.look(args.runs)
     table = Table()
     for name in ("run", "state", "epoch", "left", "error"):
@@ -47,7 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:  # a folder that cannot be read
-        sys.exit(f"status.py: {error}")
+    cli.run(main)

@@ -3,31 +3,26 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from _door import cli
 
-import hydra  # noqa: E402
-from hydra.core.hydra_config import HydraConfig  # noqa: E402
-from hydra.errors import HydraException  # noqa: E402
-from hydra.types import RunMode  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
-from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+from daft.common.cli import FULL_ERROR  # as it is here: main changes what workers would read
+from daft.common.errors import UserError
+from daft.config import options
 
-from daft.common.cli import complaint  # noqa: E402
-from daft.common.errors import UserError  # noqa: E402
-from daft.config.check import (
-    for_schema,  # noqa: E402
-    validate,  # noqa: E402
-)
-from daft.sweep.jobs import POINTER  # noqa: E402
-
-DEBUG = os.environ.get("HYDRA_FULL_ERROR") == "1"
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-@hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="train")
-def train(cfg: DictConfig) -> str:
+def train(cfg: "DictConfig") -> str:
     """Run what the configuration says; returns the run's directory, for a sweeper."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from daft.config.check import validate
+    from daft.sweep.jobs import POINTER
+
     try:
         if "sweep" in cfg:  # the jobs of a staged sweep are told nothing of it
             raise UserError("sweep: needs -m and a protocol: train.py -m sweep=paper method=ft,daft …")
@@ -35,12 +30,13 @@ def train(cfg: DictConfig) -> str:
         # Seconds of imports: only now that the configuration makes sense.
         from daft import experiment
         from daft.report import tables
+        from daft.tracking.mirror import Tracker
 
-        run = experiment.run(config)
+        run = experiment.run(config, Tracker)
     except UserError as error:
-        if DEBUG:
+        if FULL_ERROR:
             raise
-        sys.exit(complaint("train.py", error))  # as SystemExit it passes Hydra without a traceback
+        sys.exit(f"train.py: {error}")  # as SystemExit it passes Hydra without a traceback
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
         (Path(job.runtime.output_dir) / POINTER).write_text(str(run.directory.resolve()))
@@ -52,22 +48,21 @@ def train(cfg: DictConfig) -> str:
 
 
 def main() -> None:
-    """Exit code 1 and one line for what the user can mend, 130 when interrupted."""
+    """Show the help page, or let Hydra compose the configuration and run it."""
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print(options.help_page())
+        return
+    import hydra
+
+    from daft.config.check import for_schema
+    from daft.config.compose import hydra_errors
+
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
-    # Launchers start interpreters of their own, which must find this code too.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     # Hydra wants -m before the overrides; users put it anywhere.
     sys.argv[1:] = sorted(for_schema(sys.argv[1:]), key=lambda a: a not in ("-m", "--multirun"))
-    try:
-        train()
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this stopped", file=sys.stderr)
-        sys.exit(130)
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:  # a full disk, say
-        if DEBUG:
-            raise
-        sys.exit(complaint("train.py", error))
+    with hydra_errors():
+        hydra.main(version_base="1.3", config_path=str(options.CONF), config_name="train")(train)()
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -4,28 +4,28 @@ python scripts/wandb_sync.py runs --dry-run     what would be sent
 python scripts/wandb_sync.py runs
 """
 
-import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from _door import cli
 
 from daft.common.errors import UserError
-from daft.runs import records
-from daft.tracking import sync
 
 DID = {"send": "sent", "complete": "completed", "update": "updated"}
 
 
 def main() -> None:
     """Print a line per run that is sent, completed or updated, then how many there are of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument("runs", type=Path, help="folder of run directories")
     parser.add_argument("--project", help="in place of the one that each record names (wandb.project)")
     parser.add_argument("--entity", help="in place of each record's (wandb.entity), or the account's own")
     parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
     args = parser.parse_args()
+
+    from daft.runs import records
+    from daft.tracking import sync
+
     directories = records.below(args.runs)
     if not directories:
         raise UserError(f"{args.runs}: no records below this folder")
@@ -46,9 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:  # a full or read-only disk, say
-        sys.exit(f"wandb_sync.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("wandb_sync.py: interrupted; the same command goes on")
+    cli.run(main)

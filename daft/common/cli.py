@@ -1,42 +1,57 @@
-"""What the scripts say when something is wrong."""
+"""The door that all scripts share: how they read arguments, and how they end when something is wrong."""
 
-import re
-
-from hydra.errors import HydraException, OverrideParseException
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 from daft.common.errors import UserError
-from daft.config.check import SECTIONS
+
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
+"""Whether an error is shown with its traceback."""
 
 
-def complaint(program: str, error: Exception) -> str:
-    """One line for what the user can mend; Hydra spreads a wrong option or key over several."""
-    # What Hydra was told to make complained.
-    if isinstance(error, HydraException) and isinstance(error.__cause__, UserError):
-        error = error.__cause__
-    text = str(error)
-    if launcher := re.search(
-        r"In 'hydra/launcher/(\w+)': Could not (?:find|load) 'hydra/launcher/(\w+)'", text
-    ):
-        text = f"hydra/launcher={launcher[1]}: {launcher[2]} is not installed; pip install -e '.[sweeps]'"
-    elif option := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
-        listed = re.search(r"Available options in '[\w/]+':\n(.*?)\nConfig search path", text, re.DOTALL)
-        options = ", ".join(listed[1].split()) if listed else "see --help"
-        text = f"{option[1]}={option[2]}: no such option; choose from {options}"
-    elif key := re.search(r"Could not (?:override|find a match for) '([^']*)'", text):
-        known = (
-            f"{program} --cfg hydra shows them"
-            if key[1].startswith("hydra.")
-            else f"choose from {', '.join([*SECTIONS, 'seed'])}"
-        )
-        text = f"{key[1]}: no such key; {known}"
-    elif ambiguous := re.search(r"Ambiguous value for argument '([^']*)'", text):
-        text = f"{ambiguous[1].lstrip('+')}: several values need -m: {program} -m {ambiguous[1].lstrip('+')}"
-    elif isinstance(error, OverrideParseException) and "=" not in error.override:
-        text = f"{error.override}: write key=value; groups are dataset, backbone and method"
-    elif isinstance(error, OverrideParseException) and error.override.endswith(","):
-        text = f"{error.override.removeprefix('++')}: a list has no comma at its end"
-    elif isinstance(error, OverrideParseException):
-        text = f"{error.override.removeprefix('++')}: cannot be read; write \"key='value'\" with both quotes"
-    elif isinstance(error, HydraException):  # the rest is advice for those who know Hydra
-        text = text.splitlines()[0].replace("++", "")
-    return f"{program}: {text}"
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Call a script's `main` and exit with its code.
+
+    What the user can mend, and what the disk refuses, is one line and exit code 1; Ctrl-C is exit code 130.
+    """
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+    except (UserError, OSError) as error:
+        if FULL_ERROR:
+            raise
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """An argument parser that shows a script's docstring as it is written."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
+
+
+def add_runs(parser: argparse.ArgumentParser, name: str = "--runs", of: str = "") -> None:
+    """Add an argument for a folder of runs, DAFT_RUNS or else `runs` by default."""
+    parser.add_argument(
+        name,
+        nargs=None if name.startswith("-") else "?",
+        type=Path,
+        default=os.environ.get("DAFT_RUNS", "runs"),
+        help=f"folder of {of}run directories; default: DAFT_RUNS, or runs",
+    )
+
+
+def names(text: str) -> list[str]:
+    """The names in a list with commas, as the type of an argument."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def count(text: str) -> int:
+    """A whole number from 1, as the type of an argument."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)

@@ -11,9 +11,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from daft.common import progress
 from daft.common.errors import BusyError, UserError
 from daft.common.files import PARTIAL, write_atomically
-from daft.common.progress import console
 from daft.config.schema import Config
 from daft.runs.identity import PROTOCOL
 
@@ -132,7 +132,7 @@ def load(directories: Iterable[Path]) -> list[dict[str, Any]]:
         try:
             record = read(directory)
         except (UserError, OSError) as error:
-            console.print(f"left out: {error}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+            progress.left_out(error)
             continue
         if record is not None:
             records.append(record)

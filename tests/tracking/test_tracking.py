@@ -253,7 +253,10 @@ def script(monkeypatch, capsys) -> Callable[..., list[str]]:
 
     def run(name: str, *arguments: object) -> list[str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        if ended.value.code:
+            raise ended.value
         return capsys.readouterr().out.splitlines()
 
     return run

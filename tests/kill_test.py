@@ -1,6 +1,6 @@
 """Kill a sweep of 20 small runs at random times, run the same command again, and compare the records.
 
-python scripts/kill_test.py --rounds 20 --log results/benchmarks/kill_test.log
+python tests/kill_test.py --rounds 20 --log results/benchmarks/kill_test.log
 
 In each round the sweep is started, and up to --kills times the driver, a worker, or all of its processes get
 SIGKILL at a random time: seconds after a random number of runs is done. Then it is left to end. Every record

@@ -1,0 +1,545 @@
+"""Speed and memory as ratios, each measured in one run.
+
+n is the number of repetitions. The variants of a row take turns within each, in rotating order and after
+one warm-up, so that noise hits all alike; median and range are of the ratios of single repetitions.
+
+- a, b: `convert_batchnorm` against a plain test-mode pass, and against `torch.optim.swa_utils.update_bn`;
+  the same resident uint8 batches for all, in float32, network and batches channels last.
+- c: images/s of `loop.fit` with a `Loader` over resident uint8 images (random crop, flip), without its
+  evaluation and checkpoint, against the same optimiser step on one resident batch, repeated.
+- d: the same from JPEG files decoded anew each epoch; workers have started and the page cache is warm.
+  "decoding" is a pass over the loader alone. On a CPU, decoding and training share the cores.
+- e: `fit_probe` on float32 features against scikit-learn (`warm_start`, `max_iter=200`, ascending C; always
+  on the CPU and timed once), both with the accuracy on the selection set at every C. In brackets: the best
+  accuracy, and the largest excess over the path of the objective over the lowest that any solver reached.
+- f: peak increase of resident memory in a fresh process while `datasets.load` reads a CIFAR-10-like run (an
+  ID set, two OOD sets made from it), over the bytes of the images it then holds. Stated, without a target.
+- g: images/s of the `Loader` alone (`random_resized_crop` 224, flip) over JPEGs of 500 x 400 px kept once
+  with `cache_side=256`, against the same files decoded anew each epoch. As in d, workers have started and
+  the page cache is warm: no disk is measured. Stated, without a target.
+- h: images/s of an evaluation of all 75 blocks of CIFAR-10-C's format, mapped from disk (in the page cache)
+  and resized, against as many test-mode passes over one resident batch of the network's size.
+- i: the same with the corruptions generated from resident images of the network's size as they are needed.
+  Stated, without a target: on a CPU, corrupting and classifying share the cores.
+- j: a sweep of several runs of the embedded network, on one thread each, by `hydra/launcher=workers` with one
+  worker, against the same with two. Whole commands, start included, without a warm-up.
+- k: seconds by which a finished sweep of 100 runs, started again, takes longer than one of a single run,
+  over the 99 runs. Whole commands.
+"""
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
+
+from daft.batchnorm import convert_batchnorm
+from daft.common.files import write_atomically
+from daft.config.compose import configuration
+from daft.config.operations import Flip, Operation, RandomResizedCrop, Resize
+from daft.config.options import ROOT
+from daft.config.schema import Config
+from daft.data import datasets
+from daft.data.corruptions import CORRUPTIONS, SEVERITIES
+from daft.data.images import Resident
+from daft.data.loader import Loader
+from daft.methods import preparation
+from daft.methods.probe import DEFAULT_PATH, fit_probe
+from daft.networks import backbones, classifier
+from daft.runs import robustness
+from daft.training import loop
+from daft.training.evaluation import accuracy, autocast
+
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn")
+TEN = [str(i) for i in range(10)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A ratio, once per repetition, and the bound on its median, such as `<= 1.15`, if it has one."""
+
+    what: str
+    values: list[float]
+    target: str
+    detail: str
+
+    @property
+    def verdict(self) -> str:
+        """Whether the median keeps the bound."""
+        sign, _, bound = self.target.partition(" ")
+        excess = median(self.values) - float(bound or 0)
+        return "stated" if not sign else "met" if (excess <= 0 if sign == "<=" else excess >= 0) else "MISSED"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where to measure, how often, and at what size."""
+
+    device: torch.device
+    repeats: int
+    model: str
+    side: int  # of the images that reach the network, in pixels
+    stored: int  # side of the images that training crops from
+    steps: int  # batches in an epoch
+    batch: int = 64
+    samples: int = 20_000  # of rows e and f
+    photos: int = 512  # of row g
+    epochs: int = 6  # of the runs of row j
+    finished: int = 100  # runs of row k
+
+    def interleaved(
+        self, variants: dict[str, Callable[[], float]], times: int = 1, warm_up: bool = True
+    ) -> list[list[float]]:
+        """Per variant what it returned in each (of `times` as many) repetitions after the warm-up."""
+        measured: dict[str, list[float]] = {name: [] for name in variants}
+        for repetition in range(0 if warm_up else 1, times * self.repeats + 1):
+            names = list(variants)
+            for i in range(len(names)):
+                name = names[(i + repetition) % len(names)]
+                measured[name].append(variants[name]())
+                print(
+                    f"  {repetition}/{times * self.repeats} {name:<24}{measured[name][-1]:10.4g}", flush=True
+                )
+        return [values[int(warm_up) :] for values in measured.values()]
+
+    def seconds(self, work: Callable[..., object], *args: Any) -> float:
+        """Wall-clock time until the device has done the work."""
+        wait = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
+        wait()
+        started = time.perf_counter()
+        work(*args)
+        wait()
+        return time.perf_counter() - started
+
+    def configured(self, folder: Path, resident_gib: float = 0) -> Config:
+        """Fine-tuning on JPEG folders, streamed unless there is room for them in memory."""
+        return configuration(
+            *("dataset=folder", f"dataset.root={folder}", "dataset.id.path=val", f"paths.cache={folder}"),
+            f"dataset.train_transform=[{{random_crop: {self.side}}}, flip]",
+            *("backbone=timm", "backbone.weights=random", f"backbone.model={self.model}"),
+            *("method=ft", "method.lr_backbone=0.001", f"training.batch_size={self.batch}"),
+            f"compute.resident_gib={resident_gib}",
+        )
+
+    def network(self, config: Config) -> preparation.Prepared:
+        """The network and its parameter groups, laid out as in experiment.py."""
+        backbone = backbones.load(config.backbone).to(self.device).to(memory_format=torch.channels_last)
+        head = classifier.make_head(backbone.num_features, [], 10).to(self.device)
+        model = classifier.Classifier(backbone, head)
+        return preparation.prepare(config.method, model, probe=lambda: NotImplemented, batches=())
+
+
+def conversion(bench: Bench) -> list[Row]:
+    """Rows a and b."""
+    model = bench.network(bench.configured(Path())).model
+    images = torch.randint(256, (bench.steps * bench.batch, 3, bench.side, bench.side), dtype=torch.uint8)
+    batches = images.to(bench.device).contiguous(memory_format=torch.channels_last).split(bench.batch)
+
+    @torch.no_grad()
+    def forward() -> None:
+        model.eval()
+        for batch in batches:
+            model(batch)
+
+    plain, ours, theirs = bench.interleaved(
+        {
+            "forward, s": lambda: bench.seconds(forward),
+            "convert_batchnorm, s": lambda: bench.seconds(convert_batchnorm, model, batches),
+            "update_bn, s": lambda: bench.seconds(update_bn, batches, model),
+        },
+        times=3,  # short, and a few percent apart: a median of few would be noise
+    )
+    size = f"{bench.model}, {bench.steps} x {bench.batch} images of {bench.side} px"
+    times = [f"{median(ours):.3f} s / {median(other):.3f} s" for other in (plain, theirs)]
+    return [
+        Row(
+            "a. BN conversion / test-mode pass",
+            ratios(ours, plain),
+            "<= 1.15",
+            f"{size}: {times[0]}; aim: 1.05",
+        ),
+        Row("b. BN conversion / update_bn", ratios(ours, theirs), "<= 1.05", f"same batches: {times[1]}"),
+    ]
+
+
+def train(bench: Bench) -> list[Row]:
+    """Rows c and d."""
+    precision = "bf16" if bench.device.type == "cuda" else "fp32"
+    cast, images = autocast(bench.device, precision), bench.steps * bench.batch
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for split, count in (("train", images), ("val", 10)):
+            write_jpegs(folder / split, TEN, count, (bench.stored, bench.stored))
+        config, in_memory = bench.configured(folder), bench.configured(folder, resident_gib=8)
+        prepared = bench.network(config)
+        streamed = datasets.load(config, datasets.listing(config), bench.device).train
+        resident = datasets.load(in_memory, datasets.listing(config), bench.device).train
+        batch = next(resident.epoch())
+        optimizer = torch.optim.SGD(prepared.groups, momentum=config.training.momentum)
+
+        def steps() -> None:
+            preparation.set_train_mode(prepared.model, config.method)
+            for _ in range(bench.steps):
+                with cast():
+                    loss = loop.cross_entropy(prepared.model, batch)["loss"]
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+
+        def fit(loader: Loader) -> float:
+            with tempfile.TemporaryDirectory() as checkpoints:
+                fitted = loop.fit(
+                    prepared.model,
+                    loader,
+                    prepared.groups,
+                    epochs=1,
+                    momentum=config.training.momentum,
+                    weight_decay=config.training.weight_decay,
+                    set_train_mode=lambda _: preparation.set_train_mode(prepared.model, config.method),
+                    evaluate=lambda network: 0.0,
+                    folder=Path(checkpoints),
+                    autocast=cast,
+                )
+            assert not fitted.diverged
+            return fitted.history[-1]["images/s"]
+
+        one, memory, files, decoding = bench.interleaved(
+            {
+                "one batch, images/s": lambda: images / bench.seconds(steps),
+                "fit from memory, images/s": lambda: fit(resident),
+                "fit from JPEGs, images/s": lambda: fit(streamed),
+                "decoding, images/s": lambda: (
+                    images / bench.seconds(lambda: sum(1 for _ in streamed.epoch(1)))
+                ),
+            }
+        )
+    size = f"{bench.model}, {bench.side} px, batch {bench.batch}, {precision}, {bench.steps} steps"
+    slower = [min(pair) for pair in zip(one, decoding, strict=True)]
+    both = f"{median(files):.1f} / min({median(one):.1f}, {median(decoding):.1f}) images/s"
+    files_are = f"JPEGs of {bench.stored} px, {streamed.workers} workers"
+    return [
+        Row("c. training from memory / steps on one batch", ratios(memory, one), ">= 0.95",
+            f"{size}: {median(memory):.1f} / {median(one):.1f} images/s"),
+        Row("d. training from JPEGs / the lower of steps on one batch and decoding", ratios(files, slower),
+            ">= 0.95", f"{files_are}: {both}"),
+    ]  # fmt: skip
+
+
+def probe(bench: Bench) -> list[Row]:
+    """Row e, against either precision of scikit-learn."""
+    n = bench.samples
+    features, labels = overlapping(n + n // 4)
+    on_device = [t.to(bench.device) for t in (features[:n], labels[:n], features[n:], labels[n:])]
+    solve = lambda: fit_probe(*on_device, num_classes=10)  # noqa: E731
+    (times,) = bench.interleaved({"fit_probe, s": lambda: bench.seconds(solve)})
+    solved = solve()
+    wide = features.double()
+    wide = (wide - wide[:n].mean()) / wide[:n].std(correction=0)  # what the objective is defined on
+    objectives, theirs = [np.array([point.objective for point in solved.path])], []
+    for dtype in (np.float32, np.float64):
+        x, y = wide.numpy().astype(dtype), labels.numpy()
+        classifier = LogisticRegression(max_iter=200, warm_start=True)
+        heads, accuracy, started = [], 0.0, time.perf_counter()
+        with warnings.catch_warnings(action="ignore"):  # of not having converged: the gap shows it
+            for C in DEFAULT_PATH:  # noqa: N806
+                classifier.set_params(C=C).fit(x[:n], y[:n])
+                accuracy = max(accuracy, 100 * float(classifier.score(x[n:], y[n:])))
+                heads.append(np.column_stack([classifier.coef_, classifier.intercept_]))
+        theirs.append((np.dtype(dtype).name, time.perf_counter() - started, accuracy))
+        print(f"  scikit-learn {theirs[-1]}", flush=True)
+        found = [objective(wide[:n], labels[:n], *head) for head in zip(heads, DEFAULT_PATH, strict=True)]
+        objectives.append(np.array(found))
+    gaps = [float((found / np.min(objectives, axis=0) - 1).max()) for found in objectives]
+    ours = f"{median(times):.2f} s ({solved.accuracy:.2f} %, {gaps[0]:.0e})"
+    size = f"{n:,} x {features.shape[1]}, 10 classes, {len(DEFAULT_PATH)} values of C"
+    return [
+        Row(f"e. scikit-learn in {name} / probe, time", [seconds / t for t in times], ">= 3",
+            f"{size}: {seconds:.1f} s ({accuracy:.2f} %, {gap:.0e}) / {ours}")
+        for (name, seconds, accuracy), gap in zip(theirs, gaps[1:], strict=True)
+    ]  # fmt: skip
+
+
+def overlapping(count: int) -> tuple[Tensor, Tensor]:
+    """ReLU-like features [count, 512] of ten overlapping classes, float32, and labels [count]."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(10, (count,), generator=generator)
+    latent = 0.3 * torch.randn(10, 64, generator=generator)[labels]
+    latent += torch.randn(count, 64, generator=generator)
+    hidden = latent @ torch.randn(64, 512, generator=generator) / 8
+    noise = torch.randn(count, 512, generator=generator) * torch.linspace(0.7, 0.05, 512)
+    return 0.45 * torch.relu(hidden + noise + 0.3), labels
+
+
+def objective(x: Tensor, labels: Tensor, head: np.ndarray, C: float) -> float:  # noqa: N803
+    """What the probe minimises, in float64, at a head [K, D + 1] of weight and bias."""
+    weight, bias = torch.from_numpy(head).double().split([x.shape[1], 1], dim=1)
+    loss = F.cross_entropy(x @ weight.T + bias.T, labels, reduction="sum")
+    return float(0.5 * weight.square().sum() + C * loss)
+
+
+def memory(bench: Bench) -> list[Row]:
+    """Row f."""
+    sizes: list[tuple[int, int]] = []
+
+    def in_fresh_process(folder: str) -> float:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            sizes.append(pool.submit(peak_of_loading, folder).result())
+        return sizes[-1][0] / sizes[-1][1]
+
+    with tempfile.TemporaryDirectory() as folder:
+        for split, share in (("train", 0.8), ("test", 0.2)):
+            classes = configuration("dataset=cifar10_folder").dataset.classes or []
+            write_jpegs(Path(folder) / "cifar10" / split, classes, int(share * bench.samples), (32, 32))
+        (values,) = bench.interleaved({"peak / images": lambda: in_fresh_process(folder)})
+    peak, images = (median(column) / 2**20 for column in zip(*sizes, strict=True))
+    detail = f"{bench.samples:,} JPEGs of 32 px in 10 classes: {peak:.0f} MiB / {images:.0f} MiB"
+    return [Row("f. peak memory of loading / resident images", values, "", detail)]
+
+
+def peak_of_loading(folder: str) -> tuple[int, int]:
+    """Bytes by which resident memory peaks while a run's images are loaded, and bytes of the images."""
+
+    def status(key: str) -> int:
+        return 1024 * int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])
+
+    config = configuration("dataset=cifar10_folder", f"paths.data={folder}", f"paths.cache={folder}")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak, VmHWM, starts anew
+    before = status("VmRSS")
+    loaded = datasets.load(config, datasets.listing(config), torch.device("cpu"))
+    peak = status("VmHWM") - before
+    held = [loader.images for loader in (loaded.train, *loaded.evaluation.values())]
+    return peak, sum(
+        {h.pixels.data_ptr(): h.pixels.numel() for h in held if isinstance(h, Resident)}.values()
+    )
+
+
+def cached(bench: Bench) -> list[Row]:
+    """Row g."""
+    count, side, crop = bench.photos, 256, [RandomResizedCrop(size=224), Flip()]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for split, images in (("train", count), ("val", 10)):
+            write_jpegs(folder / split, TEN, images, (500, 400))
+        config = bench.configured(folder)
+        config = replace(config, dataset=replace(config.dataset, train_transform=crop))
+        once = replace(config, dataset=replace(config.dataset, cache_side=side))
+        files, kept = (datasets.load(c, datasets.listing(c), bench.device).train for c in (config, once))
+        decoding, mapped = bench.interleaved(
+            {
+                "from JPEGs, images/s": lambda: count / bench.seconds(lambda: sum(1 for _ in files.epoch(1))),
+                "from the cache, images/s": lambda: (
+                    count / bench.seconds(lambda: sum(1 for _ in kept.epoch(1)))
+                ),
+            }
+        )
+    detail = f"{count} JPEGs of 500 x 400 px, cache_side {side}, {files.workers} workers: "
+    detail += f"{median(mapped):.1f} / {median(decoding):.1f} images/s"
+    return [Row("g. loading from the cache / from JPEGs", ratios(mapped, decoding), "", detail)]
+
+
+@torch.no_grad()
+def corrupted(bench: Bench) -> list[Row]:
+    """Rows h and i."""
+    precision = "bf16" if bench.device.type == "cuda" else "fp32"
+    cast, model = autocast(bench.device, precision), bench.network(bench.configured(Path())).model
+    backbone, head, each = model.backbone, model.head, bench.steps * bench.batch // 10
+    images, generator = 75 * each, np.random.default_rng(0)
+    resident = torch.randint(256, (bench.batch, 3, bench.side, bench.side), dtype=torch.uint8)
+    resident = resident.to(bench.device).contiguous(memory_format=torch.channels_last)
+    clean = torch.randint(256, (each, 3, bench.side, bench.side), dtype=torch.uint8).to(bench.device)
+    labels = torch.arange(each) % 10
+    loader = Loader("id", Resident(clean), labels, "", [], bench.batch, 0, False, bench.device, 0)
+
+    def passes() -> None:
+        model.eval()
+        for _ in range(images // bench.batch):
+            with cast():
+                features = backbone(resident)
+            head(features.float())
+
+    def evaluate(blocks: robustness.Corrupted) -> None:
+        for name in CORRUPTIONS:
+            for severity in SEVERITIES:
+                accuracy(backbone, head, blocks.block(name, severity), cast)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "CIFAR-10-C"
+        folder.mkdir()
+        np.save(folder / "labels.npy", np.tile(labels.numpy(), 5))
+        for name in CORRUPTIONS:
+            pixels = generator.integers(256, size=(5 * each, 32, 32, 3), dtype=np.uint8)
+            np.save(folder / f"{name}.npy", pixels)
+        resize: list[Operation] = [Resize(size=bench.side)]
+        mapped = robustness.published(folder.parent, resize, bench.device, bench.batch)
+        made = robustness.generated(loader, bench.batch)
+        one, files, here = bench.interleaved(
+            {
+                "one batch, images/s": lambda: images // bench.batch * bench.batch / bench.seconds(passes),
+                "CIFAR-10-C, images/s": lambda: images / bench.seconds(evaluate, mapped),
+                "generated, images/s": lambda: images / bench.seconds(evaluate, made),
+            }
+        )
+    size = f"{bench.model}, {bench.side} px, batch {bench.batch}, {precision}, 75 blocks of {each}"
+    rates = [f"{median(other):.1f} / {median(one):.1f} images/s" for other in (files, here)]
+    return [
+        Row(
+            "h. evaluation on CIFAR-10-C / on one batch", ratios(files, one), ">= 0.95", f"{size}: {rates[0]}"
+        ),
+        Row("i. with corruptions generated / one batch", ratios(here, one), "", rates[1]),
+    ]
+
+
+def sweeps(bench: Bench) -> list[Row]:
+    """Rows j and k."""
+    count = 6
+
+    def seconds(runs: Path, *overrides: str) -> float:
+        places = [f"paths.runs={runs}", f"paths.cache={runs}/cache", f"hydra.sweep.dir={runs}/sweep"]
+        settings = [f"compute.device={bench.device.type}", "compute.threads=1", "wandb.mode=disabled"]
+        command = [sys.executable, str(ROOT / "scripts/train.py"), "-m", "sweep=paper", "method=ft"]
+        started = time.perf_counter()
+        subprocess.run([*command, *settings, *places, *overrides], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+    def by_workers(workers: int) -> float:
+        grid = [round(0.1 / (1 + i), 4) for i in range(count)]
+        with tempfile.TemporaryDirectory() as folder:
+            return seconds(
+                Path(folder),
+                *("hydra/launcher=workers", f"hydra.launcher.n_jobs={workers}", "sweep.seeds=[0]"),
+                *(f"sweep.grids.ft={grid}".replace(" ", ""), f"training.epochs={bench.epochs}"),
+            )
+
+    few = replace(bench, repeats=min(3, bench.repeats))  # of minutes each
+    one, two = few.interleaved(
+        {"one worker, s": lambda: by_workers(1), "two workers, s": lambda: by_workers(2)}, warm_up=False
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = [f"dataset.{split}.images=20" for split in ("train", "id", "ood.photo")]
+        tiny += [f"~dataset.ood.{style}" for style in ("clipart", "painting", "neon")]
+        tiny += ["dataset.image_size=32", "training.epochs=1", "sweep.stages.ft=[]"]
+        again = {
+            f"{runs} finished, s": partial(
+                seconds, Path(folder), *tiny, f"sweep.seeds={list(range(runs))}".replace(" ", "")
+            )
+            for runs in (1, bench.finished)
+        }
+        single, many = bench.interleaved(again)  # the warm-up computes them
+    each = [(all_ - alone) / (bench.finished - 1) for all_, alone in zip(many, single, strict=True)]
+    return [
+        Row("j. sweep by one worker / by two, time", ratios(one, two), ">= 1.7",
+            f"{count} runs on a thread each: {median(one):.0f} s / {median(two):.0f} s"),
+        Row("k. seconds that each finished run adds to a sweep", each, "<= 0.1",
+            f"{bench.finished} runs: {median(many):.1f} s, 1 run: {median(single):.1f} s"),
+    ]  # fmt: skip
+
+
+def write_jpegs(folder: Path, classes: list[str], count: int, size: tuple[int, int]) -> None:
+    """Smooth images with grain, which compress about as photos do, the classes in turn.
+
+    size: width and height in pixels.
+    """
+    generator = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+    for i in range(count):
+        blobs = Image.fromarray(generator.integers(256, size=(8, 8, 3), dtype=np.uint8))
+        smooth = np.asarray(blobs.resize(size, Image.Resampling.BICUBIC))
+        grainy = (smooth + generator.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(grainy).save(folder / classes[i % len(classes)] / f"{i:06d}.jpg", quality=90)
+
+
+def ratios(values: list[float], yardstick: list[float]) -> list[float]:
+    """Repetition by repetition."""
+    return [value / one for value, one in zip(values, yardstick, strict=True)]
+
+
+def report(rows: list[Row], machine: str) -> str:
+    """The table with where, when and how it was measured, as markdown."""
+    lines = [
+        f"# Speed and memory: {machine}\n",
+        "| ratio | median | range | n | target | | measured (medians) |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        numbers = f"{median(row.values):.3f} | {min(row.values):.3f} ... {max(row.values):.3f}"
+        verdict = f"{row.target or 'none'} | {row.verdict}"
+        lines.append(f"| {row.what} | {numbers} | {len(row.values)} | {verdict} | {row.detail} |")
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    return "\n".join(
+        [
+            *lines,
+            f"\nMachine: {machine}; {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads.",
+            f"Python {platform.python_version()}, {libraries}; {date.today()}.",
+            f"Command: `python scripts/benchmark.py {shlex.join(sys.argv[1:])}`\n",
+            (__doc__ or "").split("\n\n", 1)[1],
+        ]
+    )
+
+
+ROWS: dict[str, Callable[[Bench], list[Row]]] = {
+    "conversion": conversion,
+    "training": train,
+    "probe": probe,
+    "memory": memory,
+    "cache": cached,
+    "corrupted": corrupted,
+    "sweeps": sweeps,
+}
+"""What can be measured, in the order of the table."""
+
+
+def run(device: str, threads: int | None, repeats: int, only: list[str], quick: bool, out: Path) -> list[Row]:
+    """Measure these rows, all if none is named, and print them; all of them at full size are also written.
+
+    threads: of the CPU; None: torch's. quick: at tiny sizes, to try it. out: folder.
+    """
+    machine = platform.processor() or platform.machine()
+    if device == "cuda":
+        machine = torch.cuda.get_device_name()
+        bench = Bench(torch.device(device), repeats, "resnet50", side=224, stored=256, steps=50)
+    else:
+        if (info := Path("/proc/cpuinfo")).exists():
+            names = re.findall(r"model name\s*: (.+)", info.read_text())
+            machine = names[0] if names else machine
+        bench = Bench(torch.device(device), repeats, "resnet18", side=64, stored=64, steps=20)
+    if quick:
+        bench = replace(bench, model="resnet18", side=32, stored=40, steps=3, batch=8, samples=500, photos=32)
+        bench = replace(bench, epochs=1, finished=3)
+    threads = threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = True
+    rows: list[Row] = []
+    with threadpool_limits(threads):
+        for name in only or ROWS:
+            print(f"{name} on {machine}", flush=True)
+            rows += ROWS[name](bench)
+    text = report(rows, machine)
+    print(f"\n{text}")
+    if not quick and not only:
+        slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+        write_atomically(out / f"{slug}.md", text)
+    return rows
