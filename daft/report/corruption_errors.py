@@ -37,21 +37,21 @@ def aggregate(loaded: Sequence[dict[str, Any]], kind: Kind) -> pd.DataFrame:
 
 
 def markdown(means: pd.DataFrame, kind: Kind) -> str:
-    """What `aggregate` has, a row per cell: mean over seeds, and of the mean error the spread."""
+    """What `aggregate` has, a row per cell: means over seeds, and the spread of the mean error."""
     parts = []
     for names, setting in means.groupby(["dataset", "backbone"], sort=False):
-        lines = [
-            f"### {', '.join(map(str, names))}: corruption errors (%)\n",
-            f"| method | n | {' | '.join(CORRUPTIONS)} | mean |",
-            f"| --- | --- |{' ---: |' * (len(CORRUPTIONS) + 1)}",
-        ]
+        rows = []
         for method in in_order(setting["method"]):
-            rows = setting[setting["method"] == method].set_index("metric")
-            found = [rows.loc[f"{name}/{kind}_error"] for name in CORRUPTIONS]
-            cells = [f"{row['mean']:.1f}" for row in found]
-            cells.append(tables.mean_std(rows.loc[f"{MEAN}/{kind}_error"]))
-            lines.append(f"| {' | '.join([str(method), str(found[0]['n']), *cells])} |")
+            errors = setting[setting["method"] == method].set_index("metric")
+            found = errors.loc[[f"{name}/{kind}_error" for name in CORRUPTIONS]]
+            mean = tables.mean_std(errors.loc[f"{MEAN}/{kind}_error"])
+            rows.append([method, str(found["n"].iloc[0]), *found["mean"].map("{:.1f}".format), mean])
+        table = pd.DataFrame(rows, columns=["method", "n", *CORRUPTIONS, "mean"])
         sizes = setting[["images", "whole"]].drop_duplicates().itertuples(index=False)
         of = " or ".join(f"{images:,} of the {whole:,}" for images, whole in sizes)
-        parts += ["\n".join(lines), f"Of {of} {IMAGES[kind]} at each severity of each corruption."]
+        parts += [
+            f"### {', '.join(map(str, names))}: corruption errors (%)",
+            tables.pipe_table(table, texts=2),
+            f"Of {of} {IMAGES[kind]} at each severity of each corruption.",
+        ]
     return "\n\n".join([*parts, NOTES[kind]]) + "\n"

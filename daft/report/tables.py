@@ -1,7 +1,7 @@
 """Records to tables: what to show is computed here, apart from how it is shown."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,51 +37,67 @@ def split_name(column: str) -> str:
 def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Long table: a row per cell and metric with mean, std, n, rates and the ids of the runs behind them.
 
-    std: of the sample (ddof = 1), none at n = 1.
-    runs: all of them, for the grids that the cell's rates were chosen from, and whether they are at an edge.
+    std: of the sample (ddof = 1), none at n = 1. A cell of which no run is chosen has one row, with n = 0.
+    runs: all runs; from them come the grids of the rates, whether a rate is at an edge, and what diverged.
     """
-    metrics = [c for c in chosen.columns if "/" in c]
-    rows = []
-    for names, cell in chosen.groupby(CELL, sort=False):
-        everything = candidates(cell, runs[(runs[CELL] == list(names)).all(axis=1)])
-        rate, head = (cell[name].iloc[0] for name in RATES)
-        grid = sorted(everything[RATES[0]].dropna().unique(), reverse=True)
-        same = everything[RATES[0]].isna() if pd.isna(rate) else everything[RATES[0]] == rate
-        heads = sorted(everything.loc[same, RATES[1]].dropna().unique(), reverse=True)
-        for metric in metrics:
-            values = cell[metric].dropna()
-            if values.empty:
-                continue
-            rows.append(
-                {
-                    "dataset": names[0],
-                    "backbone": names[1],
-                    "method": names[2],
-                    "metric": metric,
-                    "mean": values.mean(),
-                    "std": values.std(ddof=1) if len(values) > 1 else None,
-                    "n": len(values),
-                    "lr_backbone": rate,
-                    "lr_head": head,
-                    "grid": " ".join(f"{r:g}" for r in grid),
-                    "at_edge": _at_edge(rate, grid),
-                    "head_at_edge": _at_edge(head, heads),
-                    "diverged": int((everything["status"] == "diverged").sum()),
-                    "runs": " ".join(cell.loc[values.index, "run"]),
-                }
-            )
-    known = set(chosen[CELL].itertuples(index=False, name=None))
-    for names, cell in runs.groupby(CELL, sort=False):
-        if names not in known:  # nothing to select from: shown as what it is
-            row = dict(zip(("dataset", "backbone", "method"), names, strict=True))
-            row |= {"metric": f"id/{cell_metric(cell)}", "n": 0, "diverged": len(cell)}
-            rows.append(row | dict.fromkeys(EDGES, False))
+    of_cell, chosen_of = (dict(iter(rows.groupby(CELL, sort=False))) for rows in (runs, chosen))
+    cells = pd.DataFrame(
+        dict(zip(CELL, names, strict=True)) | _grid(chosen_of.get(names), of_cell[names])
+        for names in {**chosen_of, **of_cell}
+    )
+    values = chosen.melt([*CELL, "run"], [c for c in chosen.columns if "/" in c], "metric").dropna(
+        subset="value"
+    )
+    # Not the names of pandas' own functions: those add up otherwise, and differ in the last digit.
+    means = values.groupby([*CELL, "metric"], sort=False).agg(
+        mean=("value", lambda of_runs: of_runs.astype(float).mean()),
+        std=("value", lambda of_runs: of_runs.astype(float).std(ddof=1)),
+        n=("value", "size"),
+        runs=("run", " ".join),
+    )
+    table = cells.merge(means.reset_index(), how="left", on=CELL)
+    table["metric"] = table["metric"].fillna(table["judged_by"])
+    table["n"] = table["n"].fillna(0).astype(int)
+    table = table.rename(columns=dict(zip(CELL, ("dataset", "backbone", "method"), strict=True)))
     columns = ["dataset", "backbone", "method", "metric", "mean", "std", "n", "lr_backbone", "lr_head"]
-    return pd.DataFrame(rows, columns=[*columns, "grid", *EDGES, "diverged", "runs"])
+    return table[[*columns, "grid", *EDGES, "diverged", "runs"]]
+
+
+def _grid(chosen: pd.DataFrame | None, cell: pd.DataFrame) -> dict[str, Any]:
+    """The chosen rates of a cell, the grid that they were chosen from, and how many of its runs diverged."""
+    if chosen is None:  # shown as diverged
+        none = dict.fromkeys(("lr_backbone", "lr_head", "grid"))
+        edges = dict.fromkeys(EDGES, False)
+        return none | edges | {"diverged": len(cell), "judged_by": f"id/{cell_metric(cell)}"}
+    cell = candidates(chosen, cell)
+    rate, head = chosen[RATES].iloc[0]
+    grid = sorted(cell[RATES[0]].dropna().unique(), reverse=True)
+    same = cell[RATES[0]].isna() if pd.isna(rate) else cell[RATES[0]] == rate
+    return {
+        "lr_backbone": rate,
+        "lr_head": head,
+        "grid": " ".join(f"{r:g}" for r in grid),
+        "at_edge": _at_edge(rate, grid),
+        "head_at_edge": _at_edge(head, cell.loc[same, RATES[1]].dropna().unique()),
+        "diverged": int((cell["status"] == "diverged").sum()),
+        "judged_by": None,
+    }
 
 
 def _at_edge(rate: float, grid: Sequence[float]) -> bool:
-    return len(grid) > 1 and rate in (grid[0], grid[-1])
+    return len(grid) > 1 and rate in (min(grid), max(grid))
+
+
+def summary(table: pd.DataFrame, metrics: Sequence[str], title: Callable[[str], str] = str) -> pd.DataFrame:
+    """The long table of one dataset and backbone in words: a row per method, a column per metric."""
+    rows = []
+    for method in in_order(table["method"]):
+        row = table[table["method"] == method].set_index("metric")
+        first = row.iloc[0]
+        absent = "missing" if first["n"] else "diverged"
+        numbers = [mean_std(row.loc[metric]) if metric in row.index else absent for metric in metrics]
+        rows.append([title(method), *rates(first), str(first["n"]), *numbers])
+    return pd.DataFrame(rows, columns=["method", "η_θ", "η_w", "n", *map(_metric_title, metrics)])
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -91,20 +107,7 @@ def markdown(table: pd.DataFrame) -> str:
         metrics = [m for m in cell["metric"].unique() if m.endswith(MEASURES)]
         metrics = sorted(metrics, key=lambda m: m.startswith("ood/"))
         metrics += [m for m in ("id/cosine", "id/l2") if m in set(cell["metric"])]
-        heads = [_metric_head(m) for m in metrics]
-        lines = [
-            f"### {names[0]}, {names[1]}\n",
-            "| method | η_θ | η_w | n | " + " | ".join(heads) + " |",
-            "| --- | --- | --- | --- |" + " ---: |" * len(metrics),
-        ]
-        by_method = {str(method): of_method for method, of_method in cell.groupby("method")}
-        for method in in_order(by_method):
-            of_method = by_method[method]
-            first, by_metric = of_method.iloc[0], of_method.set_index("metric")
-            absent = "missing" if first["n"] else "diverged"
-            values = [mean_std(by_metric.loc[m]) if m in by_metric.index else absent for m in metrics]
-            lines.append("| " + " | ".join([str(method), *rates(first), str(first["n"]), *values]) + " |")
-        parts.append("\n".join(lines))
+        parts += [f"### {', '.join(map(str, names))}", pipe_table(summary(cell, metrics), texts=4)]
     note = (
         "Accuracies in percent, mean ± sample standard deviation (ddof = 1) over n seeds; learning rates "
         "chosen by ID accuracy on the lowest seed; * marks a choice at the edge of its grid. Cosine and L2 "
@@ -113,7 +116,16 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n\n".join([*parts, note]) + "\n"
 
 
-def _metric_head(metric: str) -> str:
+def pipe_table(rows: pd.DataFrame, texts: int) -> str:
+    """Strings as a Markdown table, the columns after the first `texts` flush right.
+
+    Without the padding of `DataFrame.to_markdown`, so that one number more changes one line of a file.
+    """
+    rule = ["---"] * texts + ["---:"] * (rows.shape[1] - texts)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (rows.columns, rule, *rows.to_numpy()))
+
+
+def _metric_title(metric: str) -> str:
     split, _, kind = metric.partition("/")
     if metric.endswith(MEASURES):
         return f"{split_name(metric)} {'mIoU ' if kind == 'miou' else ''}%"
@@ -166,7 +178,7 @@ def run_table(runs: pd.DataFrame, title: str) -> Table:
     for column in varying:
         table.add_column({DATASET: "dataset", BACKBONE: "backbone"}.get(column, column.rpartition(".")[2]))
     for column in columns:
-        table.add_column(_metric_head(column), justify="right")
+        table.add_column(_metric_title(column), justify="right")
     table.add_column("ID feature L2", justify="right")
     for _, run in runs.iterrows():
         cells = [str(run[METHOD]), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
