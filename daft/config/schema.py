@@ -7,13 +7,18 @@ import re
 from dataclasses import field, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-)
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from daft.common.errors import ConfigError
 from daft.config.operations import STRICT, Checksum, Count, Folder, Grid, Operation, Rate, Seed, Size
+from daft.config.sources import SOURCES
+
+
+def _known_source(name: str) -> str:
+    if name not in SOURCES:
+        raise ValueError(f"choose from {', '.join(SOURCES)}")
+    return name
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -77,10 +82,8 @@ class DatasetConfig:
     """A training set, its ID evaluation set and any number of OOD sets over the same classes."""
 
     name: str
-    source: Literal[
-        "folder", "shapes", "cifar", "imagenet", "domainnet", "fmow", "tiny_imagenet", "voc", "cityscapes"
-    ]
-    """the module of daft.data that reads it"""
+    source: Annotated[str, AfterValidator(_known_source)]
+    """what lists its images, one of `daft.config.sources.SOURCES`"""
     train: SplitConfig
     id: SplitConfig
     ood: dict[str, SplitConfig]
@@ -114,14 +117,14 @@ class DatasetConfig:
         for name in self.ood:
             if name in ("train", "id", "ood", "holdout") or "/" in name:
                 raise ConfigError(f"ood.{name}", "this name is taken (train, id, ood, holdout) or has a '/'")
-        drawn, splits = self.source == "shapes", {"train": self.train, "id": self.id}
-        splits |= {f"ood.{name}": split for name, split in self.ood.items()}
+        drawn = SOURCES[self.source].drawn
         if drawn and (self.classes or self.eval_every):
             key = "classes" if self.classes else "eval_every"
-            raise ConfigError(key, f"{getattr(self, key)}, but shapes are drawn, with classes of their own")
+            value = getattr(self, key)
+            raise ConfigError(key, f"{value}, but {self.source} are drawn, with classes of their own")
         if drawn != (self.image_size is not None):
             raise ConfigError("image_size", f"{self.image_size}; the side of drawn images, null for files")
-        for key, split in splits.items():
+        for key, split in self.splits().items():
             if drawn and split.part != "all":
                 raise ConfigError(f"{key}.part", f"{split.part}, but drawn images are not divided; use seed")
             if not drawn and split.seed:
@@ -140,6 +143,10 @@ class DatasetConfig:
                 )
         if any(op.random for op in self.eval_transform):
             raise ConfigError("eval_transform", "an evaluation set must not be random")
+
+    def splits(self) -> dict[str, SplitConfig]:
+        """All splits, by key: train, id, ood.NAME."""
+        return {"train": self.train, "id": self.id, **{f"ood.{name}": s for name, s in self.ood.items()}}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -397,8 +404,9 @@ class Config:
     """what a sweep was told; its runs themselves are told nothing of it"""
 
     def __post_init__(self) -> None:
+        masks = SOURCES[self.dataset.source].masks
         if self.segmentation is None:
-            if self.dataset.source in MASKED:
+            if masks == "always":
                 raise ConfigError("segmentation", f"null, but {self.dataset.name} has masks and no classes")
             if self.method.lr_probe is not None:
                 raise ConfigError("method.lr_probe", f"{self.method.lr_probe:g}, but a linear head has none")
@@ -407,7 +415,7 @@ class Config:
             raise ConfigError(
                 "backbone.source", "import, but only timm's networks segment: they can be dilated"
             )
-        if self.dataset.source not in (*MASKED, "shapes"):
+        if masks == "never":
             raise ConfigError("segmentation", f"{self.dataset.name} has no masks; use null")
         if self.dataset.cache_side:
             raise ConfigError("dataset.cache_side", f"{self.dataset.cache_side}, but masks are not cached")
@@ -420,10 +428,6 @@ class Config:
             raise ConfigError("method.lr_probe", "null, but head_init=probe needs the η_w of an LP run")
         if start != "probe" and rate is not None:
             raise ConfigError("method.lr_probe", f"{rate:g}, but head_init={start} needs no LP run; use null")
-
-
-MASKED = ("voc", "cityscapes")
-"""Sources whose labels are masks."""
 
 
 def metric_name(segmentation: object) -> str:

@@ -1,6 +1,5 @@
 """From a dataset's configuration to loaders for training, ID and OOD evaluation."""
 
-import functools
 import os
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
@@ -12,38 +11,19 @@ import torch
 from daft.common.errors import UserError
 from daft.config.operations import Operation
 from daft.config.schema import Config, DatasetConfig, SplitConfig
-from daft.data.images import ImageStore, Labelled, Resident
+from daft.config.sources import SOURCES
+from daft.data.images import ImageStore, Resident
+from daft.data.labelled import Labelled
 from daft.data.loader import Loader
-from daft.data.sources import cifar, cityscapes, domainnet, fmow, folder, imagenet, shapes, tiny_imagenet, voc
+from daft.data.sources import source
 
 HOLDOUT_EVERY = 10
 """`selection: holdout` selects on every tenth training image of each class, which is not trained on."""
 
-SHAPES_VERSION = 1
-"""Raised when the same seed draws other pixels."""
+BACKGROUND = "background"
+"""The first class of pixels, where a source gives masks on request."""
 
 HINT = "; python scripts/prepare.py dataset="
-
-FILES = {
-    "folder": folder,
-    "imagenet": imagenet,
-    "domainnet": domainnet,
-    "fmow": fmow,
-    "tiny_imagenet": tiny_imagenet,
-}
-"""Sources of files: each has classes(cfg), names in label order, and files(cfg, split, name, classes), a
-table of path (relative, for order and identity), file (to open) and label (class name)."""
-
-MASKS = {"voc": voc, "cityscapes": cityscapes}
-"""Sources of files with masks: each has CLASS_OF_VALUE, classes(cfg), and files(cfg, split,
-name), a table of path, file and mask (to open)."""
-
-PIXELS = {"cifar": cifar}
-"""Sources of decoded images: each has classes(cfg) and pixels(cfg, split, name), uint8 [N, 3, H, W] and
-labels [N]."""
-
-_generate = functools.cache(shapes.generate)  # a sweep in one process draws them once
-_masks = functools.cache(shapes.masks)
 
 
 @dataclass(frozen=True)
@@ -74,30 +54,23 @@ class Data:
 def listing(config: Config) -> Listing:
     """List the images of every split and check that they share their classes; decodes nothing."""
     cfg = config.dataset
-    splits = {"train": cfg.train, "id": cfg.id, **{f"ood.{name}": split for name, split in cfg.ood.items()}}
-    if cfg.source == "shapes":
-        with_masks = config.segmentation is not None
-        classes = ["background"] * with_masks + [*shapes.CLASSES]
-        found = {name: _generated(cfg, split, name, with_masks) for name, split in splits.items()}
-    else:
-        classes = class_names(cfg)
-        found = {
-            name: _selected(cfg, split, name, read_split(cfg, split, name, classes), classes)
-            for name, split in splits.items()
-        }
-    _require_apart(cfg, found)
-    train = found.pop("train")
-    evaluation = {"id": found.pop("id")}
+    classes = class_names(cfg, with_masks=config.segmentation is not None)
+    splits = {
+        name: _thinned(cfg, split, name, read_split(cfg, split, name, classes), classes)
+        for name, split in cfg.splits().items()
+    }
+    _require_apart(cfg, splits["train"], splits["id"])
+    train = splits.pop("train")
+    evaluation = {"id": splits.pop("id")}
     if config.training.selection == "holdout":
         train, evaluation["holdout"] = train.split_every_nth(HOLDOUT_EVERY)
         if not len(evaluation["holdout"]):
             raise UserError(
                 f"training.selection=holdout: no class has {HOLDOUT_EVERY} training images to hold one out"
             )
-    evaluation |= {key.removeprefix("ood."): split for key, split in found.items()}
-    listed = Listing(classes, train, evaluation)
-    _require_images({"train": train, **listed.evaluation})
-    return listed
+    evaluation |= {name.removeprefix("ood."): split for name, split in splits.items()}
+    _require_images({"train": train, **evaluation})
+    return Listing(classes, train, evaluation)
 
 
 def load(config: Config, listed: Listing, device: torch.device) -> Data:
@@ -155,12 +128,11 @@ def describe(data: Data) -> dict[str, Any]:
     }
 
 
-def _require_apart(cfg: DatasetConfig, found: Mapping[str, Labelled]) -> None:
+def _require_apart(cfg: DatasetConfig, train: Labelled, evaluation: Labelled) -> None:
     """No image is trained on and evaluated on as ID."""
-    train, evaluation = found["train"].images, found["id"].images
     what = ""
-    if isinstance(train, list) and isinstance(evaluation, list):
-        if shared := _places(train) & _places(evaluation):
+    if isinstance(train.images, list) and isinstance(evaluation.images, list):
+        if shared := _places(train.images) & _places(evaluation.images):
             what = f"{len(shared)} image(s), {min(shared)} among them,"
     elif (cfg.train.path, cfg.train.seed) == (cfg.id.path, cfg.id.seed):
         what = f"the {cfg.id.path} images of seed {cfg.id.seed}"
@@ -182,9 +154,11 @@ def _require_images(splits: Mapping[str, Sized]) -> None:
             raise UserError(f"dataset.{name}: no images are left to evaluate on")
 
 
-def class_names(cfg: DatasetConfig) -> list[str]:
-    """Class names in label order."""
-    names = list((FILES | MASKS | PIXELS)[cfg.source].classes(cfg))
+def class_names(cfg: DatasetConfig, with_masks: bool = False) -> list[str]:
+    """Class names in label order, of images or of the pixels of their masks."""
+    names = source(cfg.source).classes(cfg)
+    if with_masks and SOURCES[cfg.source].masks == "optional":
+        names = [BACKGROUND, *names]
     if len(names) < 2 or len(set(names)) != len(names):
         raise UserError(f"dataset.classes: need two or more distinct names, not {names}")
     return names
@@ -193,13 +167,7 @@ def class_names(cfg: DatasetConfig) -> list[str]:
 def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
     """All images of one split, by class and path; raises UserError if it is not what it should be."""
     try:
-        if source := PIXELS.get(cfg.source):
-            found = Labelled.of_pixels(*source.pixels(cfg, split, name))
-        elif source := MASKS.get(cfg.source):
-            found = Labelled.of_masks(source.files(cfg, split, name), source.CLASS_OF_VALUE, split.path)
-        else:
-            listed = FILES[cfg.source].files(cfg, split, name, classes)
-            found = Labelled.of_files(listed, classes, split.path)
+        found = source(cfg.source).read_split(cfg, split, name, classes)
     except UserError as error:
         hint = f"{HINT}{cfg.name} dataset.root={cfg.root} --check says what to do"
         prefix = "" if str(error).startswith("dataset.") else f"dataset.{name}: "
@@ -217,10 +185,11 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
     return found
 
 
-def _selected(
+def _thinned(
     cfg: DatasetConfig, split: SplitConfig, name: str, found: Labelled, classes: list[str]
 ) -> Labelled:
-    if split.images is None:
+    """The images of a split that `images` keeps; drawn images are as many as they should be."""
+    if split.images is None or SOURCES[cfg.source].drawn:
         return found
     if split.images > len(found):
         raise UserError(f"dataset.{name}.images: {split.images}, but there are only {len(found)}")
@@ -233,19 +202,3 @@ def _selected(
 def _require_classes(before: Labelled, after: Labelled, classes: list[str], message: str) -> None:
     if lost := sorted(set(before.labels.tolist()) - set(after.labels.tolist())):
         raise UserError(message.format(", ".join(classes[i] for i in lost)))
-
-
-def _generated(cfg: DatasetConfig, split: SplitConfig, name: str, with_masks: bool) -> Labelled:
-    try:
-        shapes.between(split.path)
-    except ValueError as error:
-        raise UserError(f"dataset.{name}.path: {error}") from None
-    if split.images is None:
-        raise UserError(f"dataset.{name}.images: shapes are generated; say how many")
-    drawing = (split.path, split.images, split.seed, cfg.image_size)
-    pixels, labels = map(torch.from_numpy, _generate(*drawing))
-    identity = "/".join(map(str, [*drawing, SHAPES_VERSION]))
-    if with_masks:
-        masks = torch.from_numpy(_masks(*drawing))
-        return Labelled(torch.cat([pixels, masks[:, None]], 1), torch.zeros_like(labels), f"{identity}/masks")
-    return Labelled(pixels, labels, identity)

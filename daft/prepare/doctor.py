@@ -17,6 +17,7 @@ from daft.common.errors import UserError
 from daft.common.files import checksum, write_atomically
 from daft.common.threads import parallel_map
 from daft.config.schema import BackboneConfig, DatasetConfig, FileConfig
+from daft.config.sources import SOURCES
 from daft.data import datasets
 from daft.data.images import Streamed
 from daft.data.labelled import Labelled
@@ -76,7 +77,7 @@ def prepare_backbone(cfg: BackboneConfig, cache: Path) -> None:
 
 def check_dataset(cfg: DatasetConfig) -> Iterator[Finding]:
     """One finding per file that prepare.py fetches, and per split: count, classes, a sample opened."""
-    if cfg.source == "shapes":
+    if SOURCES[cfg.source].drawn:
         yield Finding("images", "present", "drawn from a seed")
         return
     complete = Path(cfg.root).expanduser().is_dir()
@@ -84,13 +85,12 @@ def check_dataset(cfg: DatasetConfig) -> Iterator[Finding]:
         finding = _check_file(file, _place(cfg, file))
         complete &= finding.state != "absent"
         yield finding
-    splits = {"train": cfg.train, "id": cfg.id} | {f"ood.{name}": s for name, s in cfg.ood.items()}
     try:
         classes = datasets.class_names(cfg)
     except (UserError, OSError) as error:
         yield Finding("classes", "damaged" if complete else "absent", str(error))
         return
-    for name, split in splits.items():
+    for name, split in cfg.splits().items():
         try:
             found = datasets.read_split(cfg, split, name, classes)
             _open_sample(found, cfg.kept_side)
@@ -170,7 +170,7 @@ class _Manifest:
 
 def _needed(cfg: DatasetConfig) -> list[FileConfig]:
     """The files that a split reads."""
-    paths = [split.path for split in (cfg.train, cfg.id, *cfg.ood.values())]
+    paths = [split.path for split in cfg.splits().values()]
     return [file for file in cfg.files if any(path.startswith(file.only_for) for path in paths)]
 
 

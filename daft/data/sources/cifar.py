@@ -11,6 +11,7 @@ import numpy as np
 
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
+from daft.data.labelled import Labelled
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """In label order (modestyachts/CIFAR-10.1, code/utils.py)."""
@@ -52,8 +53,8 @@ def classes(cfg: DatasetConfig) -> list[str]:
     return [*CLASSES]
 
 
-def pixels(cfg: DatasetConfig, split: SplitConfig, name: str) -> Pixels:
-    """uint8 [N, 3, H, W] and int64 labels [N]; raises UserError for files that are not as published."""
+def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
+    """path one of SPLITS, or `cifar10-c/<corruption>`; raises UserError for files not as published."""
     read, root = SPLITS.get(split.path), Path(cfg.root).expanduser()
     if split.path.startswith(CORRUPTED):
         read = partial(_every_severity, corruption=split.path.removeprefix(CORRUPTED))
@@ -63,7 +64,7 @@ def pixels(cfg: DatasetConfig, split: SplitConfig, name: str) -> Pixels:
     images, labels = read(root)
     if not len(images):
         raise UserError(f"{cfg.root} holds no image of {split.path}")
-    return images, labels
+    return Labelled.of_pixels(images, labels)
 
 
 def _cifar10(root: Path, batches: list[str]) -> Pixels:

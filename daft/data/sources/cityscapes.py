@@ -10,7 +10,7 @@ import torch
 
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
-from daft.data.labelled import IGNORED, INVALID
+from daft.data.labelled import IGNORED, INVALID, Labelled
 
 TRAINED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 """Ids in the order of the classes."""
@@ -35,7 +35,7 @@ def classes(cfg: DatasetConfig) -> list[str]:
     return cfg.classes or []
 
 
-def files(cfg: DatasetConfig, split: SplitConfig, name: str) -> pd.DataFrame:
+def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
     """path `train` or `val`; raises UserError for another, and if there are no images."""
     if split.path not in SPLITS:
         raise UserError(f"dataset.{name}.path: no split {split.path!r}; choose from {', '.join(SPLITS)}")
@@ -45,4 +45,5 @@ def files(cfg: DatasetConfig, split: SplitConfig, name: str) -> pd.DataFrame:
         raise UserError(f"{root / 'leftImg8bit' / split.path} has no <city>/*{IMAGE}")
     paths = [str(image.relative_to(root / "leftImg8bit")).removesuffix(IMAGE) for image in images]
     masks = [str(root / "gtFine" / f"{path}{MASK}") for path in paths]
-    return pd.DataFrame({"path": paths, "file": map(str, images), "mask": masks})
+    listed = pd.DataFrame({"path": paths, "file": map(str, images), "mask": masks})
+    return Labelled.of_masks(listed, CLASS_OF_VALUE, split.path)

@@ -6,6 +6,7 @@ import pandas as pd
 
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
+from daft.data.labelled import Labelled
 
 DOMAINS = ("clipart", "painting", "real", "sketch")
 
@@ -17,7 +18,7 @@ def classes(cfg: DatasetConfig) -> list[str]:
     return cfg.classes
 
 
-def files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> pd.DataFrame:
+def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
     """path `<domain>/<train or test>`, several domains joined by +; raises UserError for another, and if a
     list's label numbers do not agree with its folders.
     """
@@ -33,7 +34,8 @@ def files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str])
     found = [_listed(lists / f"{d}_{part}_mini.txt", classes) for d in dict.fromkeys(domains.split("+"))]
     listed = pd.concat(found, ignore_index=True)
     root = Path(cfg.root).expanduser()
-    return listed.assign(file=[str(root / path) for path in listed["path"]])
+    listed = listed.assign(file=[str(root / path) for path in listed["path"]])
+    return Labelled.of_files(listed, classes, split.path)
 
 
 def _listed(file: Path, classes: list[str]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
+from daft.data.labelled import Labelled
 
 FOLDER = "fmow_v1.1"
 
@@ -34,7 +35,7 @@ def classes(cfg: DatasetConfig) -> list[str]:
     return cfg.classes
 
 
-def files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> pd.DataFrame:
+def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
     """path `<split>/<regions>`, several regions joined by +; raises UserError for another, and for metadata
     that is not as published. A split need not have every class.
     """
@@ -67,7 +68,8 @@ def files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str])
         raise UserError(f"{file}: category {unknown[0]!r} is none of dataset.classes")
     paths = [f"images/rgb_img_{row}.png" for row in table.index]
     listed = pd.DataFrame({"path": paths, "label": table["category"].tolist()})
-    return listed.assign(file=[str(folder / path) for path in paths])
+    listed = listed.assign(file=[str(folder / path) for path in paths])
+    return Labelled.of_files(listed, classes, split.path)
 
 
 def _table(file: Path, columns: list[str]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
+from daft.data.labelled import Labelled
 
 EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".jp2", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]
@@ -18,7 +19,7 @@ def classes(cfg: DatasetConfig) -> list[str]:
     return cfg.classes or sorted(set(_listed(_location(cfg, cfg.train), "train")["label"]))
 
 
-def files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> pd.DataFrame:
+def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
     """The files of a split; raises UserError if its classes are not exactly `classes`."""
     location = _location(cfg, split)
     listed = _listed(location, name)
@@ -31,7 +32,7 @@ def files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str])
             + (f" extra {', '.join(extra)};" if extra else "")
             + f" expected {', '.join(classes)}"
         )
-    return listed
+    return Labelled.of_files(listed, classes, split.path)
 
 
 def _location(cfg: DatasetConfig, split: SplitConfig) -> Path:

@@ -16,6 +16,7 @@ import scipy.io
 
 from daft.common.errors import UserError, some
 from daft.config.schema import DatasetConfig, SplitConfig
+from daft.data.labelled import Labelled
 
 FOLDERS = (".", "ILSVRC/Data/CLS-LOC")
 """Where train and val lie below the root: put there by hand, or as Kaggle's archive has them."""
@@ -54,7 +55,7 @@ def classes(cfg: DatasetConfig) -> list[str]:
     return names
 
 
-def files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> pd.DataFrame:
+def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
     """path `<hierarchy>/<source or target>/<train or val>`; raises UserError for another one, and if a
     subclass has no image. Folders are found by WordNet id, and nothing below the root is changed.
     """
@@ -81,7 +82,8 @@ def files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str])
         )
     # One name per image, whether val is sorted into folders or not, so that one set has one identity.
     rows = [(f"{wnid}/{file.name}", str(file), labels[wnid]) for wnid, file in found]
-    return pd.DataFrame(rows, columns=["path", "file", "label"])
+    listed = pd.DataFrame(rows, columns=["path", "file", "label"])
+    return Labelled.of_files(listed, classes, split.path)
 
 
 def _parsed(cfg: DatasetConfig, split: SplitConfig, name: str) -> tuple[str, str, str]:

@@ -9,11 +9,15 @@ Lengths are fractions of the image side throughout, so a picture looks alike at 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from daft.data.labelled import IGNORED
+from daft.common.errors import UserError
+from daft.config.schema import DatasetConfig, SplitConfig
+from daft.data.labelled import IGNORED, Labelled
 
 Floats = NDArray[np.floating]
 
@@ -31,8 +35,38 @@ CLASSES = (
 )
 STYLES = ("photo", "sketch", "clipart", "painting", "neon")
 
+VERSION = 1
+"""Raised when the same seed draws other pixels."""
+
 # Bounds memory, and is part of the definition of the dataset: every chunk has its own generator.
 CHUNK = 128
+
+
+def classes(cfg: DatasetConfig) -> list[str]:
+    """The ten; a split whose classes have the background before them has masks."""
+    return [*CLASSES]
+
+
+def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
+    """path a style, or one between two; raises UserError for another, and unless `images` says how many."""
+    try:
+        between(split.path)
+    except ValueError as error:
+        raise UserError(f"dataset.{name}.path: {error}") from None
+    if split.images is None:
+        raise UserError(f"dataset.{name}.images: shapes are generated; say how many")
+    assert cfg.image_size is not None
+    return _drawn(split.path, split.images, split.seed, cfg.image_size, len(classes) > len(CLASSES))
+
+
+@cache  # a sweep in one process draws them once
+def _drawn(style: str, count: int, seed: int, size: int, with_masks: bool) -> Labelled:
+    pixels, labels = map(torch.from_numpy, generate(style, count, seed, size))
+    fingerprint = f"{style}/{count}/{seed}/{size}/{VERSION}"
+    if not with_masks:
+        return Labelled(pixels, labels, fingerprint)
+    pixels = torch.cat([pixels, torch.from_numpy(masks(style, count, seed, size))[:, None]], 1)
+    return Labelled(pixels, torch.zeros_like(labels), f"{fingerprint}/masks")
 
 
 def generate(

@@ -6,6 +6,7 @@ import pandas as pd
 
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
+from daft.data.labelled import Labelled
 
 FOLDER = "tiny-imagenet-200"
 
@@ -18,7 +19,7 @@ def classes(cfg: DatasetConfig) -> list[str]:
     return sorted(file.read_text().split())
 
 
-def files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> pd.DataFrame:
+def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
     """path `train` or `val`; raises UserError for another, and for labels that are not classes."""
     root = Path(cfg.root).expanduser() / FOLDER
     if split.path == "train":
@@ -36,4 +37,5 @@ def files(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str])
     else:
         raise UserError(f"dataset.{name}.path: {split.path!r} is no split; choose from train, val")
     rows = [(f"{wnid}/{file.name}", str(file), wnid) for wnid, file in found]
-    return pd.DataFrame(rows, columns=["path", "file", "label"])
+    listed = pd.DataFrame(rows, columns=["path", "file", "label"])
+    return Labelled.of_files(listed, classes, split.path)

@@ -11,7 +11,7 @@ import torch
 
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
-from daft.data.labelled import IGNORED, INVALID
+from daft.data.labelled import IGNORED, INVALID, Labelled
 
 FOLDER = "VOCdevkit/VOC2012"
 
@@ -32,7 +32,7 @@ def classes(cfg: DatasetConfig) -> list[str]:
     return cfg.classes or []
 
 
-def files(cfg: DatasetConfig, split: SplitConfig, name: str) -> pd.DataFrame:
+def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
     """path one of SPLITS; raises UserError for another, and for a list that is not there."""
     if split.path not in SPLITS:
         raise UserError(f"dataset.{name}.path: no split {split.path!r}; choose from {', '.join(SPLITS)}")
@@ -54,4 +54,5 @@ def files(cfg: DatasetConfig, split: SplitConfig, name: str) -> pd.DataFrame:
         return own
 
     images = [folder / "JPEGImages" / f"{name}.jpg" for name in ids]
-    return pd.DataFrame({"path": ids, "file": map(str, images), "mask": [str(mask(name)) for name in ids]})
+    listed = pd.DataFrame({"path": ids, "file": map(str, images), "mask": [str(mask(name)) for name in ids]})
+    return Labelled.of_masks(listed, CLASS_OF_VALUE, split.path)
