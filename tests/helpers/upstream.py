@@ -2,8 +2,7 @@
 
 import os
 import threading
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -60,14 +59,14 @@ class Length:
 
 
 @dataclass
-class Slow:
-    """Send `step` bytes at a time, `seconds` apart."""
+class Hold:
+    """Send `after` bytes, and the others when `go_on` is set, or never if that is at the server's end."""
 
-    seconds: float
-    step: int
+    after: int
+    go_on: threading.Event = field(default_factory=threading.Event)
 
 
-Fault = Drop | Status | NoRange | NoIfRange | NoValidator | Instead | Length | Slow
+Fault = Drop | Status | NoRange | NoIfRange | NoValidator | Instead | Length | Hold
 
 PAGE = Instead(b"<!DOCTYPE html>\n<html><body>Google Drive - Virus scan warning</body></html>", "text/html")
 
@@ -93,6 +92,7 @@ class Server:
         self.folder = folder
         self.faults: dict[str, Fault] = {}
         self.requests: list[Request] = []
+        self._ended = threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._http.daemon_threads = True
         # Machines behind a proxy reach this one directly.
@@ -104,6 +104,7 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         self._http.shutdown()
         self._http.server_close()
         self._direct.stop()
@@ -165,12 +166,14 @@ class Server:
         http.end_headers()
         if isinstance(fault, Drop):
             body = body[: fault.after]
-        step = fault.step if isinstance(fault, Slow) else max(len(body), 1)
+        first = fault.after if isinstance(fault, Hold) else len(body)
         try:
-            for sent in range(0, len(body), step):
-                http.wfile.write(body[sent : sent + step])
-                if isinstance(fault, Slow):
-                    time.sleep(fault.seconds)
+            http.wfile.write(body[:first])
+            if isinstance(fault, Hold):
+                while not (fault.go_on.wait(0.02) or self._ended.is_set()):
+                    pass
+            if not self._ended.is_set():
+                http.wfile.write(body[first:])
         except OSError:  # the other side has gone, as it may
             pass
         http.close_connection = True

@@ -13,7 +13,6 @@ import sys
 import tarfile
 import textwrap
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,15 +30,16 @@ from daft.prepare import archives, disk, fetch
 from tests.helpers.upstream import (
     PAGE,
     Drop,
+    Hold,
     Instead,
     Length,
     NoIfRange,
     NoRange,
     NoValidator,
     Server,
-    Slow,
     Status,
 )
+from tests.helpers.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
@@ -141,13 +141,6 @@ def full_disk(after: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def start(code: str) -> subprocess.Popen[bytes]:
     """Another process of Python that runs this with archives, fetch and FileConfig at hand."""
     header = (
@@ -156,6 +149,10 @@ def start(code: str) -> subprocess.Popen[bytes]:
         "from daft.prepare import archives, fetch\n"
     )
     return subprocess.Popen([sys.executable, "-c", header + textwrap.dedent(code)], cwd=ROOT)
+
+
+def running(process: subprocess.Popen[bytes]) -> None:
+    assert process.poll() is None
 
 
 def write_zip(path: Path, members: dict[str, bytes]) -> Path:
@@ -240,14 +237,14 @@ def test_a_later_run_goes_on_with_what_has_arrived(server: Server, root: Path):
 
 
 def test_a_killed_process_leaves_what_the_next_one_goes_on_with(server: Server, root: Path):
-    server.faults["a"] = Slow(seconds=0.02, step=20_000)
+    server.faults["a"] = Hold(after=600_000)
     file, part = wanted(server), root / "a.part"
     process = start(f"fetch.CHUNK = 10_000\nfetch.fetch({file!r}, Path({str(root)!r}))")
-    wait_for(lambda: part.exists() and part.stat().st_size > 50_000)
+    wait_until(lambda: part.exists() and part.stat().st_size > 50_000, lambda: running(process))
     process.kill()
     process.wait()
     arrived = part.stat().st_size
-    assert arrived < len(CONTENT)
+    assert arrived <= 600_000
     del server.faults["a"]
     fetch.fetch(file, root)
     assert (root / "a").read_bytes() == CONTENT
@@ -504,12 +501,17 @@ def test_what_is_no_archive_is_not_taken_for_one(server: Server, root: Path, ins
     assert left(root) == []
 
 
-def test_of_two_at_once_one_fetches_and_the_other_waits(server: Server, root: Path):
-    server.faults["a"] = Slow(seconds=0.01, step=50_000)
-    found = []
+def test_of_two_at_once_one_fetches_and_the_other_waits(server: Server, root: Path, capsys):
+    server.faults["a"] = hold = Hold(after=500_000)
+    found, shown = [], []
     both = [threading.Thread(target=lambda: found.append(fetched(wanted(server), root))) for _ in range(2)]
     for one in both:
         one.start()
+    waiting = f"{root}/a: waiting for another process"
+    try:
+        wait_until(lambda: waiting in "".join(shown), lambda: shown.append(capsys.readouterr().err))
+    finally:
+        hold.go_on.set()
     for one in both:
         one.join()
     assert {each.url for each in found} == {server.url("a"), None}
@@ -728,10 +730,10 @@ def test_a_process_killed_while_unpacking_leaves_nothing_that_counts(root: Path)
     process = start(f"""
         import time
         below = archives._below
-        archives._below = lambda name, strip: time.sleep(0.005) or below(name, strip)
+        archives._below = lambda name, strip: time.sleep(900 * (name == "set/200")) or below(name, strip)
         archives.unpack({file!r}, Path({str(root)!r}))
     """)
-    wait_for(lambda: len(left(root)) > 20)
+    wait_until(lambda: len(left(root)) > 100, lambda: running(process))
     process.kill()
     process.wait()
     assert disk.present(file, root) == "absent"

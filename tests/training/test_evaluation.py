@@ -1,7 +1,7 @@
 """Claims about accuracy, features and their distortion, against formulas written out."""
 
 import math
-import time
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +14,7 @@ from daft.data.images import Resident
 from daft.data.loader import Loader
 from daft.training import distortion, evaluation
 from daft.training.evaluation import PretrainedFeatures
+from tests.helpers.waiting import wait_until
 
 
 def loader(fingerprint: str = "x", images: int = 9) -> Loader:
@@ -86,10 +87,14 @@ def test_pretrained_features_are_extracted_once_per_network_and_images(tmp_path:
 def test_those_who_need_the_same_features_at_once_wait_for_the_one_who_extracts_them(tmp_path: Path):
     calls = []
 
+    def waiting() -> int:
+        """Threads that are in the code of filelock."""
+        return sum("filelock" in frame.f_code.co_filename for frame in sys._current_frames().values())
+
     class Slow(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             calls.append(len(images))
-            time.sleep(0.05)
+            wait_until(lambda: waiting() == 3 or sum(calls) > 9)
             return images.float().flatten(1)
 
     pretrained = [PretrainedFeatures(Slow(), "network", nullcontext, tmp_path) for _ in range(4)]
