@@ -1,4 +1,4 @@
-"""One run, one directory, one record: identity, atomic write, all records as one DataFrame."""
+"""One run, one directory, one record: found by the run's id, written whole or not at all."""
 
 import fcntl
 import json
@@ -7,18 +7,22 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from daft.common import progress
 from daft.common.errors import BusyError, UserError
 from daft.common.files import PARTIAL, write_atomically
-from daft.config.schema import Config
-from daft.runs.identity import PROTOCOL
+
+if TYPE_CHECKING:
+    from daft.config.schema import Config
 
 FORMAT = 1
 """Raised when the layout of a record changes."""
+
+PROTOCOL = 1
+"""Raised when the same configuration would give other numbers."""
 
 RECORD = "record.json"
 MODEL = "model.safetensors"
@@ -41,19 +45,13 @@ SHOWN |= dict.fromkeys(("config", "metrics", "distortion", "environment", "time"
 """What tables, figures and reports read of a record."""
 
 
-def run_directory(config: Config, run_id: str) -> Path:
+def run_directory(config: "Config", run_id: str) -> Path:
     """The run's directory: the one that ends in its id, or a new one that says what it is."""
     runs = Path(config.paths.runs)
     if existing := _called(runs, run_id):
         return existing
-    parts = [
-        config.dataset.name,
-        config.backbone.name,
-        config.method.name,
-        f"s{config.seed}",
-        run_id,
-    ]
-    return runs / "-".join(parts).replace("/", "_")
+    names = (config.dataset.name, config.backbone.name, config.method.name)
+    return runs / "-".join([*names, f"s{config.seed}", run_id]).replace("/", "_")
 
 
 def run_id(directory: Path) -> str | None:

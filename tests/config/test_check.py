@@ -122,14 +122,3 @@ def test_the_command_line_says_what_is_wrong_without_a_traceback(arguments, word
     for word in words:
         assert word in done.stderr
     assert not list(tmp_path.glob("runs/*/record.json"))
-
-
-def test_help_names_every_group_option_without_importing_torch():
-    done = train("--help", PYTHONPROFILEIMPORTTIME="1")
-    assert done.returncode == 0
-    for group in ("dataset", "backbone", "method"):
-        for option in options(group):
-            assert option in done.stdout
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "hydra" in imported
-    assert not imported & {"torch", "timm", "pandas"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from daft.common.errors import BusyError, UserError
-from daft.runs import frames, identity, records
+from daft.runs import frames, records
 
 RECORD = {
     "run": "0123456789ab",
@@ -48,7 +48,7 @@ def spoiled(change: str, text: str) -> bytes:
         ("without metrics", "'metrics'"),
         ("config", "config is list"),
         ("format", f"record of format {records.FORMAT + 1}; this version reads {records.FORMAT}"),
-        ("protocol", f"record of protocol {identity.PROTOCOL + 1}; this version reads {identity.PROTOCOL}"),
+        ("protocol", f"record of protocol {records.PROTOCOL + 1}; this version reads {records.PROTOCOL}"),
     ],
 )
 def test_a_record_that_cannot_be_used_is_named_left_out_and_not_touched(

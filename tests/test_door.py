@@ -1,0 +1,122 @@
+"""Claims about the scripts' door: help is quick, and a `daft` that is not ours is named."""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from daft.report import benchmark
+from daft.runs.robustness import KINDS
+from tests.helpers.waiting import HANG_SECONDS
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(file.name for file in (ROOT / "scripts").glob("[!_]*.py"))
+HEAVY = {"torch", "torchvision", "timm", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "PIL"}
+HEAVY |= {"hydra", "omegaconf", "pydantic", "wandb", "requests"}
+INSTALL = "`pip install -e .`"
+
+
+def python(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+def imported(done: subprocess.CompletedProcess[str]) -> set[str]:
+    """The modules that python -X importtime names."""
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
+
+
+def cpu_seconds() -> float:
+    """Of all processes that were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_imports_nothing_heavy(name: str):
+    before = cpu_seconds()
+    done = python("-X", "importtime", ROOT / "scripts" / name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"python scripts/{name}" in done.stdout or done.stdout.startswith("usage: " + name)
+    assert not imported(done) & HEAVY
+    assert cpu_seconds() - before < 1.5  # of 0.1 to 0.3 on an idle core; with torch it would be more than 2
+
+
+def test_the_state_of_runs_is_shown_without_anything_heavy(tmp_path: Path):
+    (tmp_path / "a-daft-s0-0123456789ab").mkdir()
+    done = python("-X", "importtime", ROOT / "scripts" / "status.py", tmp_path)
+    assert "1 interrupted" in done.stdout, done.stderr
+    assert not imported(done) & HEAVY
+
+
+def test_help_names_what_the_code_has():
+    rows = re.search(r"--only \{(.+?)\}", python(ROOT / "scripts" / "benchmark.py", "--help").stdout)
+    assert rows is not None
+    assert rows[1].split(",") == list(benchmark.ROWS)
+    kinds = re.search(r"--on \{(.+?)\}", python(ROOT / "scripts" / "robustness.py", "--help").stdout)
+    assert kinds is not None
+    assert kinds[1].split(",") == list(KINDS)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line with which a script ended."""
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert INSTALL in line
+    return line
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("file", ["daft/__init__.py", "daft.py"])
+def test_another_package_of_that_name_is_named(name: str, file: str, tmp_path: Path):
+    foreign = tmp_path / file
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("import pandas\n")
+    line = refused(python(ROOT / "scripts" / name, "--help", PYTHONPATH=str(tmp_path)))
+    assert line.startswith(f"{name}: `import daft` finds {foreign}, not {ROOT / 'daft'}")
+
+
+def test_that_it_is_not_installed_is_said():
+    line = refused(python("-E", "-S", ROOT / "scripts" / "train.py", "method=ft"))  # no site-packages
+    assert line.startswith("train.py: daft is not installed")
+
+
+def test_another_package_that_lies_over_this_one_is_named(tmp_path: Path):
+    for folder in ("scripts", "daft/common"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    foreign = tmp_path / "daft" / "__init__.py"
+    foreign.write_text("__all__ = ['PGM']\n")
+    told = f"{foreign} is another package's, installed over Domain-Aware Fine-Tuning"
+    line = refused(python(tmp_path / "scripts" / "status.py", PYTHONPATH=str(tmp_path)))
+    assert line.startswith(f"status.py: {told}")
+    done = python("-P", "-c", "import daft.common.files", PYTHONPATH=str(tmp_path))
+    assert f"ImportError: {told}" in done.stderr
+
+
+def test_plugins_are_found_without_any_path_from_any_folder(tmp_path: Path):
+    code = "import hydra_plugins.staged_sweeper as s, daft; print(s.__file__); print(daft.__file__)"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+    )
+    sweeper, package = (Path(line) for line in done.stdout.splitlines())
+    assert sweeper.name == "staged_sweeper.py"
+    assert sweeper.parent.parent == package.parent.parent
