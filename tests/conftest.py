@@ -1,5 +1,6 @@
 """What the tests share: configurations as the command line composes them, and a run small enough."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,16 @@ import torch
 from daft.config.compose import configuration
 from daft.config.schema import Config
 from tests.helpers.fake_wandb import KEY, Service, serving
+from tests.helpers.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# W&B's client gives its own process 30 seconds to start, which is not enough where much else runs. It reads
+# some of these when it is imported.
+os.environ |= {
+    f"WANDB_{name}": f"{HANG_SECONDS:.0f}"
+    for name in ("_SERVICE_WAIT", "INIT_TIMEOUT", "HTTP_TIMEOUT", "SUMMARY_TIMEOUT")
+}
 
 FAST = ["training.epochs=2", "wandb.mode=disabled", "compute.device=cpu"]
 TINY = [

@@ -22,6 +22,7 @@ from daft.data import cache, datasets, images
 from daft.data.images import ImageStore, Resident, read_image
 from daft.data.labelled import Labelled
 from daft.data.loader import Loader
+from tests.helpers.waiting import wait_until
 
 CPU = torch.device("cpu")
 SIDE = 20
@@ -263,11 +264,11 @@ def test_builds_that_start_together_decode_every_file_once(
     with FileLock(where / ".lock"):  # as another process would hold it
         for thread in waiting:
             thread.start()
-        while (text := "".join(capsys.readouterr().err)) == "":
-            assert not built
+        told, shown = f"another process is filling {where}; waiting", []
+        wait_until(lambda: "".join(shown).count(told) == 2, lambda: shown.append(capsys.readouterr().err))
+        assert not built
     for thread in waiting:
         thread.join()
-    assert f"another process is filling {where}; waiting" in text
     assert sorted(decoded) == paths
     assert all(torch.equal(built[0].read(i), built[1].read(i)) for i in range(len(paths)))
 
