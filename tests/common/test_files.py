@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from daft.common.errors import UserError
 from daft.common.files import PARTIAL, cached_file, write_atomically
+from tests.helpers.waiting import HANG_SECONDS, wait_until
 
 
 def test_a_cached_file_is_made_once_and_then_left_alone(tmp_path: Path) -> None:
@@ -43,11 +43,14 @@ def test_what_cannot_be_made_leaves_no_file_and_is_tried_again(tmp_path: Path) -
     assert cached_file(file, lambda: "now").read_text() == "now"
 
 
-def _make_slowly(file: Path, log: Path) -> None:
+def _make_slowly(file: Path, log: Path, come: Path) -> None:
+    """Make it once four processes have come by."""
+    (come / str(os.getpid())).touch()
+
     def make() -> str:
         with log.open("a") as out:
             out.write(f"{os.getpid()}\n")
-        time.sleep(0.2)  # long enough for the others to come by; the result is the same if they do not
+        wait_until(lambda: len(list(come.iterdir())) == 4)
         return "made"
 
     assert cached_file(file, make).read_text() == "made"
@@ -55,12 +58,13 @@ def _make_slowly(file: Path, log: Path) -> None:
 
 def test_processes_that_need_a_file_meanwhile_wait_for_it(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    arguments = (tmp_path / "file", tmp_path / "log")
+    arguments = (tmp_path / "file", tmp_path / "log", come := tmp_path / "come")
+    come.mkdir()
     processes = [context.Process(target=_make_slowly, args=arguments) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(HANG_SECONDS)
     assert [process.exitcode for process in processes] == [0] * 4
     assert len((tmp_path / "log").read_text().splitlines()) == 1
 
