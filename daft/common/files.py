@@ -93,17 +93,6 @@ def cached_file(path: Path, make: Callable[[], Content]) -> Path:
     return path
 
 
-@contextmanager
-def made_once(path: Path) -> Iterator[bool]:
-    """Whether a file that processes share is still to be made; those that need it too wait until it is."""
-    if path.exists():
-        yield False
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        yield not path.exists()
-
-
 def checksum(path: Path, like: str = "sha256") -> str:
     """`sha256:…` or `md5:…` of a file's content, by the algorithm of the checksum `like`."""
     stat = path.stat()

@@ -1,6 +1,6 @@
 """What a method does before training: head, BN conversion, parameter groups, BN mode (Table 1)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,26 +24,27 @@ class Prepared:
     @property
     def trains_backbone(self) -> bool:
         """Whether training can move the features."""
-        return any(group["name"] == "backbone" for group in self.groups)
+        return any(parameter.requires_grad for parameter in self.model.backbone.parameters())
 
 
 def prepare(
     method: MethodConfig,
     model: Classifier,
     *,
-    probe: Callable[[], Mapping[str, Tensor]],
+    probe: Mapping[str, Tensor] | None,
     batches: Iterable[Any],
 ) -> Prepared:
     """Set the head of a network, convert the BN layers of its backbone if the method does, group parameters.
 
-    model: with a random head. probe: yields the head's state after the linear probe; called if the head
-    starts from it. batches: the training batches for BN conversion; read if the method converts.
+    model: with a random head. probe: the head's state after the linear probe, where the head starts from it.
+    batches: the training batches for BN conversion; read if the method converts.
     """
     if method.head_init == "zero":
         for parameter in model.head.parameters():
             nn.init.zeros_(parameter)
     elif method.head_init == "probe":
-        model.head.load_state_dict(dict(probe()))
+        assert probe is not None
+        model.head.load_state_dict(dict(probe))
     # After the head is set and before the first step (authors' order). A head's own BN layers have no
     # statistics to convert yet.
     shift = convert_batchnorm(model.backbone, batches) if method.bn_conversion else {}

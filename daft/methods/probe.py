@@ -13,17 +13,23 @@ the softmax between them is float64, as float32 cannot resolve how far from 1 a 
 
 # ruff: noqa: N803, N806 (C is the name of this quantity everywhere, scikit-learn included)
 
+import json
 import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
 from daft.batchnorm import full_precision
+from daft.common.files import cached_file
 
 DEFAULT_PATH: tuple[float, ...] = tuple(10.0 ** (-7 + 9 * i / 49) for i in range(50))
 
@@ -56,6 +62,24 @@ class Probe:
     C: float
     accuracy: float
     path: tuple[PathPoint, ...]
+
+    def report(self) -> dict[str, Any]:
+        """The chosen C, its accuracy, and every point of the path, as plain data."""
+        return {key: value for key, value in asdict(self).items() if key not in ("weight", "bias")}
+
+
+def cached_probe(file: Path, solve: Callable[[], Probe]) -> Probe:
+    """The probe that a safetensors file holds, on the CPU; it is solved and written if it is not there."""
+
+    def content() -> bytes:
+        solved = solve()
+        tensors = {"weight": solved.weight.cpu(), "bias": solved.bias.cpu()}
+        return safetensors.torch.save(tensors, {"report": json.dumps(solved.report())})
+
+    with safe_open(cached_file(file, content), "pt") as opened:
+        report = json.loads(opened.metadata()["report"])
+        path = tuple(PathPoint(**point) for point in report.pop("path"))
+        return Probe(opened.get_tensor("weight"), opened.get_tensor("bias"), **report, path=path)
 
 
 @torch.no_grad()

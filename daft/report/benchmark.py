@@ -149,7 +149,7 @@ class Bench:
         backbone = backbones.load(config.backbone).to(self.device).to(memory_format=torch.channels_last)
         head = classifier.make_head(backbone.num_features, [], 10).to(self.device)
         model = classifier.Classifier(backbone, head)
-        return preparation.prepare(config.method, model, probe=lambda: NotImplemented, batches=())
+        return preparation.prepare(config.method, model, probe=None, batches=())
 
 
 def conversion(bench: Bench) -> list[Row]:
@@ -215,13 +215,15 @@ def train(bench: Bench) -> list[Row]:
                     prepared.model,
                     loader,
                     prepared.groups,
+                    loop.Recipe(
+                        set_train_mode=lambda _: preparation.set_train_mode(prepared.model, config.method),
+                        evaluate=lambda network: 0.0,
+                        autocast=cast,
+                    ),
                     epochs=1,
                     momentum=config.training.momentum,
                     weight_decay=config.training.weight_decay,
-                    set_train_mode=lambda _: preparation.set_train_mode(prepared.model, config.method),
-                    evaluate=lambda network: 0.0,
                     folder=Path(checkpoints),
-                    autocast=cast,
                 )
             assert not fitted.diverged
             return fitted.history[-1]["images/s"]

@@ -6,12 +6,47 @@ import torch
 
 from daft.config.check import plain
 from daft.config.schema import Config
-
-PROTOCOL = 1
-"""Raised when the same configuration would give other numbers."""
+from daft.runs.records import PROTOCOL
 
 SEGMENTATION_PROTOCOL = 2
 """Raised when the same segmentation would, but no other run."""
+
+COUNTS = {
+    "dataset": ("train_transform", "eval_transform", "ood_mean"),
+    "backbone": ("model", "model_args", "mean", "std"),
+    "method": ("head_init", "rates", "bn_mode", "bn_conversion", "lr_backbone", "lr_head", "head_hidden"),
+    "training": ("epochs", "batch_size", "momentum", "weight_decay", "selection"),
+    "segmentation": ("output_stride", "atrous_rates", "separable", "dropout", "channels"),
+}
+"""Settings that move a run's numbers, by section. Beside them count the seed, the precision as resolved, the
+shift of each OOD set, and the fingerprints of images and weights."""
+
+COUNTS_IF_SET = {
+    "dataset": {"cache_side": None},
+    "backbone": {"source": "timm"},
+    "method": {"conversion_batches": None, "lr_probe": None},
+    "training": {"steps": None, "poly_power": None},
+}
+"""Settings that count unless they have this value: keys that are younger than the first runs."""
+
+COUNTS_NOT = {
+    "dataset": {
+        *("name", "epochs", "manual", "kept_side", "shift_strength"),  # names, defaults, notes
+        *("source", "root", "annotations", "files", "classes", "train", "id", "ood", "eval_every"),
+        "image_size",  # as those before: the fingerprints hold what they lead to
+    },
+    "backbone": {
+        *("name", "lr_head", "num_features", "input_size", "weights", "urls", "bytes"),
+        *("checkpoint", "checksum", "wrapper", "prefix", "drop", "rename"),  # in the weights' fingerprint
+    },
+    "method": {"name"},
+    "training": {"precision"},  # but as resolved
+    "segmentation": {"eval_batch_size", "head_init", "lr_head"},  # the method holds what the last two lead to
+}
+"""All other settings of these sections; no other section counts at all."""
+
+NOT_OF_A_PROBE = ("epochs", "momentum", "weight_decay")
+"""Settings of training that do not count where nothing is trained by gradients."""
 
 PLACES = ("dataset.root", "dataset.annotations", "dataset.files", "dataset.manual", "backbone.checkpoint")
 """Settings that say where inputs are; what these are is in a run's identity."""
@@ -20,45 +55,36 @@ PLACES = ("dataset.root", "dataset.annotations", "dataset.files", "dataset.manua
 def run_identity(config: Config, precision: str, images: dict[str, str], weights: str) -> dict[str, Any]:
     """The facts that make a run: settings that move its numbers, and what identifies its inputs.
 
-    precision: as resolved. images: fingerprint per split. weights: fingerprint of the checkpoint. Names,
-    paths, device, workers and logging are left out, so two names for the same run are one run.
+    precision: as resolved. images: fingerprint per split. weights: fingerprint of the checkpoint. Two names
+    for the same facts are one run.
     """
     settings = plain(config)
-    dataset, backbone, method = (settings[key] for key in ("dataset", "backbone", "method"))
-    for key in dataset.keys() - {"ood", "train_transform", "eval_transform", "ood_mean", "cache_side"}:
-        del dataset[key]  # the fingerprints hold what these lead to
-    if not dataset["cache_side"]:
-        del dataset["cache_side"]
-    dataset["ood"] = {name: split["shift"] for name, split in dataset["ood"].items()}
-    source = {"source"} if config.backbone.source != "timm" else set()  # timm's are older than the key
-    for key in backbone.keys() - {"model", "model_args", "mean", "std"} - source:
-        del backbone[key]
-    del method["name"]
-    training = settings["training"] | {"precision": precision}
-    for section, keys in ((method, ("conversion_batches", "lr_probe")), (training, ("steps", "poly_power"))):
-        for key in keys:
-            if section[key] is None:  # as if it had never been thought of
-                del section[key]
+
+    def counted(section: str) -> dict[str, Any]:
+        values = settings[section]
+        unset = COUNTS_IF_SET.get(section, {})
+        young = {key: values[key] for key, value in unset.items() if values[key] != value}
+        return {key: values[key] for key in COUNTS[section]} | young
+
+    training = counted("training") | {"precision": precision}
     if config.method.rates == "frozen" and config.method.lr_head is None:
-        for key in ("epochs", "momentum", "weight_decay"):
-            del training[key]  # nothing is trained
+        training = {key: value for key, value in training.items() if key not in NOT_OF_A_PROBE}
+    shifts = {name: split["shift"] for name, split in settings["dataset"]["ood"].items()}
     facts = {
         "protocol": PROTOCOL,
         "seed": config.seed,
-        "method": method,
+        "method": counted("method"),
         "training": training,
-        "dataset": dataset | {"images": images},
-        "backbone": backbone | {"weights": weights},
+        "dataset": counted("dataset") | {"ood": shifts, "images": images},
+        "backbone": counted("backbone") | {"weights": weights},
     }
-    if task := settings["segmentation"]:
-        for key in ("eval_batch_size", "head_init", "lr_head"):  # the method holds what the last two lead to
-            del task[key]
-        facts["segmentation"] = task | {"protocol": SEGMENTATION_PROTOCOL}
+    if config.segmentation is not None:
+        facts["segmentation"] = counted("segmentation") | {"protocol": SEGMENTATION_PROTOCOL}
     return facts
 
 
-def pretrained_network(identity: dict[str, Any], device: torch.device) -> list[Any]:
-    """What tells apart features before training: the network, and the arithmetic they were computed in.
+def pretrained_key(identity: dict[str, Any], device: torch.device) -> list[Any]:
+    """What tells features before training from others: the network, and the arithmetic they were computed in.
 
     They are the same to the last bit only with the same code on the same kind of device.
     """

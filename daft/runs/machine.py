@@ -17,6 +17,17 @@ from daft.config.schema import Config
 LIBRARIES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
 
 
+def set_up(config: Config) -> tuple[torch.device, str]:
+    """Make the process ready for a run; its device and precision, as `device_and_precision`."""
+    device, precision = device_and_precision(config)
+    if config.compute.threads:
+        torch.set_num_threads(config.compute.threads)
+    torch.backends.cudnn.benchmark = True
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    return device, precision
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Code version, library versions, device and threads."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None

@@ -16,13 +16,13 @@ from daft.data import datasets
 from daft.networks import checkpoints
 from daft.networks.classifier import Classifier
 from daft.runs import records
-from daft.runs.identity import pretrained_network
+from daft.runs.identity import pretrained_key
 from daft.training import evaluation, tasks
 from daft.training.evaluation import PretrainedFeatures
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A finished run: its directory, its record, and its configuration with paths of here."""
 
     directory: Path
@@ -66,9 +66,9 @@ class Finished:
             raise UserError(f"{self}: {self.config.backbone.checkpoint} is not what it was made with")
         task = tasks.of(self.config, self.classes)
         backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
-        network = pretrained_network(identity, device)
+        key = pretrained_key(identity, device)
         folder = Path(self.config.paths.cache) / "features"
-        return PretrainedFeatures(task.features(backbone), network, self.autocast(device), folder)
+        return PretrainedFeatures(task.features(backbone), key, self.autocast(device), folder)
 
     @property
     def precision(self) -> str:
@@ -88,7 +88,7 @@ class Finished:
         return datasets.load(self.config, listing, device)
 
 
-def open_run(directory: Path, paths: Mapping[str, str] | None = None) -> Finished:
+def open_run(directory: Path, paths: Mapping[str, str] | None = None) -> FinishedRun:
     """A finished run; raises UserError if there is none.
 
     paths: where data, weights, runs or cache are now, if not where the environment says (DAFT_DATA, …) or,
@@ -106,7 +106,7 @@ def open_run(directory: Path, paths: Mapping[str, str] | None = None) -> Finishe
         if now:
             settings = _moved(settings, settings["paths"][name], now)
     try:
-        return Finished(directory, record, TypeAdapter(Config).validate_python(settings))
+        return FinishedRun(directory, record, TypeAdapter(Config).validate_python(settings))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -25,7 +25,7 @@ from daft.data.loader import Batch, Loader, batch_ends
 from daft.data.sources import cifar
 from daft.data.transforms import NO_UNIFORMS, transform
 from daft.runs import machine, records
-from daft.runs.reopened import Finished
+from daft.runs.reopened import FinishedRun
 from daft.training import evaluation
 
 FORMAT = 1
@@ -172,7 +172,7 @@ def _on(device: torch.device, tensor: Tensor) -> Tensor:
 
 
 def of_run(
-    run: Finished, kind: Kind, device: torch.device, batch_size: int, images: int | None = None
+    run: FinishedRun, kind: Kind, device: torch.device, batch_size: int, images: int | None = None
 ) -> Corrupted:
     """The corrupted images that a run is evaluated on; runs with the same `key` share them.
 
@@ -188,14 +188,14 @@ def of_run(
     return published(Path(dataset.root).expanduser(), dataset.eval_transform, device, batch_size, images)
 
 
-def key(run: Finished, kind: Kind) -> str:
+def key(run: FinishedRun, kind: Kind) -> str:
     """What tells the corrupted images of a run from those of another."""
     dataset = run.record["identity"]["dataset"]
     clean = dataset["images"]["id"] if kind == "generated" else run.config.dataset.root
     return digest([kind, clean, dataset["eval_transform"], dataset.get("cache_side")])
 
 
-def evaluate(run: Finished, corrupted: Corrupted, device: torch.device) -> dict[str, Any]:
+def evaluate(run: FinishedRun, corrupted: Corrupted, device: torch.device) -> dict[str, Any]:
     """The errors in percent of every block, written beside the record; blocks that are there stay.
 
     In the run's own precision. Raises BusyError if another process is at the run, UserError if its weights

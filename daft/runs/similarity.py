@@ -13,7 +13,7 @@ from daft.config.operations import Resize
 from daft.data.images import Resident
 from daft.data.loader import Loader
 from daft.data.transforms import NO_UNIFORMS, apply, transform
-from daft.runs.reopened import Finished
+from daft.runs.reopened import FinishedRun
 from daft.training import evaluation
 
 FILE = "similarity.safetensors"
@@ -69,7 +69,7 @@ SIDE = 96
 """Pixels that a kept image has at most."""
 
 
-def similarities(run: Finished, device: torch.device) -> Similarities:
+def similarities(run: FinishedRun, device: torch.device) -> Similarities:
     """By evaluation split, as kept beside the run's record, else measured and then kept there.
 
     Raises UserError if the run's weights or images, or the pretrained weights, are not there.
@@ -83,7 +83,7 @@ def _content(found: Similarities) -> Content:
     return lambda path: safetensors.torch.save_file(tensors, path)
 
 
-def _measured(run: Finished, device: torch.device) -> Similarities:
+def _measured(run: FinishedRun, device: torch.device) -> Similarities:
     after, before, images = run.network(device).backbone, run.pretrained_features(device), run.images(device)
     found = {}
     for name, loader in images.evaluation.items():

@@ -128,13 +128,6 @@ class Tracker:
         self._mirror: Mirror | None = None
 
     def __enter__(self) -> "Tracker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close as failed what did not finish."""
-        self._try(Mirror.close)
-
-    def start(self) -> None:
         """Tell W&B of the run, unless it is disabled."""
         mode = self.config.wandb.mode
         if mode != "disabled":
@@ -143,6 +136,11 @@ class Tracker:
                 self._mirror = Mirror(described, self.directory, mode)
             except Exception as error:
                 self._complain(error)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close as failed what did not finish."""
+        self._try(Mirror.close)
 
     def epoch(self, row: dict[str, float]) -> None:
         """Log the metrics of one epoch."""

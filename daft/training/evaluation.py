@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import safetensors.torch
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from daft.common import progress
-from daft.common.files import digest, made_once, write_atomically
+from daft.common.files import cached_file, digest
 from daft.data.loader import Batch, Loader
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -97,9 +96,8 @@ class PretrainedFeatures:
     def __call__(self, loader: Loader) -> Tensor:
         """As `features`; the backbone must not have been trained yet, unless they are there already."""
         file = self.folder / f"{loader.name}-{digest([self.identity, loader.identity])}.safetensors"
-        with made_once(file) as missing:
-            if missing:
-                kept = {"features": features(self.backbone, loader, self.cast).cpu()}
-                write_atomically(file, lambda path: save_file(kept, path))
-        with safe_open(file, "pt", device=str(loader.device)) as opened:
-            return opened.get_tensor("features")
+
+        def content() -> bytes:
+            return safetensors.torch.save({"features": features(self.backbone, loader, self.cast).cpu()})
+
+        return safetensors.torch.load_file(cached_file(file, content), device=str(loader.device))["features"]

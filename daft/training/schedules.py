@@ -1,6 +1,9 @@
-"""Factors on the learning rates over the course of training."""
+"""Learning rates over the course of training, and which steps belong to which epoch."""
 
 import math
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
 
 
 def cosine(epoch: int, epochs: int) -> float:
@@ -13,6 +16,31 @@ def polynomial(step: int, steps: int, power: float) -> float:
     return (1 - step / steps) ** power
 
 
-def share(epoch: int, epochs: int, steps: int) -> range:
-    """The steps (from 0) of an epoch (from 1)."""
-    return range((epoch - 1) * steps // epochs, epoch * steps // epochs)
+@dataclass(frozen=True)
+class Schedule:
+    """Epochs of equal numbers of steps, with rates that fall as a half cosine, or as a polynomial."""
+
+    epochs: int
+    steps: int
+    """of all epochs together"""
+    power: float | None = None
+    """rates fall as (1 - step / steps) to this power, set before every step; None: as a half cosine, set
+    before every epoch"""
+
+    def steps_of_epoch(self, epoch: int) -> range:
+        """The steps (from 0) of an epoch (from 1)."""
+        return range((epoch - 1) * self.steps // self.epochs, epoch * self.steps // self.epochs)
+
+    def before_epoch(self, epoch: int, optimizer: Optimizer) -> None:
+        """Set the rates of an epoch (from 1)."""
+        _scale(optimizer, cosine(epoch, self.epochs))
+
+    def before_step(self, step: int, optimizer: Optimizer) -> None:
+        """Set the rates of a step (from 0), if they change at every step."""
+        if self.power is not None:
+            _scale(optimizer, polynomial(step, self.steps, self.power))
+
+
+def _scale(optimizer: Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor

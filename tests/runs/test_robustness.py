@@ -24,7 +24,7 @@ from daft.data.labelled import Labelled
 from daft.data.loader import Loader
 from daft.report import paper
 from daft.runs import frames, records, robustness
-from daft.runs.reopened import Finished, open_run
+from daft.runs.reopened import FinishedRun, open_run
 from daft.training import evaluation
 from tests.conftest import ROOT
 from tests.helpers import fabricate
@@ -50,7 +50,7 @@ def finished(configure, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Finished:
+def run(finished: Path, tmp_path: Path) -> FinishedRun:
     """It, without results."""
     directory = tmp_path / "runs" / finished.name
     directory.mkdir(parents=True)
@@ -59,11 +59,11 @@ def run(finished: Path, tmp_path: Path) -> Finished:
     return open_run(directory)
 
 
-def few(run: Finished, batch_size: int = 4) -> robustness.Corrupted:
+def few(run: FinishedRun, batch_size: int = 4) -> robustness.Corrupted:
     return robustness.of_run(run, "generated", CPU, batch_size, FEW)
 
 
-def results(run: Finished) -> list[Path]:
+def results(run: FinishedRun) -> list[Path]:
     return sorted(run.directory.glob(robustness.RESULT.format("*")))
 
 

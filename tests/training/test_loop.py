@@ -2,7 +2,6 @@
 
 import math
 import signal
-from contextlib import nullcontext
 from dataclasses import fields
 
 import pytest
@@ -11,7 +10,9 @@ from torch import nn
 
 from daft.data.images import Resident
 from daft.data.loader import Loader
-from daft.training import loop, schedules
+from daft.training import loop
+from daft.training.checkpoints import LAST, Checkpoints, Fit
+from daft.training.schedules import Schedule
 
 
 def loader(images: int = 10, batch_size: int = 4) -> Loader:
@@ -43,13 +44,15 @@ def fit(folder, *, model=None, epochs=4, evaluate=None, lr=0.1, **options):
         model,
         options.pop("loader", loader()),
         [{"name": "head", "params": list(model.parameters()), "lr": lr, "initial_lr": lr}],
+        loop.Recipe(
+            set_train_mode=train_mode,
+            evaluate=evaluate or (lambda m: float(next(scores))),
+            **{f.name: options.pop(f.name) for f in fields(loop.Recipe) if f.name in options},
+        ),
         epochs=epochs,
         momentum=0.9,
         weight_decay=0.0,
-        set_train_mode=train_mode,
-        evaluate=evaluate or (lambda m: float(next(scores))),
         folder=folder,
-        autocast=nullcontext,
         **options,
     )
 
@@ -117,7 +120,8 @@ def test_a_run_that_was_cut_off_ends_bit_equal_to_one_that_was_not(tmp_path, mon
     def run(folder, **options):
         torch.manual_seed(1)
         model = Net()
-        done = len(loop._resume(folder, model, torch.optim.SGD(model.parameters()))[0].history)
+        checkpoints = Checkpoints(folder, model, torch.optim.SGD(model.parameters()))
+        done = len(checkpoints.resume()[0].history)
         epochs = iter(range(done + 1, 5))
         return fit(folder, evaluate=lambda m: scores[next(epochs)], **options)
 
@@ -145,7 +149,7 @@ def test_a_run_that_was_cut_off_ends_bit_equal_to_one_that_was_not(tmp_path, mon
                     raise KeyboardInterrupt
                 save(*arguments)
 
-            patch.setattr(loop.torch, "save", failing)
+            patch.setattr(torch, "save", failing)
         with pytest.raises(KeyboardInterrupt):
             run(folder, step=step, report=report)
     resumed, refitted = run(folder)
@@ -270,9 +274,10 @@ def test_the_polynomial_schedule_is_torchs_stepped_at_every_step(tmp_path):
 
 @pytest.mark.parametrize(("epochs", "steps"), [(3, 7), (4, 4), (30, 30000), (20, 20 * 157)])
 def test_epochs_divide_the_steps_among_them(epochs, steps):
-    shares = [schedules.share(epoch, epochs, steps) for epoch in range(1, epochs + 1)]
-    assert [step for share in shares for step in share] == list(range(steps))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    schedule = Schedule(epochs, steps)
+    ranges = [schedule.steps_of_epoch(epoch) for epoch in range(1, epochs + 1)]
+    assert [step for steps_of_one in ranges for step in steps_of_one] == list(range(steps))
+    assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
 
 
 def test_steps_go_on_through_passes_over_the_images():
@@ -312,12 +317,33 @@ def test_nothing_to_train_trains_nothing(tmp_path):
         Net(),
         loader(),
         [],
+        loop.Recipe(lambda m: pytest.fail("trained"), lambda m: pytest.fail("evaluated")),
         epochs=3,
         momentum=0.9,
         weight_decay=0,
-        set_train_mode=lambda m: pytest.fail("trained"),
-        evaluate=lambda m: pytest.fail("evaluated"),
         folder=tmp_path,
-        autocast=nullcontext,
     )
-    assert fitted == loop.Fit()
+    assert fitted == Fit()
+
+
+def test_a_checkpoint_of_a_run_that_was_interrupted_under_older_names_goes_on_bit_equal(tmp_path):
+    """Until version 0.1.0 what an epoch had done was `part`, with its `luck`."""
+    whole, fitted = fit(tmp_path / "whole", evaluate=lambda model: 5.0)
+    taken = []
+
+    def step(model, batch):
+        taken.append(1)
+        if len(taken) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return loop.cross_entropy(model, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", step=step, evaluate=lambda model: 5.0)
+    file = tmp_path / "cut" / LAST
+    checkpoint = torch.load(file, weights_only=True)
+    part = checkpoint.pop("epoch_progress")
+    assert part["steps"] == 2
+    torch.save(checkpoint | {"part": part | {"luck": part.pop("rng_state")}}, file)
+    resumed, refitted = fit(tmp_path / "cut", evaluate=lambda model: 5.0)
+    assert without_times(refitted) == without_times(fitted)
+    assert_equal(whole, resumed)

@@ -170,7 +170,7 @@ def test_conversion_fits_the_encoder_alone_and_leaves_the_networks_function(conf
     with torch.no_grad():
         logits = model(images[0].double() / 255)
     method = configure(*TINY, "method=daft").method
-    prepared = preparation.prepare(method, model, probe=dict, batches=images.double() / 255)
+    prepared = preparation.prepare(method, model, probe=None, batches=images.double() / 255)
     assert set(prepared.shift) == {f"backbone.{name}" for name in batchnorm_layers(model.backbone)}
     after = model.state_dict()
     moved = {key for key in after if not torch.equal(before[key], after[key])}
