@@ -1,0 +1,121 @@
+"""The state of an unfinished run on disk: after its last epoch, or within one that a signal interrupted."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from daft.common.files import write_atomically
+
+LAST = "last.pt"
+
+
+@dataclass
+class Fit:
+    """How training went so far."""
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    """per epoch: epoch (from 1), step (how many so far, if they are counted), train/loss, selection/<metric>
+    (percent), lr/*, seconds, images/s"""
+    best_epoch: int | None = None
+    diverged: bool = False
+
+
+@dataclass
+class EpochProgress:
+    """What an epoch has done so far."""
+
+    loss: Tensor
+    """sum over images"""
+    images: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    rng_state: list[Tensor] = field(default_factory=list)
+    """of the CPU's generator and the GPU's after its last step, for dropout and the like"""
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean over images; waits for the device."""
+        return float(self.loss) / self.images
+
+    def add(self, loss: Tensor, images: int, seconds: float) -> None:
+        """Count a step that ended so many seconds after the first one began."""
+        self.loss += loss * images
+        self.images, self.steps, self.seconds = self.images + images, self.steps + 1, seconds
+
+    def save_rng_state(self) -> None:
+        """Keep the generators' states as they are now."""
+        on_gpu = self.loss.device.type == "cuda"
+        gpu = [torch.cuda.get_rng_state(self.loss.device)] if on_gpu else []
+        self.rng_state = [torch.get_rng_state(), *gpu]
+
+    def restore_rng_state(self) -> None:
+        """Set the generators as they were kept; nothing for an epoch that begins."""
+        setters = (torch.set_rng_state, partial(torch.cuda.set_rng_state, device=self.loss.device))
+        for state, put in zip(self.rng_state, setters, strict=False):
+            put(state.cpu())
+
+
+class Checkpoints:
+    """A folder with `last.pt` and the weights of the best epoch so far."""
+
+    def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.folder, self.model, self.optimizer = folder, model, optimizer
+        self.device = next(model.parameters()).device
+
+    def save(self, fitted: Fit, progress: EpochProgress | None = None) -> None:
+        """Write new best weights first, then the checkpoint that names them; then remove the old ones.
+
+        progress: of an epoch that is not at its end.
+        """
+        best = self._best(fitted)
+        if progress is None and fitted.best_epoch == len(fitted.history):
+            state = {key: value.contiguous() for key, value in self.model.state_dict().items()}
+            write_atomically(best, lambda path: safetensors.torch.save_file(state, path))
+        if progress is not None:
+            progress.save_rng_state()
+        checkpoint = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "fit": vars(fitted),
+            "epoch_progress": progress and vars(progress),
+        }
+        write_atomically(self.folder / LAST, lambda path: torch.save(checkpoint, path))
+        for file in self.folder.glob("best-*.safetensors"):
+            if file != best:
+                file.unlink(missing_ok=True)
+
+    def resume(self) -> tuple[Fit, EpochProgress]:
+        """Load the state after the last whole epoch, and of the one after it, if that had begun."""
+        file, nothing = self.folder / LAST, EpochProgress(torch.zeros((), device=self.device))
+        if not file.exists():
+            return Fit(), nothing
+        checkpoint = torch.load(file, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        progress = _with_present_names(checkpoint)["epoch_progress"]
+        if progress is None:
+            return Fit(**checkpoint["fit"]), nothing
+        return Fit(**checkpoint["fit"]), EpochProgress(**progress)
+
+    def load_best(self, fitted: Fit) -> None:
+        """Give the model the weights of the best epoch, if there is one."""
+        if fitted.best_epoch is not None:
+            self.model.load_state_dict(safetensors.torch.load_file(self._best(fitted)))
+
+    def _best(self, fitted: Fit) -> Path:
+        return self.folder / f"best-{fitted.best_epoch or 0:04d}.safetensors"
+
+
+def _with_present_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint as it is written now; until version 0.1.0 an epoch's progress had other names."""
+    if "part" in checkpoint:
+        part = checkpoint["part"] and dict(checkpoint["part"])
+        if part:
+            part["rng_state"] = part.pop("luck")
+        checkpoint = checkpoint | {"epoch_progress": part}
+    return checkpoint

@@ -1,0 +1,82 @@
+"""Claims about what makes two runs the same run."""
+
+import json
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from daft.common.files import digest
+from daft.config.compose import configuration
+from daft.config.options import CONF
+from daft.config.schema import BackboneConfig, DatasetConfig, MethodConfig, SegmentationConfig, TrainingConfig
+from daft.runs.identity import COUNTS, COUNTS_IF_SET, COUNTS_NOT, run_identity
+
+SECTIONS = {
+    "dataset": DatasetConfig,
+    "backbone": BackboneConfig,
+    "method": MethodConfig,
+    "training": TrainingConfig,
+    "segmentation": SegmentationConfig,
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_setting_either_counts_or_does_not(section: str):
+    """Whoever adds a key decides: a key in neither list would silently not count."""
+    lists = [set(COUNTS[section]), set(COUNTS_IF_SET.get(section, ())), COUNTS_NOT[section]]
+    known = {field.name for field in fields(SECTIONS[section])}
+    assert set.union(*lists) == known
+    assert sum(map(len, lists)) == len(known)
+
+
+@pytest.mark.parametrize("section", COUNTS_IF_SET)
+def test_a_younger_setting_does_not_count_at_its_default(section: str):
+    defaults = {field.name: field.default for field in fields(SECTIONS[section])}
+    for key, value in COUNTS_IF_SET[section].items():
+        assert getattr(defaults[key], "default", defaults[key]) == value
+
+
+IDS: dict[str, str] = json.loads(Path(__file__).with_name("run_ids.json").read_text())
+"""Ids of runs by `dataset/backbone/method`, and of the default run with one setting changed.
+
+They were made before the code was divided into rooms. A change that moves one makes every such run anew, so
+it must be meant: raise PROTOCOL, and write the file again.
+"""
+
+COMBINATIONS = [name for name in IDS if name.count("/") == 2 and "=" not in name]
+
+NEEDED = {"folder": "dataset.root=/images", "timm": "backbone.model=resnet18"}
+
+
+def run_id(name: str) -> str:
+    """Of the run in float32 on images and weights with these fingerprints."""
+    overrides = [name]
+    if name in COMBINATIONS:
+        groups = dict(zip(("dataset", "backbone", "method"), name.split("/"), strict=True))
+        overrides = [f"{group}={option}" for group, option in groups.items()]
+        overrides += [NEEDED[option] for option in groups.values() if option in NEEDED]
+    config = configuration(*overrides)
+    images = {split: f"images of {split}" for split in ("train", "id", *config.dataset.ood)}
+    return digest(run_identity(config, "fp32", images, "weights"))
+
+
+def test_run_ids_are_what_they_were():
+    """All variations, and every 29th combination, which has each dataset, network and method in it."""
+    some = COMBINATIONS[::29]
+    for place, options in enumerate(zip(*(name.split("/") for name in COMBINATIONS), strict=True)):
+        assert {name.split("/")[place] for name in some} == set(options)
+    chosen = [*some, *(name for name in IDS if name not in COMBINATIONS)]
+    assert {name: run_id(name) for name in chosen} == {name: IDS[name] for name in chosen}
+
+
+def test_every_combination_has_an_id():
+    folders = [CONF / group for group in ("dataset", "backbone", "method")]
+    options = [sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders]
+    assert {"/".join(names) for names in product(*options)} == set(COMBINATIONS)
+
+
+if __name__ == "__main__":  # all of them, in minutes
+    changed = [name for name in IDS if run_id(name) != IDS[name]]
+    print(f"{len(IDS) - len(changed)} of {len(IDS)} ids are what they were", *changed, sep="\n")
