@@ -1,6 +1,6 @@
-"""Launchers that take runs one by one, as places become free, beside Hydra's `launch`.
+"""Launchers of Hydra that also take jobs one by one as slots become free, by `submit`.
 
-Hydra's own block until the last run that they were given has ended, and a worker that dies breaks them.
+Hydra's own return once the last job of a call has ended, and a worker that dies breaks them.
 The staged sweeper imports this where both libraries are installed: pip install -e '.[sweeps]'.
 """
 
@@ -17,30 +17,21 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, env_override
-from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
-from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, LocalQueueConf, SlurmQueueConf
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, LocalQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 from omegaconf import OmegaConf
 
 from daft.common.errors import ConfigError
+from daft.sweep.gpus import VISIBLE
 
 Overrides = Sequence[Sequence[str]]
-
-GPUS = "CUDA_VISIBLE_DEVICES"
 
 PAUSE_SECONDS = 0.2
 """Between looks at jobs of this machine."""
 
 SAVING_SECONDS = 20.0
-"""That a process may take to save its run before it is killed."""
-
-
-@dataclass
-class WorkersConf(JobLibLauncherConf):
-    """What the preset `workers` starts from."""
-
-    _target_: str = "hydra_plugins._launchers.Workers"
+"""For a process to save its run before it is killed."""
 
 
 @dataclass
@@ -52,22 +43,11 @@ class LocalJobsConf(LocalQueueConf):
     """at a time; -1: one per core"""
 
 
-@dataclass
-class SlurmJobsConf(SlurmQueueConf):
-    """What the preset `slurm` starts from."""
-
-    _target_: str = "hydra_plugins._launchers.SlurmJobs"
+_store = ConfigStore.instance()
+_store.store(group="hydra/launcher", name="submitit_local_jobs", node=LocalJobsConf, provider="daft")
 
 
-for _name, _node in (
-    ("joblib_workers", WorkersConf),
-    ("submitit_local_jobs", LocalJobsConf),
-    ("submitit_slurm_jobs", SlurmJobsConf),
-):
-    ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_node, provider="daft")
-
-
-def _places(n_jobs: int) -> int:
+def _slots(n_jobs: int) -> int:
     import joblib
 
     if n_jobs == 0:
@@ -75,16 +55,16 @@ def _places(n_jobs: int) -> int:
     return joblib.effective_n_jobs(n_jobs)
 
 
-def _shared(places: int) -> AbstractContextManager[None]:
-    """The environment in which to start one of so many processes: each has its part of the cores."""
+def _shared_cores(slots: int) -> AbstractContextManager[None]:
+    """The environment to start one of so many processes in: each uses its share of the cores."""
     import joblib
 
     given = os.environ.get("OMP_NUM_THREADS")
-    return env_override({"OMP_NUM_THREADS": given or str(max(1, joblib.cpu_count() // places))})
+    return env_override({"OMP_NUM_THREADS": given or str(max(1, joblib.cpu_count() // slots))})
 
 
 def _terminated(pid: int) -> bool:
-    """Ask a process to end; whether it was there."""
+    """Ask a process to end; False if it has ended."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
         return True
@@ -92,32 +72,32 @@ def _terminated(pid: int) -> bool:
 
 
 class Workers(JoblibLauncher):
-    """`n_jobs` processes that do run after run; one that dies costs the run that it was at, and no other."""
+    """`n_jobs` processes that take job after job; one that dies fails its own job and no other."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.places = _places(kwargs["n_jobs"])
+        self.slots = _slots(kwargs["n_jobs"])
         self._last: dict[Any, Future[JobReturn]] = {}
-        """by executor, which has one process: the run that it was given last"""
+        """by executor, each of one process: its latest job"""
 
     def submit(self, job_overrides: Overrides, initial_job_idx: int) -> list[Future[JobReturn]]:
-        """Start these runs, at most as many as there are places free."""
+        """Start these jobs, at most as many as there are free slots."""
         from hydra_plugins.hydra_joblib_launcher._core import execute_job
 
         shared = (self.hydra_context, self.config, self.task_function, Singleton.get_state())
-        with _shared(self.places):
+        with _shared_cores(self.slots):
             return [
                 self._start(execute_job, number, overrides, *shared)
                 for number, overrides in enumerate(job_overrides, initial_job_idx)
             ]
 
     def _start(self, *call: Any) -> Future[JobReturn]:
-        """In a process that is idle, or else in a new one."""
+        """Call this in an idle process, or else in a new one."""
         from joblib.externals.loky import ProcessPoolExecutor
 
         for executor, last in list(self._last.items()):
             if last.done():
-                with suppress(BrokenExecutor):  # it died when it was idle
+                with suppress(BrokenExecutor):  # it died while idle
                     if last.exception() is None:
                         self._last[executor] = executor.submit(*call)
                         return self._last[executor]
@@ -128,7 +108,7 @@ class Workers(JoblibLauncher):
         return self._last[executor]
 
     def stop(self) -> None:
-        """End the processes; those that train may save where they are first."""
+        """End the processes, after time to save their runs."""
         pids = [pid for executor in self._last for pid in executor._processes]
         until = time.monotonic() + SAVING_SECONDS
         try:
@@ -142,13 +122,13 @@ class Workers(JoblibLauncher):
 
 
 class _Jobs(BaseSubmititLauncher):
-    """Each run as a job of submitit."""
+    """Jobs of submitit."""
 
-    places: int | None = None
-    """how many at a time; None: all"""
+    slots: int | None = None
+    """jobs at a time; None: any number"""
 
     def submit(self, job_overrides: Overrides, initial_job_idx: int) -> list[Any]:
-        """Hand these runs in; as in the plugin's `launch`, which waits for them."""
+        """Start these jobs as the plugin's `launch` does, without waiting for them."""
         import submitit
 
         assert self.config is not None
@@ -174,12 +154,12 @@ class _Jobs(BaseSubmititLauncher):
 
 
 class SlurmJobs(_Jobs):
-    """Jobs of a cluster: what waits for a place waits in its queue, and all go on without the driver."""
+    """Jobs of a cluster: they wait in its queue, and go on without the driver."""
 
     _EXECUTOR = "slurm"
 
     def stop(self) -> None:
-        """Leave them: the same command takes up where they are."""
+        """Leave the jobs to the cluster; the same command goes on with them."""
 
 
 class LocalJobs(_Jobs):
@@ -189,44 +169,44 @@ class LocalJobs(_Jobs):
 
     def __init__(self, *, n_jobs: int, **params: Any) -> None:
         super().__init__(**params)
-        self.places = _places(n_jobs)
-        self.gpus = os.environ.get(GPUS)
+        self.slots = _slots(n_jobs)
+        self.gpus = os.environ.get(VISIBLE)
         self._started: list[Any] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> JobReturn:
-        """In the job: it sees the driver's GPUs, of which it will take one; submitit had hidden them."""
-        os.environ.pop(GPUS, None)
-        os.environ |= {} if self.gpus is None else {GPUS: self.gpus}
+        """In the job: show it the driver's GPUs, of which it takes one; submitit hides them."""
+        os.environ.pop(VISIBLE, None)
+        os.environ |= {} if self.gpus is None else {VISIBLE: self.gpus}
         return super().__call__(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_started": []}
 
     def submit(self, job_overrides: Overrides, initial_job_idx: int) -> list[Any]:
-        """Start these runs, at most as many as there are places free."""
-        # An interrupt from the terminal is for the driver, which then ends its jobs: they would complain.
+        """Start these jobs, at most as many as there are free slots."""
+        # Ctrl-C is for the driver, which then ends its jobs: by themselves they would print errors.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            with _shared(self.places or 1):
+            with _shared_cores(self.slots or 1):
                 started = super().submit(job_overrides, initial_job_idx)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for job in started:
-            job._results_timeout_s = 0  # what a job of this machine has not left at its end never comes
+            job._results_timeout_s = 0  # a local job's result is there when it ends, or never
         self._started = [job for job in self._started if not job.done()] + started
         return started
 
     def launch(self, job_overrides: Overrides, initial_job_idx: int) -> list[JobReturn]:
-        """Run all, never more than `n_jobs` at a time, and wait for the last."""
+        """Run these jobs, at most `n_jobs` at a time, and wait for the last."""
         jobs: list[Any] = []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
-            while sum(not job.done() for job in jobs) >= (self.places or 1):
+            while sum(not job.done() for job in jobs) >= (self.slots or 1):
                 time.sleep(PAUSE_SECONDS)
             jobs += self.submit([overrides], number)
         return [job.result() for job in jobs]
 
     def stop(self) -> None:
-        """End the jobs that are at a run, each a controller and its child."""
+        """End the jobs, each a controller and its child."""
         for job in self._started:
             controller = Path("/proc", job.job_id, "task", job.job_id, "children")
             with suppress(OSError):  # it has just ended by itself

@@ -20,7 +20,7 @@ from daft.config.schema import SweepConfig
 from daft.report import tables
 from daft.runs import frames
 from daft.sweep import selection
-from daft.sweep.protocol import Protocol, Rates, Trial, lacking, protocol
+from daft.sweep.protocol import Protocol, Rates, Trial, count_missing, protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFINITIONS, PRINTED = ROOT / "conf" / "table", ROOT / "results" / "paper"
@@ -274,7 +274,7 @@ def _lacking(sweep: str, cell: Cell, runs: pd.DataFrame, chosen: pd.DataFrame) -
         return [Trial(Rates(*rates), seed) for *rates, seed in known]
 
     first = trials(chosen)[0]
-    return lacking(_protocol(sweep, cell), trials(runs), selection.grid_seed(runs), first.rates)
+    return count_missing(_protocol(sweep, cell), trials(runs), selection.grid_seed(runs), first.rates)
 
 
 @functools.cache

@@ -8,13 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from daft.common.errors import UserError
-from daft.data import datasets
 from daft.report import tables
 from daft.runs.frames import CELL, frame
 from daft.sweep import selection
 from daft.sweep.cells import Cell
-from daft.sweep.plan import Item, _weights
-from daft.sweep.protocol import Standing
+from daft.sweep.plan import Estimate, PlannedStage, disk_bytes, peak_memory
+from daft.sweep.protocol import CellState
 
 MARKS = {"measured": "", "scaled": "~", "probed": "≈"}
 NOTES = {
@@ -23,7 +22,7 @@ NOTES = {
 }
 
 
-def show_plan(items: Sequence[Item], keep_all: bool) -> None:
+def show_plan(stages: Sequence[PlannedStage], *, keep_all: bool) -> None:
     """Print a plan and its sums.
 
     keep_all: whether the weights of whole grids stay, or those of the chosen rates alone.
@@ -31,106 +30,78 @@ def show_plan(items: Sequence[Item], keep_all: bool) -> None:
     table = Table(title="Plan", title_justify="left")
     for name in ("cell", "stage", "runs", "done", "device-hours left"):
         table.add_column(name, justify="left" if name in ("cell", "stage") else "right")
-    for item in items:
-        about = MARKS[item.each.source] if item.left and item.each else ""
-        hours = "unknown" if item.hours is None else f"{about}{item.hours:.2f}"
-        table.add_row(str(item.cell), item.stage, str(item.runs), str(item.done), hours)
-    _print(table)
-    unusable = [run for item in items for run in item.unusable]
+    for stage in stages:
+        mark = MARKS[stage.estimate.source] if stage.left and isinstance(stage.estimate, Estimate) else ""
+        hours = "unknown" if stage.hours is None else f"{mark}{stage.hours:.2f}"
+        table.add_row(str(stage.cell), stage.name, str(stage.runs), str(stage.done), hours)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    unusable = [run for stage in stages for run in stage.unusable]
     for run in unusable:
         print(f"no use: {run.name}: {run.error}")
-    runs, done, left = (sum(getattr(item, key) for item in items) for key in ("runs", "done", "left"))
-    hours = sum(item.hours or 0 for item in items)
-    unknown = sum(item.left for item in items if item.hours is None)
+    runs, done, left = (sum(getattr(stage, key) for stage in stages) for key in ("runs", "done", "left"))
+    hours = sum(stage.hours or 0 for stage in stages)
+    unknown = sum(stage.left for stage in stages if stage.hours is None)
     known = f"{hours:.2f} device-hours" if hours or not unknown else "time unknown"
     rest = f" and {unknown} run(s) of unknown time" if hours and unknown else ""
     lost = f"{len(unusable)} of no use, " if unusable else ""
     print(f"{runs} runs, {done} done, {lost}{left} to compute: {known}{rest}")
-    if to_come := [item for item in items if item.left]:
-        for why in dict.fromkeys(_why_unknown(item) for item in to_come if item.hours is None):
-            print(f"unknown: {why}")
-        sources = {item.each.source for item in to_come if item.each}
-        for source, note in NOTES.items():
-            if source in sources:
-                print(note)
-        for name, key in (("memory", "host_gib"), ("GPU memory", "gpu_gib")):
-            peaks = [getattr(item.each, key, None) for item in to_come]
-            known = [peak for peak in peaks if peak is not None]
-            if known or key == "host_gib":
-                at_most = f"{max(known):.1f} GiB" if known else "unknown"
-                others = ", of some unknown" if known and len(known) < len(peaks) else ""
-                print(f"{name} of a run: {at_most}{others}")
-        print(_disk(to_come, keep_all))
-
-
-def _why_unknown(item: Item) -> str:
-    if item.stage == "lr_probe" or item.cell.config.method.rates == "frozen":
-        return "no past run tells the time of a linear probe"
-    try:
-        datasets.listing(item.cell.config)
-    except UserError as error:
-        return str(error)
-    return "there is no GPU here to time a few steps on"
-
-
-def _disk(to_come: Sequence[Item], keep_all: bool) -> str:
-    """What the runs to come write: the weights, which are nearly all of it."""
-    stays, most = 0, 0
-    for cell in {id(item.cell): item.cell for item in to_come}.values():
-        weights, frozen = _weights(cell.config), cell.config.method.rates == "frozen"
-        own = [item for item in to_come if item.cell is cell]
-        kept = sum(
-            i.left for i in own if keep_all or frozen or i.stage == "lr_probe"
-        )  # LP-FT may start there
-        others = sum(item.left for item in own) - kept
-        stays += weights * (kept + min(others, len(cell.protocol.seeds)))
-        # A checkpoint holds weights and momentum: the last one, the next one, and two best epochs meanwhile.
-        most = max(most, weights * (1 if frozen and cell.config.segmentation is None else 2 + 2 + 2))
-    return f"disk: {_size(stays)} of weights stay; a run at work takes up to {_size(most)}"
+    if not (to_compute := [stage for stage in stages if stage.left]):
+        return
+    estimates = dict.fromkeys(stage.estimate for stage in to_compute)
+    for reason in estimates:
+        if isinstance(reason, str):
+            print(f"unknown: {reason}")
+    sources = {estimate.source for estimate in estimates if isinstance(estimate, Estimate)}
+    for source, note in NOTES.items():
+        if source in sources:
+            print(note)
+    for name, kind in (("memory", "host_gib"), ("GPU memory", "gpu_gib")):
+        peak, of_all = peak_memory(to_compute, kind)
+        if peak or kind == "host_gib":
+            more = "" if of_all else ", of some unknown"
+            print(f"{name} of a run: {f'{peak:.1f} GiB{more}' if peak else 'unknown'}")
+    kept, peak = map(_size, disk_bytes(to_compute, keep_all=keep_all))
+    print(f"disk: {kept} of weights stay; a run at work takes up to {peak}")
 
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def finish(cells: Sequence[Cell], standings: Sequence[Standing]) -> None:
-    """Print the table of each setting, what stands at an edge, and what failed.
+def show_results(cells: Sequence[Cell], states: Sequence[CellState]) -> None:
+    """Print the table of each setting, the rates at an edge of their grids, and what failed.
 
     Raises UserError if a run is missing.
     """
-    pairs = list(zip(cells, standings, strict=True))
+    pairs = list(zip(cells, states, strict=True))
     for setting in dict.fromkeys(cell.setting for cell in cells):
-        told = [(cell, standing) for cell, standing in pairs if cell.setting == setting]
-        if text := _table([pair for pair in told if pair[1].status in ("chosen", "diverged")]):
+        decided = [p for p in pairs if p[0].setting == setting and p[1].status in ("chosen", "diverged")]
+        if text := _table(decided):
             print(f"\n{setting}\n\n{text}" if setting else f"\n{text}")
-    for cell, standing in pairs:
-        for rate in standing.edges:
-            value = getattr(standing.rates, rate)
+    for cell, state in pairs:
+        for rate in state.edges:
+            value = getattr(state.rates, rate)
             print(f"edge: {cell}: {rate}={value:g} is at the edge of its grid; sweep.extend=true goes on")
-    trials = [(cell, trial, cell.runs[trial]) for cell, standing in pairs for trial in standing.trials]
-    missing = [told for told in trials if told[2].is_missing]
+    trials = [(cell, trial, cell.runs[trial]) for cell, state in pairs for trial in state.trials]
+    missing = [(cell, trial, run) for cell, trial, run in trials if run.has_failed]
     for cell, trial, run in missing:
         print(f"missing: {cell} {trial}: {run.error}")
-    for cell, standing in pairs:
-        if standing.status == "failed":
+    for cell, state in pairs:
+        if state.status == "failed":
             print(f"missing: {cell}: its later stages, which need what failed")
-        if standing.status == "diverged" and all(trial.is_probe for trial in standing.trials):
+        if state.status == "diverged" and all(trial.is_probe for trial in state.trials):
             print(f"diverged: {cell}: every run of LP that it could start from")
-    if lost := list({id(run): run for *_, run in missing}.values()):
+    if lost := {run for *_, run in missing}:
         again = "; the same command tries again what failed" if any(run.attempts for run in lost) else ""
         raise UserError(f"{len(lost)} run(s) are missing, as listed{again}")
 
 
-def _table(pairs: Sequence[tuple[Cell, Standing]]) -> str:
-    """The long table of these cells as Markdown; records go by their cell's names, not by their own."""
-    tables_of_cells = []
-    for cell, standing in pairs:
-        told = [cell.runs[trial] for trial in standing.trials if not trial.is_probe]
-        runs = frame(run.directory for run in told if run.directory and not run.is_missing)
-        tables_of_cells.append(runs.assign(**dict(zip(CELL, cell.names, strict=True))))
-    runs = pd.concat(tables_of_cells, ignore_index=True) if tables_of_cells else pd.DataFrame()
+def _table(pairs: Sequence[tuple[Cell, CellState]]) -> str:
+    """The long table of these cells as Markdown; runs get the names of the cell, which may share them."""
+    parts = []
+    for cell, state in pairs:
+        runs = [cell.runs[trial] for trial in state.trials if not trial.is_probe]
+        rows = frame(run.directory for run in runs if run.directory and not run.has_failed)
+        parts.append(rows.assign(**dict(zip(CELL, cell.names, strict=True))))
+    runs = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     return "" if runs.empty else tables.markdown(tables.aggregate(selection.select(runs), runs))
-
-
-def _print(table: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else 120).print(table)

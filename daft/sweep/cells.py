@@ -1,54 +1,52 @@
-"""The cells of a sweep and their runs: what is known of them, from records and from jobs.
+"""The cells of a sweep and their runs: what records and jobs tell of them."""
 
-Imports torch late: Hydra's search for plugins comes by here at every start.
-"""
-
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from daft.common.errors import UserError
-from daft.config.schema import Config, selected_on
-from daft.sweep.protocol import Outcome, Protocol, Standing, Trial, stand
+from daft.config.schema import Config, SweepConfig, selected_on
+from daft.runs import records
+from daft.sweep.protocol import CellState, Outcome, Protocol, Trial, cell_state, protocol
 
 RETRIES = 1
 """Of a run that failed."""
 
 GROUPS = ("dataset", "backbone", "method")
+"""Configuration groups that name a cell."""
 
 
-@dataclass
-class Run:
-    """One run, of one cell or of several."""
+@dataclass(eq=False)
+class SweepRun:
+    """One run of a sweep, which several cells may share."""
 
     name: str
     overrides: list[str]
     config: Config
     directory: Path | None
-    """None where its inputs cannot be seen from here: the job will know"""
+    """None where its inputs cannot be seen from here: its job will know"""
     outcome: Outcome | None = None
     attempts: int = 0
     error: str = ""
 
     @property
-    def place(self) -> str:
-        """The name of its directory, or else its own."""
+    def directory_name(self) -> str:
+        """The name of its directory or, while that is unknown, of the run."""
         return self.directory.name if self.directory else self.name
 
     @property
-    def is_missing(self) -> bool:
+    def has_failed(self) -> bool:
         """Whether it failed for good."""
         return self.outcome is not None and self.outcome.status == "failed"
 
-    def look(self) -> None:
+    def read_outcome(self) -> None:
         """Take the outcome from the record, if there is one by now."""
-        from daft.runs import records
-
         if self.directory is None or self.outcome is not None:
             return
         try:
             record = records.read(self.directory)
-        except UserError as error:  # not a record: to be mended by hand, never overwritten
+        except UserError as error:  # a damaged record is mended by hand, never overwritten
             self.outcome, self.error = Outcome("failed"), str(error)
             return
         if record is not None:
@@ -56,14 +54,12 @@ class Run:
             self.outcome = Outcome(record["status"], record["metrics"].get(metric))
 
     def is_ready(self) -> bool:
-        """Whether to compute it now: it has no record, and no process is at it."""
-        from daft.runs import records
-
-        self.look()
+        """Whether to compute it now: it has no outcome, and no process computes it."""
+        self.read_outcome()
         return self.outcome is None and not (self.directory and records.is_claimed(self.directory))
 
-    def failed(self, error: str) -> None:
-        """Count an attempt; after the last one that is the outcome."""
+    def count_failure(self, error: str) -> None:
+        """Count a failed attempt; the last one is the outcome."""
         self.attempts, self.error = self.attempts + 1, error
         if self.attempts > RETRIES:
             self.outcome = Outcome("failed")
@@ -78,7 +74,7 @@ class Cell:
     """what else is swept on the command line"""
     config: Config
     protocol: Protocol
-    runs: dict[Trial, Run] = field(default_factory=dict)
+    runs: dict[Trial, SweepRun] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -89,41 +85,61 @@ class Cell:
         return " ".join([*self.names, self.setting]).strip()
 
     def configure(self, trial: Trial) -> Config:
-        """The configuration of one of its runs."""
+        """The configuration of one of its trials."""
         method = replace(self.config.method, **trial.rates.given())
         if trial.is_probe:
             method = method.probe()
         return replace(self.config, method=method, seed=trial.seed)
 
-    def standing(self) -> Standing:
-        """Where it is, by the outcomes so far."""
+    def state(self) -> CellState:
+        """How far it is in its protocol, by the outcomes so far."""
         ended = {trial: run.outcome for trial, run in self.runs.items() if run.outcome is not None}
-        return stand(self.protocol, ended)
+        return cell_state(self.protocol, ended)
 
 
-def unfinished(cells: Iterable[Cell], standings: Iterable[Standing]) -> list[Run]:
+def product(
+    axes: Iterable[Sequence[tuple[str, str]]], options: SweepConfig, compose: Callable[[list[str]], Config]
+) -> list[Cell]:
+    """A cell for each combination of overrides; raises UserError for a rate that the sweep itself sets.
+
+    axes: for each key of the command line its overrides, each with what tables add to the cell's name.
+    """
+    cells = []
+    for choice in itertools.product(*axes):
+        overrides = [override for override, _ in choice]
+        config = compose(overrides)
+        setting = " ".join(label for _, label in choice if label)
+        cells.append(Cell(overrides, setting, config, protocol(options, config)))
+        name, stages = config.method.name, options.stages[config.method.name]
+        instead = {
+            "lr_backbone": f"say what it takes by sweep.grids.{name}=[0.1,0.01]",
+            "lr_probe": f"to set it yourself, say sweep.stages.{name}=[{','.join(stages[1:])}]",
+        }
+        for rate in instead.keys() & stages:
+            if any(f"method.{rate}=" in override for override in overrides):
+                raise UserError(f"method.{rate}: a staged sweep sets it; {instead[rate]}")
+    return cells
+
+
+def unfinished(cells: Iterable[Cell], states: Iterable[CellState]) -> list[SweepRun]:
     """The runs without an outcome, each once."""
-    runs = [cell.runs[t] for cell, standing in zip(cells, standings, strict=True) for t in standing.trials]
-    return list({id(run): run for run in runs if run.outcome is None}.values())
+    runs = [cell.runs[trial] for cell, state in zip(cells, states, strict=True) for trial in state.trials]
+    return [run for run in dict.fromkeys(runs) if run.outcome is None]
 
 
-def discard_weights(cells: Iterable[Cell], standings: Iterable[Standing]) -> None:
+def delete_unselected_weights(cells: Iterable[Cell], states: Iterable[CellState]) -> None:
     """Delete the weights of grid runs that lost, unless another cell chose them or may still do so."""
-    from daft.runs import records
-
-    lost: list[Run] = []
-    kept: set[int] = set()
-    for cell, standing in zip(cells, standings, strict=True):
-        for trial in standing.trials:
+    lost: set[SweepRun] = set()
+    kept: set[SweepRun] = set()
+    for cell, state in zip(cells, states, strict=True):
+        for trial in state.trials:
             run = cell.runs[trial]
             frozen = run.config.method.rates == "frozen"  # LP-FT may start from it
-            if standing.status == "chosen" and trial.rates != standing.rates and not frozen:
-                lost.append(run)
-            else:
-                kept.add(id(run))
+            is_lost = state.status == "chosen" and trial.rates != state.rates and not frozen
+            (lost if is_lost else kept).add(run)
     try:
-        for run in lost:
-            if id(run) not in kept and run.directory is not None and run.outcome is not None:
+        for run in lost - kept:
+            if run.directory is not None and run.outcome is not None:
                 (run.directory / records.MODEL).unlink(missing_ok=True)
-    except OSError as error:  # a folder that can only be read
+    except OSError as error:  # a read-only folder
         print(f"weights that lost stay: {error}")

@@ -1,17 +1,27 @@
-"""What a sweep's jobs hand back; imports nothing heavy, since Hydra and scripts read it at their start."""
+"""A sweep's jobs and what they hand back; imports little, since Hydra and scripts read it at their start."""
 
 import errno
+import io
+import os
 import re
+import traceback
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
-from typing import NamedTuple
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from daft.common.errors import BusyError
+from daft.sweep import gpus
 
 POINTER = "run.txt"
 """File in a job's folder that names the directory of its run."""
 
+ERROR = "error.txt"
+"""File in a job's folder that says why it failed."""
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""No other run could be written either."""
+"""Numbers of OSErrors that every other run would meet too."""
 
 
 class JobResult(NamedTuple):
@@ -26,6 +36,31 @@ class JobResult(NamedTuple):
     disk_error: bool = False
     """the disk is full or read-only: no other run could be written either"""
     stdout: str = ""
+
+
+class IsolatedTask:
+    """A task whose errors end no other job: they are written to the job's folder and returned.
+
+    job_folder: asked in the job. In another process than the one that made it, the task keeps to one GPU.
+    """
+
+    def __init__(self, task: Callable[[Any], Any], job_folder: Callable[[], Path]) -> None:
+        self.task, self.job_folder, self.driver = task, job_folder, os.getpid()
+
+    def __call__(self, cfg: Any) -> JobResult:
+        """Run the task with a configuration."""
+        try:
+            if os.getpid() != self.driver and cfg.compute.device in ("auto", "cuda"):
+                gpus.pin_process()
+            with redirect_stdout(io.StringIO()) as stdout:
+                directory = self.task(cfg)
+            return JobResult(directory, stdout=stdout.getvalue())
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and not isinstance(error.code, str):
+                raise  # a cluster's job that is to be requeued
+            with suppress(OSError):
+                (self.job_folder() / ERROR).write_text(traceback.format_exc())
+            return failure(error)
 
 
 def failure(error: BaseException) -> JobResult:

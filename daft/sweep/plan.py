@@ -1,4 +1,4 @@
-"""What a sweep would run, and what that takes by past runs."""
+"""What a sweep would run, and the time, memory and disk that this takes, by past runs."""
 
 import json
 from collections.abc import Sequence
@@ -9,44 +9,42 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from daft.common import progress
 from daft.common.errors import UserError
 from daft.config.check import plain
 from daft.config.schema import Config
 from daft.data import datasets
 from daft.runs import identity, records
 from daft.sweep import timing
-from daft.sweep.cells import Cell, Run
-from daft.sweep.protocol import Standing
+from daft.sweep.cells import Cell, SweepRun
+from daft.sweep.protocol import CellState
 from daft.training import tasks
 
-
-class Estimate(NamedTuple):
-    """What a run of a cell takes, by past runs."""
-
-    hours: float
-    source: Literal["measured", "scaled", "probed"]
-    """runs alike; runs on other images, by their number and the epochs; a few steps here"""
-    host_gib: float | None = None
-    """memory at its peak; None if no past run tells"""
-    gpu_gib: float | None = None
-
-
-PASSES = 3
+PASSES_PER_STEP = 3
 """Forward passes that a training step counts for: a backward pass is two."""
 
 
-class Item(NamedTuple):
-    """One line of a plan."""
+class Estimate(NamedTuple):
+    """What one run takes, by past runs."""
+
+    hours: float
+    source: Literal["measured", "scaled", "probed"]
+    """by runs alike; by runs on other images, scaled by their number and the epochs; by a few steps here"""
+    host_gib: float | None = None
+    """peak memory; None if no past run tells"""
+    gpu_gib: float | None = None
+
+
+class PlannedStage(NamedTuple):
+    """The runs of one stage of a cell."""
 
     cell: Cell
-    stage: str
+    name: str
     runs: int
     done: int
-    unusable: list[Run]
-    """whose records are damaged or of another version: they are neither taken nor made again"""
-    each: Estimate | None
-    """of its runs; None if no past run tells"""
+    unusable: list[SweepRun]
+    """whose records are damaged or of another version: they are neither used nor made again"""
+    estimate: Estimate | str
+    """of each run, or why there is none"""
 
     @property
     def left(self) -> int:
@@ -55,82 +53,108 @@ class Item(NamedTuple):
 
     @property
     def hours(self) -> float | None:
-        """Device-hours that they take."""
-        return 0.0 if not self.left else None if self.each is None else self.left * self.each.hours
+        """Device-hours of the runs to compute; None if unknown."""
+        if not self.left:
+            return 0.0
+        return None if isinstance(self.estimate, str) else self.left * self.estimate.hours
 
 
-def plan(cells: Sequence[Cell], standings: Sequence[Standing]) -> list[Item]:
-    """The runs of each cell and stage; one that several cells share counts for the first of them."""
-    past = {folder: _past(folder) for folder in {cell.config.paths.runs for cell in cells}}
+def plan(cells: Sequence[Cell], states: Sequence[CellState]) -> list[PlannedStage]:
+    """The runs of each cell and stage; a run that several cells share counts for the first of them."""
+    folders = {cell.config.paths.runs for cell in cells}
+    past = {folder: records.load(records.below(Path(folder))) for folder in folders}
     paces: dict[str, float] = {}
-    items, seen = [], set()
-    for cell, standing in zip(cells, standings, strict=True):
-        config, estimates = cell.config, dict[bool, Estimate | None]()
-        shared = False  # with another cell, and so is what follows and is not known yet
-        for step in standing.steps:
-            if (lp := step.name == "lr_probe") not in estimates:
-                of_step = replace(config, method=config.method.probe()) if lp else config
-                estimates[lp] = _estimate(of_step, past[config.paths.runs], paces)
-            runs = [cell.runs[trial] for trial in step.trials]
-            fresh = [run for run in runs if id(run) not in seen]
-            seen |= {id(run) for run in runs}
-            shared = not fresh if runs else shared
-            size = len(fresh) + (0 if shared else step.size - len(runs))
-            shared = shared and not lp
-            unusable = [run for run in fresh if run.is_missing]
-            done = sum(run.outcome is not None for run in fresh) - len(unusable)
-            items.append(Item(cell, step.name, size, done, unusable, estimates[lp]))
-    return items
+    stages: list[PlannedStage] = []
+    seen: set[SweepRun] = set()
+    for cell, state in zip(cells, states, strict=True):
+        config, estimates = cell.config, dict[bool, Estimate | str]()
+        shared = False  # with another cell, and so are the stages after it that are not known yet
+        for stage in state.stages:
+            if (is_probe := stage.name == "lr_probe") not in estimates:
+                of_stage = replace(config, method=config.method.probe()) if is_probe else config
+                estimates[is_probe] = _estimate(of_stage, past[config.paths.runs], paces)
+            runs = [cell.runs[trial] for trial in stage.trials]
+            new = [run for run in runs if run not in seen]
+            seen |= {*runs}
+            shared = not new if runs else shared
+            size = len(new) + (0 if shared else stage.size - len(runs))
+            shared = shared and not is_probe
+            unusable = [run for run in new if run.has_failed]
+            done = sum(run.outcome is not None for run in new) - len(unusable)
+            stages.append(PlannedStage(cell, stage.name, size, done, unusable, estimates[is_probe]))
+    return stages
 
 
-def _weights(config: Config) -> int:
-    """Bytes of a run's network, but for the width of its last layer, found without any of them."""
+def peak_memory(stages: Sequence[PlannedStage], kind: str) -> tuple[float, bool]:
+    """The most GiB that a run of these stages takes, 0 if unknown, and whether it is known of all stages.
+
+    kind: `host_gib` or `gpu_gib`.
+    """
+    known = [peak for stage in stages if (peak := getattr(stage.estimate, kind, None)) is not None]
+    return max(known, default=0.0), len(known) == len(stages)
+
+
+def disk_bytes(stages: Sequence[PlannedStage], *, keep_all: bool) -> tuple[int, int]:
+    """Bytes that stay, and of one run while it trains: of weights, which are nearly all of it.
+
+    keep_all: whether the weights of whole grids stay, or those of the chosen rates alone.
+    """
+    total, peak = 0, 0
+    for cell in {id(stage.cell): stage.cell for stage in stages}.values():
+        weights, frozen = _weight_bytes(cell.config), cell.config.method.rates == "frozen"
+        own = [stage for stage in stages if stage.cell is cell]
+        # LP-FT may start from runs of LP.
+        kept = sum(stage.left for stage in own if keep_all or frozen or stage.name == "lr_probe")
+        others = sum(stage.left for stage in own) - kept
+        total += weights * (kept + min(others, len(cell.protocol.seeds)))
+        # A checkpoint holds weights and momentum: the last one, the next one, and two best epochs meanwhile.
+        peak = max(peak, weights * (1 if frozen and cell.config.segmentation is None else 2 + 2 + 2))
+    return total, peak
+
+
+def _weight_bytes(config: Config) -> int:
+    """Bytes of a run's network but for the width of its last layer, without loading any weights."""
     task = tasks.of(config, ["one", "another"])
     with torch.device("meta"):
         network = task.network(task.backbone(pretrained=False))
     return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
-def _past(folder: str) -> list[dict[str, Any]]:
-    """All records of a folder of runs."""
-    return records.load(records.below(Path(folder)))
-
-
-def _estimate(run: Config, past: Sequence[dict[str, Any]], paces: dict[str, float]) -> Estimate | None:
-    """By runs with as much to train: on the same images for as many epochs, or else scaled from others; or
-    by a probe, whose paces are kept for other cells.
+def _estimate(run: Config, past: Sequence[dict[str, Any]], paces: dict[str, float]) -> Estimate | str:
+    """By runs that train as much of the same network: on the same images for as many epochs, or else scaled
+    from others; or by timing steps, whose paces are kept for other cells. A str says why there is none.
     """
     config = plain(run)
     alike = [record for record in past if _trains_alike(record["config"], config)]
     if same := [record for record in alike if _same_images(record["config"], config)]:
-        memory = [record.get("memory", {}) for record in same]  # records of before have none
+        memory = [record.get("memory", {}) for record in same]  # older records have none
         peaks = {key: [found[key] for found in memory if key in found] for key in ("host_gib", "gpu_gib")}
         most = {key: max(found) for key, found in peaks.items() if found}
         return Estimate(mean(map(_hours, same)), "measured", **most)
     # A linear probe's time does not grow with its images alone, and a forward pass's with their pixels.
     if config["method"]["rates"] == "frozen":
-        return None
+        return "no past run tells the time of a linear probe"
     others = [r for r in alike if _view(r["config"]) == _view(config) and "images" in r.get("data", {})]
     try:
         listed = datasets.listing(run)
-        images = {name: len(split) for name, split in {"train": listed.train, **listed.evaluation}.items()}
-        if others:
-            pace = mean(
-                _hours(record) / _work(record["config"], record["data"]["images"]) for record in others
-            )
-        else:
-            key = json.dumps([config["backbone"], config["method"]["bn_mode"], *_view(config)])
-            if key not in paces:
-                progress.console.print(f"timing {run.backbone.name} on {run.dataset.name} …", highlight=False)
-                paces[key] = timing.seconds_per_image(run, listed) / 3600 / PASSES
-            pace = paces[key]
-    except UserError:  # the images are not here, or the GPU
-        return None
-    return Estimate(pace * _work(config, images), "scaled" if others else "probed")
+    except UserError as error:
+        return str(error)
+    images = {name: len(split) for name, split in {"train": listed.train, **listed.evaluation}.items()}
+    if others:
+        work = [forward_passes(record["config"], record["data"]["images"]) for record in others]
+        pace = mean(_hours(record) / passes for record, passes in zip(others, work, strict=True))
+        return Estimate(pace * forward_passes(config, images), "scaled")
+    key = json.dumps([config["backbone"], config["method"]["bn_mode"], *_view(config)])
+    if key not in paces:
+        try:
+            paces[key] = timing.seconds_per_image(run, listed) / 3600 / PASSES_PER_STEP
+        except UserError:
+            return "there is no GPU here to time a few steps on"
+    return Estimate(paces[key] * forward_passes(config, images), "probed")
 
 
 def _trains_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two configurations have the same network, and both train it or neither."""
+    """Whether two configurations have the same network, and both train it or neither does."""
     frozen = [config["method"]["rates"] == "frozen" for config in (one, other)]
     return one["backbone"]["name"] == other["backbone"]["name"] and frozen[0] == frozen[1]
 
@@ -151,13 +175,16 @@ def _view(config: dict[str, Any]) -> Any:
     return [*transforms, config["training"]["precision"]]
 
 
-def _work(config: dict[str, Any], images: dict[str, int]) -> float:
-    """Forward passes of an image in a run that trains the backbone; a training step is PASSES of them."""
+def forward_passes(config: dict[str, Any], images: dict[str, int]) -> float:
+    """Forward passes of single images in a run that trains the backbone.
+
+    config: as plain data. images: number of each split.
+    """
     training, evaluated = config["training"], sum(images.values()) - images["train"]
     select = images["holdout" if training["selection"] == "holdout" else "id"]
-    steps = training.get("steps")  # records of before have none
+    steps = training.get("steps")  # older records have none
     trained = steps * training["batch_size"] if steps else training["epochs"] * images["train"]
-    return PASSES * trained + training["epochs"] * select + 2 * evaluated
+    return PASSES_PER_STEP * trained + training["epochs"] * select + 2 * evaluated
 
 
 def _hours(record: dict[str, Any]) -> float:

@@ -1,6 +1,6 @@
-"""The staged sweep of one cell: given the outcomes so far, which runs come next and which rates win.
+"""The staged sweep of one cell: given the outcomes so far, which trials come next and which rates win.
 
-Knows nothing of how runs are made, so that the protocol can be read, and tested, by itself.
+It does not know how a trial is run, so the protocol can be read and tested by itself.
 """
 
 from collections.abc import Collection, Mapping
@@ -9,36 +9,37 @@ from typing import Literal, NamedTuple
 
 from daft.common.errors import ConfigError
 from daft.config.schema import Config, SweepConfig
+from daft.sweep.selection import preference
 
 EXTENSIONS = 4
-"""Values that `extend` adds to one grid, at most."""
+"""The most values that `extend` adds to one grid."""
 
 RateName = Literal["lr_backbone", "lr_head", "lr_probe"]
 Status = Literal["open", "chosen", "diverged", "failed"]
-"""Of a choice: it waits for outcomes; is made; all that it is between diverged; one of them failed."""
+"""Of a choice of rates: it waits for outcomes; it is made; all its trials diverged; one of them failed."""
 
 
 class Rates(NamedTuple):
-    """Learning rates of a run, None where its method has no such rate."""
+    """Learning rates of a trial, None where its method has no such rate."""
 
     lr_backbone: float | None = None
     lr_head: float | None = None
     lr_probe: float | None = None
 
     def given(self) -> dict[str, float]:
-        """Those that the method has, by name."""
+        """The rates that the method has, by name."""
         return {name: rate for name, rate in self._asdict().items() if rate is not None}
 
 
 class Trial(NamedTuple):
-    """One run of a cell."""
+    """Learning rates and a seed to run a cell's method with."""
 
     rates: Rates
     seed: int
 
     @property
     def is_probe(self) -> bool:
-        """Whether it is the run of LP at `lr_probe` that the cell's own runs start from."""
+        """Whether it is a run of LP, which the cell's own runs may start from."""
         return self.rates.lr_probe is not None and self.rates.lr_backbone is None
 
     def __str__(self) -> str:
@@ -50,75 +51,75 @@ class Outcome(NamedTuple):
     """How a trial ended."""
 
     status: Literal["finished", "diverged", "failed"]
-    accuracy: float | None = None
-    """or mIoU, on the split that is selected on; of a finished trial"""
+    metric: float | None = None
+    """accuracy or mIoU, in percent, on the split that is selected on; None unless finished"""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One rate is swept, the others stay as they are."""
+    """Sweeps one rate over a grid while the others stay as they are."""
 
     rate: RateName
     grid: tuple[float, ...]
 
     def trial(self, rates: Rates, value: float, seed: int) -> Trial:
-        """Its run at this value, with the rates of the stages before; of `lr_probe` it is a run of LP."""
+        """The trial at this value and otherwise at `rates`; a trial of `lr_probe` is a run of LP alone."""
         changed = {self.rate: value}
         return Trial(Rates(**changed) if self.is_probe else rates._replace(**changed), seed)
 
     def candidates(self, rates: Rates) -> set[float]:
-        """Its grid; of a head's rate also the value that it starts from, the anchor of its factors."""
+        """The values to try: the grid and, for a head's rate, the anchor that its factors multiply."""
         return {*self.grid} if self.rate == "lr_backbone" else {*self.grid, getattr(rates, self.rate)}
 
     @property
     def is_probe(self) -> bool:
-        """Whether it chooses the LP run that the cell's own runs start from."""
+        """Whether it chooses the run of LP that the cell's own runs start from."""
         return self.rate == "lr_probe"
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a cell comes to its learning rates."""
+    """How the learning rates of a cell are chosen."""
 
     start: Rates
-    """before the first stage; a rate that is swept later stays at its value, its anchor, until then"""
+    """the anchors: each rate keeps this value until its stage"""
     stages: tuple[Stage, ...]
     seeds: tuple[int, ...]
-    """of the chosen rates; the stages run on the lowest"""
+    """that the chosen rates run on; stages run on the lowest"""
     extend: bool = False
 
 
-class Step(NamedTuple):
-    """A stage of a cell, or its seeds, as far as it is known."""
+class StageTrials(NamedTuple):
+    """The trials of one stage, or of the final seeds, as far as they are known."""
 
     name: str
-    """the rate that it sweeps, or `seeds`"""
+    """the rate that the stage sweeps, or `seeds`"""
     trials: list[Trial]
-    """that no earlier step has; none if an earlier step is undecided"""
+    """that no earlier stage has; empty while an earlier stage is undecided"""
     size: int
-    """of trials, also where they are not known yet"""
+    """number of trials, also while they are not known"""
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a cell is in its protocol."""
+class CellState:
+    """How far a cell is in its protocol."""
 
     status: Status
     """of the choice of rates"""
-    steps: list[Step]
+    stages: list[StageTrials]
     rates: Rates
     """the chosen ones, or the best so far"""
     edges: list[RateName]
-    """the rates whose best value is at the edge of its grid"""
+    """rates whose best value is at the edge of its grid"""
 
     @property
     def trials(self) -> list[Trial]:
-        """All that are known, in the order of the protocol."""
-        return [trial for step in self.steps for trial in step.trials]
+        """All trials that are known, in the order of the protocol."""
+        return [trial for stage in self.stages for trial in stage.trials]
 
 
 def protocol(sweep: SweepConfig, config: Config) -> Protocol:
-    """The protocol of the cell that a configuration is in; raises ConfigError if the sweep has none."""
+    """The protocol of a configuration's cell; raises ConfigError if the sweep has none for its method."""
     backbone, dataset, method = config.backbone.name, config.dataset.name, config.method
     if method.name not in sweep.stages:
         raise ConfigError(
@@ -142,27 +143,25 @@ def protocol(sweep: SweepConfig, config: Config) -> Protocol:
     return Protocol(start, tuple(stages), tuple(sweep.seeds), sweep.extend)
 
 
-def stand(protocol: Protocol, outcomes: Mapping[Trial, Outcome]) -> Standing:
-    """Where a cell is, given the outcomes so far; trials without one are those to run next.
+def cell_state(protocol: Protocol, outcomes: Mapping[Trial, Outcome]) -> CellState:
+    """How far a cell is, given the outcomes so far; its trials without an outcome are to be run next.
 
-    A stage is decided when all its trials have ended. Its winner is the finished one with the best
-    accuracy on the lowest seed; of equal ones that with the larger rate, which stands first in the
-    paper's grids (as in `tables.select`).
+    A stage is decided once all its trials have ended; `selection.preference` says which of them wins.
     """
     first, rates = min(protocol.seeds), protocol.start
     others = [seed for seed in protocol.seeds if seed != first]
     status: Status = "chosen"
-    steps: list[Step] = []
+    stages: list[StageTrials] = []
     edges: list[RateName] = []
-    ran = False  # the rates so far, on the lowest seed
+    ran = False  # whether the rates so far have run on the lowest seed
     for stage in protocol.stages:
-        # The stages before have tried what this one sweeps, at the value that it starts from.
+        # Earlier stages have already run the value that this one starts from.
         tried = {getattr(rates, stage.rate)} if ran else set()
         ran = ran or not stage.is_probe
         values = sorted(stage.candidates(rates) | tried, reverse=True)
         if status != "chosen":
             size = len(values) - len(tried) if status != "diverged" else 0
-            steps.append(Step(stage.rate, [], size))
+            stages.append(StageTrials(stage.rate, [], size))
             continue
         limit = len(values) + protocol.extend * EXTENSIONS
         while True:
@@ -176,21 +175,21 @@ def stand(protocol: Protocol, outcomes: Mapping[Trial, Outcome]) -> Standing:
         size = len(new) + (len(others) if stage.is_probe and status != "diverged" else 0)
         if best is not None:
             rates = rates._replace(**{stage.rate: getattr(best.rates, stage.rate)})
-            if stage.is_probe:  # the cell's runs on other seeds start from LP's on those
+            if stage.is_probe:  # runs on other seeds start from LP on the same seed
                 new += [Trial(best.rates, seed) for seed in others]
-        steps.append(Step(stage.rate, new, size))
+        stages.append(StageTrials(stage.rate, new, size))
         if at_edge:
             edges.append(stage.rate)
     seeds = others if ran else [first, *others]
     trials = [Trial(rates, seed) for seed in seeds] if status == "chosen" else []
-    steps.append(Step("seeds", trials, len(seeds) if status != "diverged" else 0))
-    return Standing(status, steps, rates, edges)
+    stages.append(StageTrials("seeds", trials, len(seeds) if status != "diverged" else 0))
+    return CellState(status, stages, rates, edges)
 
 
-def lacking(protocol: Protocol, trials: Collection[Trial], seed: int, chosen: Rates) -> int:
-    """How many trials a cell lacks of its protocol: of each stage's grid on this seed, and on other seeds.
+def count_missing(protocol: Protocol, trials: Collection[Trial], seed: int, chosen: Rates) -> int:
+    """How many of the protocol's trials are not among `trials`: grids on this seed, and other seeds.
 
-    chosen: the rates that its runs select. A stage that runs LP counts for the cell of LP.
+    chosen: the rates that `trials` select. Runs of LP count for the cell of LP alone.
     """
     wanted, rates = {Trial(chosen, seed)}, protocol.start
     for stage in protocol.stages:
@@ -202,26 +201,20 @@ def lacking(protocol: Protocol, trials: Collection[Trial], seed: int, chosen: Ra
 
 
 def _decide(trials: list[Trial], outcomes: Mapping[Trial, Outcome]) -> tuple[Status, Trial | None]:
-    """The winner of a stage, whose trials are in falling order of their rates; None if there is none."""
-    ended = [outcomes.get(trial) for trial in trials]
-    if None in ended:
+    """Whether a stage is decided, and the trial that wins, if one does."""
+    if not all(trial in outcomes for trial in trials):
         return "open", None
-    # What failed might have won: choosing among the others would be another protocol.
-    if any(outcome.status == "failed" for outcome in ended if outcome):
+    # A failed trial might have won: to choose among the others would be another protocol.
+    if any(outcomes[trial].status == "failed" for trial in trials):
         return "failed", None
     finished = [trial for trial in trials if outcomes[trial].status == "finished"]
     if not finished:
         return "diverged", None
-    return "chosen", max(finished, key=lambda trial: _accuracy(outcomes[trial]))  # the first of equals
-
-
-def _accuracy(outcome: Outcome) -> float:
-    assert outcome.accuracy is not None
-    return outcome.accuracy
+    return "chosen", max(finished, key=lambda trial: preference(outcomes[trial].metric, trial.rates))
 
 
 def _beyond(values: list[float], *, up: bool) -> list[float]:
-    """A falling grid with one more value at an end, as its last values there go on: 0.1, 0.3, 1."""
+    """A falling grid with one more value at an end, which continues its last steps: 0.1, 0.3, then 1."""
     ordered = values[::-1] if up else values
     before, edge = ordered[-2], ordered[-1]
     # Half-decades alternate between factors of 3 and 10/3: two steps give the pattern, one does not.
@@ -230,5 +223,5 @@ def _beyond(values: list[float], *, up: bool) -> list[float]:
 
 
 def _round(rate: float) -> float:
-    """Without the last bits: 0.1 · 3 is 0.3, in a run's identity too."""
+    """Without rounding errors: 0.1 · 3 is 0.3, also in a run's identity."""
     return float(f"{rate:.6g}")

@@ -1,5 +1,9 @@
 """Which learning rates win: by ID accuracy on one seed, never by OOD."""
 
+import math
+from collections.abc import Iterable
+from typing import Any
+
 import pandas as pd
 
 from daft.common.errors import UserError
@@ -7,12 +11,16 @@ from daft.runs import identity
 from daft.runs.frames import CELL, LR_PROBE, RATES, SEED, cell_metric
 
 
-def select(runs: pd.DataFrame) -> pd.DataFrame:
-    """Per cell the runs at the learning rates with the best ID accuracy at the seed of its grid.
+def preference(metric: float | None, rates: Iterable[float | None]) -> tuple[float, ...]:
+    """Sort key of a trial, the largest wins: its metric, then its rates, as the paper's grids start large."""
+    return tuple(-math.inf if value is None or math.isnan(value) else value for value in (metric, *rates))
 
-    Selection reads the split that the runs selected their epoch on, never an OOD one. Diverged runs are
-    never selected; of equal ones the larger rates are, which stand first in the paper's grids. Of runs that
-    start from several LP runs, those that start from the best of these are the cell.
+
+def select(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of each cell at the learning rates that win on the seed of its grid, by `preference`.
+
+    The metric is that of the split that the runs selected their epoch on, never of an OOD split. Diverged
+    runs never win. Where runs start from different LP runs, those that start from the best LP run count.
     """
     chosen = []
     for names, cell in runs.groupby(CELL, sort=False):
@@ -22,25 +30,28 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
             continue
         grid = cell[cell[SEED] == grid_seed(cell)]
         if LR_PROBE in cell and grid[LR_PROBE].nunique() > 1:
-            first = grid.sort_values(["probe", LR_PROBE], ascending=False, kind="stable").iloc[0]
-            cell, grid = (rows[rows[LR_PROBE] == first[LR_PROBE]] for rows in (cell, grid))
+            best = _best(grid, "probe", [LR_PROBE])
+            cell, grid = (rows[rows[LR_PROBE] == best[LR_PROBE]] for rows in (cell, grid))
         holdout = grid["config.training.selection"].iloc[0] == "holdout"
-        metric = f"{'holdout' if holdout else 'id'}/{cell_metric(cell)}"
-        best = grid.sort_values([metric, *RATES], ascending=False, kind="stable").iloc[0]
-        same = pd.Series(True, index=cell.index)
-        for rate in [name for name in (*RATES, LR_PROBE) if name in cell]:
-            same &= cell[rate].isna() if pd.isna(best[rate]) else cell[rate] == best[rate]
-        chosen.append(cell[same])
+        best = _best(grid, f"{'holdout' if holdout else 'id'}/{cell_metric(cell)}", RATES)
+        rates = [name for name in (*RATES, LR_PROBE) if name in cell]
+        same = (cell[rates] == best[rates]) | (cell[rates].isna() & best[rates].isna())
+        chosen.append(cell[same.all(axis=1)])
     return pd.concat(chosen) if chosen else runs.iloc[:0]
 
 
+def _best(runs: pd.DataFrame, metric: str, rates: list[str]) -> "pd.Series[Any]":
+    keys = [preference(value, values) for value, *values in runs[[metric, *rates]].to_numpy(dtype=float)]
+    return runs.iloc[keys.index(max(keys))]
+
+
 def grid_seed(cell: pd.DataFrame) -> int:
-    """The seed with the most runs, of several the lowest: one run by hand does not stand in for a grid."""
+    """The seed with the most runs, the lowest of several: a single run on another seed is no grid."""
     return int(cell[SEED].mode().min())
 
 
 def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
-    """Raise UserError if runs of a cell differ in more than rates and seed: they are no sample."""
+    """Raise UserError if runs of a cell differ in more than rates and seed."""
     free = (
         *RATES,
         LR_PROBE,
@@ -55,7 +66,7 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
         *(f"config.{place}" for place in identity.PLACES),
     )
     fixed = [c for c in cell.columns if c.startswith("config.") and not c.startswith(free)]
-    # A setting that records of before do not have yet is at its default there, which is null.
+    # A setting that older records lack has its default there, which is null.
     texts = {c: cell[c].astype(str).where(cell[c].notna(), "") for c in fixed}
     mixed = [c.removeprefix("config.") for c, text in texts.items() if text.nunique() > 1]
     if not mixed and "inputs" in cell and cell["inputs"].nunique() > 1:
@@ -66,8 +77,8 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
         raise UserError(f"several runs of {name} have the same rates and seed; give a folder with one")
 
 
-def beside(chosen: pd.DataFrame, cell: pd.DataFrame) -> pd.DataFrame:
-    """The runs of a cell that these were chosen among, which start from LP at the same rate, if any do."""
-    if LR_PROBE not in chosen or pd.isna(probe := chosen[LR_PROBE].iloc[0]):
+def candidates(chosen: pd.DataFrame, cell: pd.DataFrame) -> pd.DataFrame:
+    """The runs of a cell that `chosen` were selected from: those that start from LP at the same rate."""
+    if LR_PROBE not in chosen or pd.isna(lr_probe := chosen[LR_PROBE].iloc[0]):
         return cell
-    return cell[cell[LR_PROBE] == probe]
+    return cell[cell[LR_PROBE] == lr_probe]

@@ -1,32 +1,35 @@
-"""How fast a network trains here, by a probe of a few steps: for plans, where no past run tells."""
+"""How fast a network trains here, by timing a few steps: for plans, where no past run tells."""
 
 import time
 
 import torch
 from torch import Tensor
 
+from daft.common.progress import console
 from daft.config.schema import Config
 from daft.data.datasets import Listing
-from daft.data.images import Labelled, read_image
+from daft.data.images import read_image
+from daft.data.labelled import Labelled
 from daft.data.loader import Batch
-from daft.data.transforms import RGB, draws, transform
+from daft.data.transforms import RGB, num_uniforms, transform
 from daft.methods import preparation
 from daft.runs import machine
 from daft.training import evaluation, tasks
 
 SECONDS = 2.0
-"""That steps are timed for, at least one."""
+"""How long steps are timed for, at least one."""
 
 CPU_BATCH = 8
 """Images, at most: on a CPU the time per image hardly depends on it, and a large step takes a minute."""
 
 
 def seconds_per_image(config: Config, listed: Listing) -> float:
-    """Of a training step on images like the first one, with random weights; reading images is not in it.
+    """Seconds of a training step per image, with random weights, on copies of the first training image.
 
-    Raises UserError if the device is not here.
+    Reading images is not in it. Raises UserError if the device is not here.
     """
     device, precision = machine.device_and_precision(config)
+    console.print(f"timing {config.backbone.name} on {config.dataset.name} …", highlight=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.compute.threads or threads)
     try:
@@ -46,22 +49,22 @@ def seconds_per_image(config: Config, listed: Listing) -> float:
             loss.item()  # waits for the device
 
         step()  # a first one allocates, and chooses kernels
-        steps, started = 0, time.perf_counter()
-        while (seconds := time.perf_counter() - started) < SECONDS:
+        steps, seconds, started = 0, 0.0, time.perf_counter()
+        while seconds < SECONDS:
             step()
-            steps += 1
+            steps, seconds = steps + 1, time.perf_counter() - started
         return seconds / (steps * len(batch[0]))
     finally:
         torch.set_num_threads(threads)
 
 
 def _batch(config: Config, split: Labelled, device: torch.device) -> Batch:
-    """The first training image, as often as a step has images; all of it is of class 0."""
+    """A batch of copies of the first training image, all of class 0."""
     operations, count = config.dataset.train_transform, config.training.batch_size
     if device.type == "cpu":
         count = min(count, CPU_BATCH)
     first = split.images[:1] if isinstance(split.images, Tensor) else read_image(split.images[0])[None]
-    first = transform(first[:, :RGB], operations, torch.full((1, draws(operations)), 0.5)).to(device)
+    first = transform(first[:, :RGB], operations, torch.full((1, num_uniforms(operations)), 0.5)).to(device)
     images = first.expand(count, -1, -1, -1).contiguous(memory_format=torch.channels_last)
     if config.segmentation is None:
         return images, torch.zeros(count, dtype=torch.int64, device=device)

@@ -9,8 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean
 from typing import cast
 
 import pandas as pd
@@ -20,19 +24,26 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 
-from daft.common.cli import complaint
+from daft.common import cli
 from daft.common.errors import UserError
 from daft.config.check import plain
+from daft.config.compose import explain
 from daft.report import tables as long_tables
 from daft.runs import frames, records, status
-from daft.sweep import gpus, plan, selection
-from daft.sweep.cells import Cell, Run
+from daft.sweep import gpus, plan, selection, timing
+from daft.sweep.cells import Cell, SweepRun
+from daft.sweep.driver import Driver
+from daft.sweep.jobs import JobResult
 from daft.sweep.protocol import Protocol, Rates
-from hydra_plugins.staged_sweeper import Blocking, Report, StagedSweeper
+from hydra_plugins.staged_sweeper import HydraLauncher
 from scripts import figures, tables
-from scripts.kill_test import RUNS, SWEEP, Kill, contents, disturbed, places, stamps
+from tests import kill_test
 from tests.helpers.forked import TRAIN, Forked
+from tests.helpers.pausing import pause_in_step
+from tests.helpers.waiting import HANG_SECONDS, wait_until
+from tests.kill_test import RUNS, SWEEP, Kill, contents, disturbed, kill, places, stamps
 from tests.runs.test_records import RECORD, spoiled
+from tests.sweep.test_protocol import options
 from tests.training.test_segmentation import TINY as TINY_MASKS
 
 CELLS = [
@@ -57,6 +68,7 @@ def command(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     assert spec.loader is not None
     train = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(timing, "SECONDS", 1e-9)  # a plan's estimates are no matter here
     spec.loader.exec_module(train)
     for name in ("HYDRA_FULL_ERROR", "PYTHONPATH"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
@@ -65,9 +77,10 @@ def command(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         code, message = 0, ""
         try:
-            train.main()
+            cli.run(train.main)
         except SystemExit as stop:
-            code, message = 1, f"{stop.code}\n"
+            if stop.code:
+                code, message = 1, f"{stop.code}\n"
         output, errors = capfd.readouterr()
         return code, output, errors + message
 
@@ -84,13 +97,24 @@ def table(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("|")]
 
 
-def ended(process: Forked, seconds: float) -> bool:
-    """Whether it has ended by then."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+@contextmanager
+def claimed_until(directory: Path, condition: Callable[[], bool]) -> Iterator[None]:
+    """Let sweeps see another process at this run, until the condition holds."""
+    claimed, left = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with records.claimed(directory):
+            claimed.set()
+            wait_until(lambda: left.is_set() or condition())
+
+    with ThreadPoolExecutor(1) as thread:  # a lock belongs to a thread
+        held = thread.submit(hold)
+        wait_until(claimed.is_set)
+        try:
+            yield
+        finally:
+            left.set()
+        held.result()
 
 
 def whole_cells(folder: Path) -> list[str]:
@@ -205,14 +229,20 @@ def test_a_plan_counts_what_is_done_and_runs_nothing(whole, here):
         ("lp_ft_bnc", "lr_backbone", "2", "0"),
         ("lp_ft_bnc", "seeds", "1", "0"),
     ]
-    assert "9 runs, 6 done, 3 to compute: 0.00 device-hours" in output  # of seconds each
+    past = [records.read(path) for path in records.below(folder / "runs") if "-lp-" not in path.name]
+    hours = 3 * mean(sum(record["time"].values()) for record in past if record) / 3600
+    assert f"9 runs, 6 done, 3 to compute: {hours:.2f} device-hours" in output
     assert re.search(r"^memory of a run: [0-9.]+ GiB$", output, re.MULTILINE)
     # The network has 1.24 MiB: of three runs two stay; weights, momentum and the best, each old and new.
     assert "disk: 2 MiB of weights stay; a run at work takes up to 7 MiB" in output
     assert stamps(folder) == before
 
 
-def test_a_plan_scales_past_runs_of_a_network_and_times_steps_where_there_are_none(tmp_path, configure):
+def test_a_plan_scales_past_runs_of_a_network_and_times_steps_where_there_are_none(
+    tmp_path, configure, monkeypatch
+):
+    monkeypatch.setattr(timing, "seconds_per_image", lambda *_: 6.0)  # three passes
+
     def cell(method: str, *overrides: str) -> Cell:
         small = [
             "dataset.image_size=32",
@@ -236,14 +266,14 @@ def test_a_plan_scales_past_runs_of_a_network_and_times_steps_where_there_are_no
         cell("daft", "dataset.train.images=100", "training.epochs=2", "dataset.image_size=64"),
     ]
     for one in cells:
-        one.runs |= {trial: Run("", [], one.config, None) for trial in one.standing().trials}
-    planned = plan.plan(cells, [one.standing() for one in cells])
+        one.runs |= {trial: SweepRun("", [], one.config, None) for trial in one.state().trials}
+    planned = plan.plan(cells, [one.state() for one in cells])
     scaled = plan.Estimate(pytest.approx((4 * (3 * 200 + 40) + 2 * 80) / 3600), "scaled")  # pyright: ignore[reportArgumentType]
-    *known, timed = [item.each for item in planned]
-    assert known == [plan.Estimate(840 / 3600, "measured", 1.5, 0.5), scaled, None]
-    assert timed is not None
-    assert timed.source == "probed"
-    assert 0 < timed.hours < 1  # 840 passes of a small network
+    *known, probe, timed = [stage.estimate for stage in planned]
+    assert known == [plan.Estimate(840 / 3600, "measured", 1.5, 0.5), scaled]
+    assert probe == "no past run tells the time of a linear probe"
+    assert timed == plan.Estimate(pytest.approx(840 * 2 / 3600), "probed")  # pyright: ignore[reportArgumentType]
+    assert plan.peak_memory(planned, "host_gib") == (1.5, False)
 
 
 def test_a_plan_without_images_counts_a_run_that_several_cells_share_once(command, tmp_path):
@@ -266,7 +296,7 @@ def test_work_that_is_told_in_steps_is_counted_in_steps(configure):
     images = {"train": 100, "id": 40, "photo": 40}
     config = plain(configure("method=ft", "training.epochs=4", "training.steps=32", "training.batch_size=8"))
     # 32 batches of 8 forward and backward; 40 to select each epoch; all 80 before and after.
-    assert plan._work(config, images) == 3 * 32 * 8 + 4 * 40 + 2 * 80
+    assert plan.forward_passes(config, images) == 3 * 32 * 8 + 4 * 40 + 2 * 80
 
 
 def test_jobs_of_submitit_are_never_more_than_there_are_places_and_give_the_table_of_one_process(
@@ -274,13 +304,14 @@ def test_jobs_of_submitit_are_never_more_than_there_are_places_and_give_the_tabl
 ):
     cells = ["method=ft", "sweep.grids.ft=[0.1,0.01]", "sweep.seeds=[0]"]
     jobs = start(tmp_path, *cells, "hydra/launcher=local_jobs", "hydra.launcher.n_jobs=1")
-    at_once = []
-    while not ended(jobs, 0.05):
-        begun = len(list(tmp_path.rglob("*_submitted.pkl")))
-        at_once.append(begun - len(list(tmp_path.rglob("*_result.pkl"))))
     code, output, errors = jobs.end()
     assert code == 0, output + errors
-    assert max(at_once) == 1
+    submitted, results = (
+        sorted(file.stat().st_mtime_ns for file in tmp_path.rglob(f"*_{what}.pkl"))
+        for what in ("submitted", "result")
+    )
+    assert len(submitted) == len(results) == 2
+    assert results[0] <= submitted[1]  # the second began when the first had ended
     assert len(contents(tmp_path)) == 2
     assert contents(tmp_path).items() <= contents(whole[0]).items()
     _, alone, _ = here(whole[0], *cells)
@@ -338,55 +369,65 @@ def test_a_record_that_cannot_be_used_is_named_and_left_alone_and_the_rest_is_sh
     [("driver", []), ("worker", WORKERS), ("all", ["hydra/launcher=workers", "hydra.launcher.n_jobs=1"])],
 )
 def test_killed_at_a_random_time_the_same_command_repeats_nothing_and_ends_in_the_bits_of_one_process(
-    victim, launcher, whole, tmp_path
+    victim, launcher, whole, tmp_path, monkeypatch
 ):
     folder, output = whole
     chance = random.Random(victim)
     begun: list[Forked] = []
+    killed = threading.Event()
+    monkeypatch.setattr(kill_test, "kill", lambda *whom: (kill(*whom), killed.set()))
+    # The last run of DAFT's first grid is withheld, so that the sweep cannot end before the kill. No cell
+    # waits for another: FT goes on to its other seed meanwhile.
+    in_order = sorted(stamps(folder).items(), key=lambda run: run[1])
+    withheld = [run for run, _ in in_order if "-daft-s0-" in run][2]
+
+    def killed_and_gone_on() -> bool:
+        return killed.is_set() and any("-ft-s1-" in run for run in stamps(tmp_path))
 
     def begin() -> Forked:
         begun.append(start(tmp_path, *whole_cells(folder), *launcher))
         return begun[-1]
 
     when = Kill(victim, seconds=chance.uniform(0, 0.5), runs=chance.randrange(1, 10))
-    told, again = disturbed(begin, tmp_path, [when])
+    with claimed_until(tmp_path / "runs" / withheld, killed_and_gone_on):
+        told, again = disturbed(begin, tmp_path, [when])
     assert len(told) == 1
     assert again == 0
     _, resumed, errors = begun[-1].end()
     assert not errors
     assert contents(tmp_path) == contents(folder)
     assert table(resumed) == table(output)
-    # No cell waited for another: FT went on to its other seed before DAFT's first grid had ended.
-    at = stamps(tmp_path).items()
-    (other_seed,), grids = ([time for run, time in at if name in run] for name in ("-ft-s1-", "-daft-s0-"))
-    assert other_seed < sorted(grids)[2]
+    at = stamps(tmp_path)
+    (other_seed,) = (run for run in at if "-ft-s1-" in run)
+    assert at[other_seed] < at[withheld]
 
 
 def test_ctrl_c_ends_a_sweep_in_one_line_and_the_same_command_goes_on(whole, tmp_path, here):
-    process = start(tmp_path)
-    while not stamps(tmp_path):
-        assert not ended(process, 0.01)
+    paused = tmp_path / "paused"
+    process = start(tmp_path, *pause_in_step(2, paused))
+    wait_until(paused.exists, process.check_running)
     os.killpg(process.pid, signal.SIGINT)
     code, _, errors = process.end()
-    assert (code, errors) == (130, "interrupted; the same command goes on where this stopped\n")
+    assert (code, errors) == (130, "interrupted; the same command goes on where it was\n")
     before = stamps(tmp_path)
-    assert len(before) < RUNS
+    assert 0 < len(before) < RUNS
     assert here(tmp_path, "method=lp,ft")[0] == 0
     assert before.items() <= stamps(tmp_path).items()
     assert contents(tmp_path).items() <= contents(whole[0]).items()
 
 
 def test_a_worker_saves_where_it_is_in_an_epoch_before_its_driver_ends(tmp_path):
-    long = ["method=ft", "sweep.grids.ft=[0.01]", "dataset.train.images=1000", "training.epochs=50"]
-    process = start(tmp_path, *long, *WORKERS)
-    while not (saved := list(tmp_path.glob("runs/*/checkpoints/last.pt"))):
-        assert not ended(process, 0.01)
-    assert not ended(process, 0.3)  # into the next epoch, which takes longer
+    five_steps_an_epoch = ["dataset.train.images=100", "training.batch_size=20", "training.epochs=2"]
+    one_run = ["method=ft", "sweep.grids.ft=[0.01]", "sweep.seeds=[0]"]
+    paused = tmp_path / "paused"
+    process = start(tmp_path, *one_run, *five_steps_an_epoch, *WORKERS, *pause_in_step(8, paused))
+    wait_until(paused.exists, process.check_running)
     os.kill(process.pid, signal.SIGINT)
     assert process.end()[0] == 130
-    state = torch.load(saved[0], weights_only=True)
-    assert state["part"]["steps"] > 0
-    assert 1 <= len(state["fit"]["history"]) < 50
+    (saved,) = tmp_path.glob("runs/*/checkpoints/last.pt")
+    state = torch.load(saved, weights_only=True)
+    assert len(state["fit"]["history"]) == 1
+    assert state["epoch_progress"]["steps"] == 3
 
 
 def test_runs_that_cells_call_by_different_names_are_computed_once(tmp_path, here):
@@ -401,7 +442,8 @@ def test_runs_that_cells_call_by_different_names_are_computed_once(tmp_path, her
 
 def test_two_sweeps_of_the_same_cells_share_the_work_and_end_alike(whole, tmp_path):
     folder, output = whole
-    both = [start(tmp_path, "method=ft", f"hydra.sweep.dir={tmp_path}/{i}") for i in range(2)]
+    told = ["-m", *SMALL, *places(tmp_path), "method=ft"]
+    both = [Forked(tmp_path / i, *told, f"hydra.sweep.dir={tmp_path / i}") for i in ("0", "1")]
     for process in both:
         code, shared, errors = process.end()
         assert code == 0, shared + errors
@@ -462,26 +504,27 @@ def test_what_is_in_a_read_only_folder_is_shown_and_what_is_not_is_refused_in_on
 def test_a_launch_that_breaks_down_costs_the_run_that_broke_it_alone(tmp_path, configure):
     """The launcher is a stand-in: it breaks down on one run, as joblib does when a worker is killed."""
     config = configure("method=ft")
-    runs = [Run(name, [name], config, tmp_path / name) for name in ("a", "killer", "b", "c")]
+    runs = [SweepRun(name, [name], config, tmp_path / name) for name in ("a", "killer", "b", "c")]
     launched = []
 
     class Breaking:
         def launch(self, overrides: list[list[str]], initial_job_idx: int) -> list[JobReturn]:
-            launched.append([name for (name,) in overrides])
-            for (name,) in overrides:
+            launched.append([name for name, _ in overrides])
+            for name, _ in overrides:
                 if name == "killer":
                     raise RuntimeError("a worker was killed")
                 found = {"status": "finished", "metrics": {"id/accuracy": 50.0}}
                 records.write(tmp_path / name, RECORD | found)
             returns = [JobReturn(status=JobStatus.COMPLETED) for _ in overrides]
-            for returned, (name,) in zip(returns, overrides, strict=True):
-                returned.return_value = Report(directory=str(tmp_path / name))
+            for returned, (name, _) in zip(returns, overrides, strict=True):
+                returned.return_value = JobResult(directory=str(tmp_path / name))
             return returns
 
-    sweeper, launcher = StagedSweeper(), Blocking(cast(Launcher, Breaking()))
-    while ready := [run for run in runs if run.is_ready()][: launcher.places]:
-        for job, run in zip(launcher.submit([run.overrides for run in ready], 0), ready, strict=True):
-            sweeper._settle(job, run)
+    launcher = HydraLauncher(cast(Launcher, Breaking()), str(tmp_path))
+    driver = Driver([], options("small"), launcher, tmp_path)
+    while ready := [run for run in runs if run.is_ready()][: launcher.slots]:
+        for job, run in zip(launcher.submit([run.overrides for run in ready]), ready, strict=True):
+            driver.settle(run, job)
     assert launched == [["a", "killer", "b", "c"], ["killer"], ["killer"], ["b"], ["c"]]
     outcomes = [run.outcome and run.outcome.status for run in runs]
     assert outcomes == ["finished", "failed", "finished", "finished"]
@@ -573,8 +616,8 @@ def test_a_study_is_run_drawn_and_tabled(study, fewer, over, command, tmp_path, 
     methods = ["method=ft,ft_bnc"] if study == "shift_family" else []
     assert command("-m", *told, *methods)[0] == 0
     runs, out = tmp_path / "runs", tmp_path / "out"
-    for script, options in ((figures, ["--kind", study]), (tables, ["--over", over])):
-        monkeypatch.setattr(sys, "argv", [study, str(runs), *options, "--out", str(out)])
+    for script, flags in ((figures, ["--kind", study]), (tables, ["--over", over])):
+        monkeypatch.setattr(sys, "argv", [study, str(runs), *flags, "--out", str(out)])
         script.main()
     assert sorted(file.suffix for file in out.glob(f"*-{study}*")) == [".pdf", ".png"]
     assert len(pd.read_csv(out / "runs.csv")) == 4
@@ -608,7 +651,7 @@ def test_what_a_study_cannot_take_is_one_line_before_any_run(arguments, words, c
 @pytest.mark.parametrize("arguments", [["sweep=paper"], ["-m", "sweep.plan=true"]])
 def test_a_sweep_without_m_or_without_a_protocol_is_refused(arguments):
     command = [sys.executable, str(TRAIN), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 1
     assert re.fullmatch(r"train\.py: sweep: needs -m and a protocol.*\n", done.stderr)
 
@@ -617,8 +660,8 @@ def test_a_launcher_that_is_not_installed_is_named_with_what_installs_it():
     found = HydraException(
         "In 'hydra/launcher/workers': Could not load 'hydra/launcher/joblib'.\n\nSearched …"
     )
-    expected = "train.py: hydra/launcher=workers: joblib is not installed; pip install -e '.[sweeps]'"
-    assert complaint("train.py", found) == expected
+    expected = "hydra/launcher=workers: joblib is not installed; pip install -e '.[sweeps]'"
+    assert explain(found) == expected
 
 
 def test_processes_share_the_gpus_evenly(tmp_path):

@@ -16,15 +16,15 @@ from daft.runs import frames
 from daft.sweep import selection
 from daft.sweep.protocol import (
     EXTENSIONS,
+    CellState,
     Outcome,
     Protocol,
     Rates,
     Stage,
-    Standing,
     Trial,
-    lacking,
+    cell_state,
+    count_missing,
     protocol,
-    stand,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,65 +47,65 @@ def finished(**accuracies: float) -> dict[Trial, Outcome]:
     return {trial(rate): Outcome("finished", accuracy) for rate, accuracy in rates.items()}
 
 
-def waiting(standing: Standing, outcomes: dict[Trial, Outcome]) -> list[Trial]:
-    return [t for t in standing.trials if t not in outcomes]
+def waiting(state: CellState, outcomes: dict[Trial, Outcome]) -> list[Trial]:
+    return [t for t in state.trials if t not in outcomes]
 
 
-def go_through(protocol: Protocol, accuracy: Callable[[Any], float]) -> tuple[Standing, list[list[Trial]]]:
-    """Run a cell to its end on made-up accuracies by rates; the standing, and what ran wave by wave."""
+def go_through(protocol: Protocol, accuracy: Callable[[Any], float]) -> tuple[CellState, list[list[Trial]]]:
+    """Run a cell to its end on made-up accuracies by rates; the state, and what ran wave by wave."""
     outcomes: dict[Trial, Outcome] = {}
     waves = []
-    while wave := waiting(standing := stand(protocol, outcomes), outcomes):
+    while wave := waiting(state := cell_state(protocol, outcomes), outcomes):
         waves.append(wave)
         outcomes |= {t: Outcome("finished", accuracy(t.rates)) for t in wave}
-    return standing, waves
+    return state, waves
 
 
 def test_a_method_without_stages_runs_its_seeds_at_once():
-    standing, waves = go_through(Protocol(Rates(), (), (0, 1, 2)), lambda rates: 50.0)
+    state, waves = go_through(Protocol(Rates(), (), (0, 1, 2)), lambda rates: 50.0)
     assert waves == [[trial(seed=0), trial(seed=1), trial(seed=2)]]
-    assert standing.status == "chosen"
+    assert state.status == "chosen"
 
 
 @pytest.mark.parametrize("protocol", [Protocol(Rates(), (), (0, 1, 2)), FT, DAFT])
 def test_what_lacks_is_counted_from_the_runs_alone(protocol: Protocol):
-    standing, _ = go_through(protocol, lambda rates: sum(rates.given().values()))
-    trials = standing.trials
-    assert lacking(protocol, trials, 0, standing.rates) == 0
+    state, _ = go_through(protocol, lambda rates: sum(rates.given().values()))
+    trials = state.trials
+    assert count_missing(protocol, trials, 0, state.rates) == 0
     for absent in trials:
-        assert lacking(protocol, [t for t in trials if t != absent], 0, standing.rates) == 1
+        assert count_missing(protocol, [t for t in trials if t != absent], 0, state.rates) == 1
     others = [Trial(t.rates, t.seed + 5) for t in trials]
-    assert lacking(protocol, others, 5, standing.rates) == 0  # seeds of one's own
+    assert count_missing(protocol, others, 5, state.rates) == 0  # seeds of one's own
 
 
 def test_ft_runs_its_grid_on_the_lowest_seed_then_the_best_rate_on_the_others():
-    standing, waves = go_through(FT, lambda rates: {0.3: 70.0, 0.1: 90.0, 0.03: 80.0}[rates.lr_backbone])
+    state, waves = go_through(FT, lambda rates: {0.3: 70.0, 0.1: 90.0, 0.03: 80.0}[rates.lr_backbone])
     assert waves == [
         [trial(0.3), trial(0.1), trial(0.03)],
         [trial(0.1, seed=1), trial(0.1, seed=2)],  # the grid's run counts as seed 0
     ]
-    assert standing.rates == Rates(0.1)
-    assert standing.edges == []
-    assert [step.size for step in standing.steps] == [3, 2]
+    assert state.rates == Rates(0.1)
+    assert state.edges == []
+    assert [stage.size for stage in state.stages] == [3, 2]
 
 
 def test_daft_sweeps_the_backbones_rate_at_the_anchor_then_the_heads_at_the_best():
     def accuracy(rates: Any) -> float:
         return {0.1: 50.0, 0.03: 60.0}[rates.lr_backbone] + {3.0: 5.0, 1.0: 4.0}.get(rates.lr_head, 0.0)
 
-    standing, waves = go_through(DAFT, accuracy)
+    state, waves = go_through(DAFT, accuracy)
     assert waves == [
         [trial(0.1, 1.0), trial(0.03, 1.0)],
         [trial(0.03, head) for head in (10.0, 3.0, 0.3, 0.1)],
         [trial(0.03, 3.0, seed=1), trial(0.03, 3.0, seed=2)],
     ]
-    assert standing.rates == Rates(0.03, 3.0)
-    assert standing.edges == ["lr_backbone"]
+    assert state.rates == Rates(0.03, 3.0)
+    assert state.edges == ["lr_backbone"]
 
 
 def test_the_best_of_the_first_stage_is_a_candidate_of_the_second():
-    standing, waves = go_through(DAFT, lambda rates: 90.0 if rates == Rates(0.03, 1.0) else 50.0)
-    assert standing.rates == Rates(0.03, 1.0)
+    state, waves = go_through(DAFT, lambda rates: 90.0 if rates == Rates(0.03, 1.0) else 50.0)
+    assert state.rates == Rates(0.03, 1.0)
     assert waves[-1] == [trial(0.03, 1.0, seed=1), trial(0.03, 1.0, seed=2)]
 
 
@@ -113,7 +113,7 @@ def test_lp_ft_of_a_segmentation_starts_from_the_best_of_lps_runs():
     """LP's runs are told by `lr_probe` alone; both rates of LP-FT's own runs are then known."""
     stages = (Stage("lr_probe", (1.0, 0.1)), Stage("lr_backbone", (0.03, 0.01)))
     lp_ft = Protocol(Rates(0.01, lr_probe=0.1), stages, (0, 1))
-    standing, waves = go_through(lp_ft, lambda rates: rates.lr_probe - (rates.lr_backbone or 0))
+    state, waves = go_through(lp_ft, lambda rates: rates.lr_probe - (rates.lr_backbone or 0))
     assert waves == [
         [Trial(Rates(lr_probe=1.0), 0), Trial(Rates(lr_probe=0.1), 0)],
         [
@@ -123,11 +123,11 @@ def test_lp_ft_of_a_segmentation_starts_from_the_best_of_lps_runs():
         [Trial(Rates(0.01, lr_probe=1.0), 1)],
     ]
     assert [t.is_probe for wave in waves for t in wave] == [True] * 3 + [False] * 3
-    assert [step.size for step in stand(lp_ft, {}).steps] == [3, 2, 1]
-    assert standing.rates == Rates(0.01, lr_probe=1.0)
-    own = [t for t in standing.trials if not t.is_probe]  # LP's stand in the cell of LP
-    assert lacking(lp_ft, own, 0, standing.rates) == 0
-    assert lacking(lp_ft, own[1:], 0, standing.rates) == 1
+    assert [stage.size for stage in cell_state(lp_ft, {}).stages] == [3, 2, 1]
+    assert state.rates == Rates(0.01, lr_probe=1.0)
+    own = [t for t in state.trials if not t.is_probe]  # LP's stand in the cell of LP
+    assert count_missing(lp_ft, own, 0, state.rates) == 0
+    assert count_missing(lp_ft, own[1:], 0, state.rates) == 1
 
     _, waves = go_through(Protocol(lp_ft.start, stages[:1], (0, 1)), lambda rates: rates.lr_probe)
     assert waves[1][1:] == [Trial(Rates(0.01, lr_probe=1.0), seed) for seed in (0, 1)]
@@ -141,9 +141,9 @@ def test_the_anchor_of_a_heads_rate_is_a_candidate_whichever_stage_it_is_in():
 
 def test_what_follows_a_stage_that_diverged_is_not_to_come():
     outcomes = {trial(rate, 1.0): Outcome("diverged") for rate in (0.1, 0.03)}
-    standing = stand(DAFT, outcomes)
-    assert standing.status == "diverged"
-    assert [step.size for step in standing.steps] == [2, 0, 0]
+    state = cell_state(DAFT, outcomes)
+    assert state.status == "diverged"
+    assert [stage.size for stage in state.stages] == [2, 0, 0]
 
 
 def test_a_grid_that_names_the_anchor_does_not_run_it_twice():
@@ -154,14 +154,14 @@ def test_a_grid_that_names_the_anchor_does_not_run_it_twice():
 
 def test_nothing_is_chosen_before_the_whole_grid_has_ended():
     outcomes = finished(_0_1=99.0, _0_3=10.0)
-    standing = stand(FT, outcomes)
-    assert standing.status == "open"
-    assert waiting(standing, outcomes) == [trial(0.03)]
-    assert standing.steps[1] == ("seeds", [], 2)
+    state = cell_state(FT, outcomes)
+    assert state.status == "open"
+    assert waiting(state, outcomes) == [trial(0.03)]
+    assert state.stages[1] == ("seeds", [], 2)
 
 
 def test_sizes_of_stages_are_known_before_their_trials_are():
-    assert [(step.name, len(step.trials), step.size) for step in stand(DAFT, {}).steps] == [
+    assert [(stage.name, len(stage.trials), stage.size) for stage in cell_state(DAFT, {}).stages] == [
         ("lr_backbone", 2, 2),
         ("lr_head", 0, 4),
         ("seeds", 0, 2),
@@ -171,36 +171,36 @@ def test_sizes_of_stages_are_known_before_their_trials_are():
 @pytest.mark.parametrize("order", [(0.3, 0.1, 0.03), (0.03, 0.3, 0.1)])
 def test_ties_keep_the_larger_rate_which_stands_first_in_the_papers_grids(order):
     tied = Protocol(Rates(0.01), (Stage("lr_backbone", order),), (0,))
-    assert stand(tied, finished(_0_3=80.0, _0_1=90.0, _0_03=90.0)).rates == Rates(0.1)
+    assert cell_state(tied, finished(_0_3=80.0, _0_1=90.0, _0_03=90.0)).rates == Rates(0.1)
 
 
 def test_a_diverged_run_is_never_chosen_and_is_no_edge():
     outcomes = finished(_0_1=80.0, _0_03=70.0) | {trial(0.3): Outcome("diverged")}
-    standing = stand(FT, outcomes)
-    assert (standing.status, standing.rates, standing.edges) == ("chosen", Rates(0.1), [])
+    state = cell_state(FT, outcomes)
+    assert (state.status, state.rates, state.edges) == ("chosen", Rates(0.1), [])
 
 
 def test_a_cell_of_which_all_diverged_ends_without_seeds():
     outcomes = {trial(rate): Outcome("diverged") for rate in (0.3, 0.1, 0.03)}
-    standing = stand(FT, outcomes)
-    assert standing.status == "diverged"
-    assert waiting(standing, outcomes) == []
+    state = cell_state(FT, outcomes)
+    assert state.status == "diverged"
+    assert waiting(state, outcomes) == []
 
 
 def test_with_a_failed_run_in_its_grid_a_cell_chooses_nothing():
     outcomes = finished(_0_1=99.0) | {trial(0.3): Outcome("failed")}
-    assert waiting(stand(FT, outcomes), outcomes) == [trial(0.03)]  # which may still be of use
+    assert waiting(cell_state(FT, outcomes), outcomes) == [trial(0.03)]  # which may still be of use
     outcomes |= finished(_0_03=1.0)
-    standing = stand(FT, outcomes)
-    assert standing.status == "failed"
-    assert waiting(standing, outcomes) == []
+    state = cell_state(FT, outcomes)
+    assert state.status == "failed"
+    assert waiting(state, outcomes) == []
 
 
 def test_a_failed_seed_leaves_the_choice_and_the_other_seeds():
     outcomes = finished(_0_3=1.0, _0_1=9.0, _0_03=1.0) | {trial(0.1, seed=1): Outcome("failed")}
-    standing = stand(FT, outcomes)
-    assert standing.status == "chosen"
-    assert waiting(standing, outcomes) == [trial(0.1, seed=2)]
+    state = cell_state(FT, outcomes)
+    assert state.status == "chosen"
+    assert waiting(state, outcomes) == [trial(0.1, seed=2)]
 
 
 @pytest.mark.parametrize("best", [0.3, 0.03])
@@ -208,14 +208,14 @@ def test_a_winner_at_an_edge_is_flagged(best):
     accuracies = {
         trial(rate): Outcome("finished", 90.0 if rate == best else 1.0) for rate in (0.3, 0.1, 0.03)
     }
-    assert stand(FT, accuracies).edges == ["lr_backbone"]
+    assert cell_state(FT, accuracies).edges == ["lr_backbone"]
 
 
 def test_a_grid_of_one_value_has_no_edge():
     one = Protocol(Rates(0.01), (Stage("lr_backbone", (0.3,)),), (0,), extend=True)
-    standing, waves = go_through(one, lambda rates: 1.0)
+    state, waves = go_through(one, lambda rates: 1.0)
     assert waves == [[trial(0.3)]]
-    assert standing.edges == []
+    assert state.edges == []
 
 
 @pytest.mark.parametrize(
@@ -229,26 +229,26 @@ def test_a_grid_of_one_value_has_no_edge():
 )
 def test_extend_goes_on_in_the_grids_own_steps_until_the_best_is_inside(grid, best, added):
     cell = Protocol(Rates(0.01), (Stage("lr_backbone", grid),), (0,), extend=True)
-    standing, waves = go_through(cell, lambda rates: -abs(rates.lr_backbone / best - 1))
+    state, waves = go_through(cell, lambda rates: -abs(rates.lr_backbone / best - 1))
     ran = [t.rates.lr_backbone for wave in waves for t in wave]
     assert ran[: len(grid)] == list(grid)
     assert ran[len(grid) :] == pytest.approx(added)
-    assert standing.edges == []
+    assert state.edges == []
 
 
 def test_extend_is_bounded_and_then_the_edge_is_flagged():
     cell = Protocol(Rates(0.01), (Stage("lr_backbone", (0.3, 0.1, 0.03)),), (0,), extend=True)
-    standing, waves = go_through(cell, lambda rates: rates.lr_backbone)  # the more the better
+    state, waves = go_through(cell, lambda rates: rates.lr_backbone)  # the more the better
     assert sum(map(len, waves)) == 3 + EXTENSIONS
-    assert standing.rates == Rates(30.0)  # 1, 3, 10, 30
-    assert standing.edges == ["lr_backbone"]
+    assert state.rates == Rates(30.0)  # 1, 3, 10, 30
+    assert state.edges == ["lr_backbone"]
 
 
 def test_extend_does_not_go_on_into_divergence():
     cell = Protocol(Rates(0.01), (Stage("lr_backbone", (0.3, 0.1, 0.03)),), (0,), extend=True)
     outcomes = finished(_0_3=90.0, _0_1=1.0, _0_03=1.0) | {trial(1.0): Outcome("diverged")}
-    standing = stand(cell, outcomes)
-    assert (standing.status, standing.rates, standing.edges) == ("chosen", Rates(0.3), [])
+    state = cell_state(cell, outcomes)
+    assert (state.status, state.rates, state.edges) == ("chosen", Rates(0.3), [])
 
 
 def test_the_lowest_seed_runs_the_grid_wherever_it_stands():
@@ -266,7 +266,7 @@ def test_the_table_selects_the_rates_that_the_sweep_chose():
             value += [10.0, 3.0, 1.0, 0.3, 0.1].index(rates.lr_head) * 3
             return float((value + shift) * shift % 5 % 3)
 
-        standing, waves = go_through(DAFT, accuracy)
+        state, waves = go_through(DAFT, accuracy)
         runs = pd.DataFrame(
             {
                 **dict.fromkeys(frames.CELL, "x"),
@@ -282,7 +282,7 @@ def test_the_table_selects_the_rates_that_the_sweep_chose():
         )
         chosen = selection.select(runs)
         assert set(chosen[frames.SEED]) == {0, 1, 2}
-        assert {Rates(*pair) for pair in chosen[frames.RATES].to_numpy().tolist()} == {standing.rates}
+        assert {Rates(*pair) for pair in chosen[frames.RATES].to_numpy().tolist()} == {state.rates}
 
 
 def options(name: str, *overrides: str) -> SweepConfig:
