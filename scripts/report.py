@@ -24,7 +24,7 @@ def main() -> None:
     loaded = robustness.load(records.below(args.runs))
     if not loaded:
         raise UserError(f"{args.runs}: no records below this folder")
-    write_atomically(args.out, page.report(loaded, f"Runs of {args.runs}", args.runs))
+    write_atomically(args.out, page.render_page(loaded, f"Runs of {args.runs}", args.runs))
     print(f"wrote {args.out}")
 
 

@@ -1,14 +1,15 @@
 """Compared tables (daft.paper) as Markdown, HTML and LaTeX, laid out as the paper's."""
 
-import html as escaping
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from html import escape
+from typing import Any
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from daft.report.paper import KEYS, Table
-from daft.report.tables import EDGES
+from daft.report.tables import EDGES, pipe_table
 
 LEGEND = (
     "Each cell: ours, mean ± sample standard deviation (ddof = 1) over seeds; then the paper's; then the "
@@ -18,29 +19,38 @@ LEGEND = (
 )
 
 
-class Number(NamedTuple):
-    """One cell in words."""
+def _grid(
+    table: Table,
+    compared: pd.DataFrame,
+    escape: Callable[[str], str],
+    bold: str,
+    joined: Callable[[str, str, str], str],
+) -> pd.DataFrame:
+    """The cells in words, laid out as the paper's: rows by network and method, columns by dataset and split.
 
-    ours: str
-    """mean ± std with marks, `missing` or `diverged`"""
-    best: bool
-    paper: str
-    """empty if it prints none"""
-    paper_best: bool
-    difference: str
-    """in points and stds; empty if there is nothing to compare"""
+    joined: makes a cell of ours (mean ± std with marks, `missing` or `diverged`), the paper's number and the
+    difference, which are empty where there are none.
+    """
+
+    def cell(row: "pd.Series[Any]") -> str:
+        ours, paper, difference = map(escape, _in_words(row, table.digits))
+        ours = bold.format(ours) if row["best"] else ours
+        return joined(ours, bold.format(paper) if row["paper_best"] else paper, difference)
+
+    texts = compared.apply(cell, axis=1).set_axis(pd.MultiIndex.from_frame(compared[KEYS]))
+    rows = pd.MultiIndex.from_product([table.backbones, table.methods])
+    columns = [(d, split) for d, of_dataset in table.datasets.items() for split in of_dataset.splits]
+    grid = texts.unstack(["dataset", "split"]).reindex(index=rows, columns=columns)
+    titles = [(table.backbones[backbone].title, table.methods[method].title) for backbone, method in rows]
+    heads = [(table.datasets[d].title, table.datasets[d].splits[split].title) for d, split in columns]
+    grid.index, grid.columns = (
+        pd.MultiIndex.from_tuples([tuple(map(escape, pair)) for pair in found]) for found in (titles, heads)
+    )
+    return grid.rename_axis(index=["Model", "Method"])
 
 
-def lines(table: Table, compared: pd.DataFrame) -> Iterator[tuple[str, str, list[Number]]]:
-    """Backbone, method and cells of each row."""
-    rows = {tuple(row[key] for key in KEYS): row for row in compared.to_dict("records")}
-    for backbone, network in table.backbones.items():
-        for method, row in table.methods.items():
-            keys = [(backbone, method, d, split) for d, c in table.datasets.items() for split in c.splits]
-            yield network.title, row.title, [_number(rows[key], table.digits) for key in keys]
-
-
-def _number(row: dict[Any, Any], digits: int) -> Number:
+def _in_words(row: "pd.Series[Any]", digits: int) -> tuple[str, str, str]:
+    """Ours, the paper's and the difference, in points and in standard deviations."""
     if row["missing"]:
         ours = "diverged" if row["diverged"] else "missing"
     else:
@@ -52,8 +62,7 @@ def _number(row: dict[Any, Any], digits: int) -> Number:
         difference = _signed(row["difference"], digits)
         if pd.notna(row["difference_in_std"]):
             difference += f" ({_signed(row['difference_in_std'], 1)} s)"
-    paper = "" if pd.isna(row["paper"]) else f"{row['paper']:.{digits}f}"
-    return Number(ours, bool(row["best"]), paper, bool(row["paper_best"]), difference)
+    return ours, "" if pd.isna(row["paper"]) else f"{row['paper']:.{digits}f}", difference
 
 
 def _signed(value: float, digits: int) -> str:
@@ -96,71 +105,34 @@ def _method(table: Table, name: str) -> str:
 def markdown(table: Table, compared: pd.DataFrame) -> str:
     """One Markdown table, and notes."""
 
-    def escaped(text: str) -> str:
+    def escape(text: str) -> str:
         return re.sub(r"([\\`*|<])", r"\\\1", text)
 
-    def bold(text: str, is_best: bool) -> str:
-        return f"**{escaped(text)}**" if is_best else escaped(text)
-
-    columns = [(c.title, split.title) for c in table.datasets.values() for split in c.splits.values()]
-    heads = [dataset if split == dataset else f"{dataset} {split}" for dataset, split in columns]
-    parts = [
-        f"### {escaped(table.title)}\n",
-        f"| model | method | {' | '.join(map(escaped, heads))} |",
-        "| --- | --- |" + " --- |" * len(heads),
-    ]
-    before = None
-    for network, method, numbers in lines(table, compared):
-        cells = [
-            " · ".join(filter(None, [bold(n.ours, n.best), bold(n.paper, n.paper_best), n.difference]))
-            for n in numbers
-        ]
-        shown, before = ("" if network == before else escaped(network)), network
-        parts.append(f"| {shown} | {escaped(method)} | {' | '.join(cells)} |")
-    return "\n".join([*parts, "", *(f"- {escaped(note)}" for note in notes(table, compared))]) + "\n"
+    rows = _grid(table, compared, escape, "**{}**", lambda *texts: " · ".join(filter(None, texts)))
+    rows.columns = [dataset if split == dataset else f"{dataset} {split}" for dataset, split in rows.columns]
+    rows = rows.reset_index(names=["model", "method"])
+    rows["model"] = rows["model"].mask(rows["model"].duplicated(), "")
+    remarks = "\n".join(f"- {escape(note)}" for note in notes(table, compared))
+    return f"### {escape(table.title)}\n\n{pipe_table(rows, texts=rows.shape[1])}\n\n{remarks}\n"
 
 
 def html(table: Table, compared: pd.DataFrame) -> str:
-    """A section of an HTML page; `page` makes a page of it."""
-    escape = escaping.escape
-    groups = "".join(
-        f'<th colspan="{len(c.splits)}" class="first">{escape(c.title)}</th>' for c in table.datasets.values()
-    )
-    splits = "".join(
-        f"<th{_first(i)}>{escape(split.title)}</th>"
-        for columns in table.datasets.values()
-        for i, split in enumerate(columns.splits.values())
-    )
-    starts = [i == 0 for columns in table.datasets.values() for i in range(len(columns.splits))]
-    body, before = [], None
-    for network, method, numbers in lines(table, compared):
-        cells = "".join(_html_cell(n, first) for n, first in zip(numbers, starts, strict=True))
-        span = len(table.methods)
-        head = "" if network == before else f'<th rowspan="{span}" class="model">{escape(network)}</th>'
-        body.append(
-            f"<tr{' class=block' if head else ''}>{head}<th class='method'>{escape(method)}</th>{cells}</tr>"
-        )
-        before = network
+    """A section of an HTML page; `html_document` makes a page of it."""
+
+    def joined(ours: str, *others: str) -> str:
+        small = " · ".join(filter(None, others))
+        ours = f'<span class="absent">{ours}</span>' if ours in ("missing", "diverged") else ours
+        return f"{ours}<small>{small}</small>" if small else ours
+
+    splits = [len(columns.splits) for columns in table.datasets.values()]
+    firsts = ", ".join(f".col{sum(splits[:i])}" for i in range(len(splits)))
+    styler = Styler(_grid(table, compared, escape, "<b>{}</b>", joined), uuid=table.name, cell_ids=False)
+    styler.set_table_styles([{"selector": firsts, "props": "border-left: 1px solid #ddd"}])
     remarks = "".join(f"<li>{escape(note)}</li>" for note in notes(table, compared))
     return (
-        f'<section id="{escape(table.name)}"><h2>{escape(table.title)}</h2>\n<div class="wide"><table>\n'
-        f'<thead><tr><th rowspan="2">Model</th><th rowspan="2">Method</th>{groups}</tr>\n'
-        f"<tr>{splits}</tr></thead>\n"
-        f"<tbody>{chr(10).join(body)}</tbody>\n</table></div>\n<ul class='notes'>{remarks}</ul></section>\n"
+        f'<section id="{escape(table.name)}"><h2>{escape(table.title)}</h2>\n'
+        f'<div class="wide">{styler.to_html()}</div>\n<ul class="notes">{remarks}</ul></section>\n'
     )
-
-
-def _first(position: int) -> str:
-    return ' class="first"' if position == 0 else ""
-
-
-def _html_cell(number: Number, first: bool) -> str:
-    ours = f"<b>{number.ours}</b>" if number.best else number.ours
-    if number.ours in ("missing", "diverged"):
-        ours = f'<span class="absent">{ours}</span>'
-    paper = f"<b>{number.paper}</b>" if number.paper_best else number.paper
-    small = " · ".join(filter(None, [paper, number.difference]))
-    return f"<td{_first(not first)}>{ours}{f'<small>{small}</small>' if small else ''}</td>"
 
 
 STYLE = """
@@ -171,11 +143,10 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { fon
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem; }
 thead tr:first-child th { border-top: 2px solid #1b1b1b; }
 tbody { border-top: 1px solid #1b1b1b; border-bottom: 2px solid #1b1b1b; }
-tr.block { border-top: 1px solid #999; }
+tbody tr:not(:first-child) .row_heading.level0, .row_heading.level0 ~ * { border-top: 1px solid #999; }
 th { font-weight: 600; text-align: left; vertical-align: top; white-space: nowrap; }
-th.method { font-weight: 400; }
+.row_heading.level1 { font-weight: 400; }
 th, td { padding: 0.25rem 0.6rem; }
-th.first, td.first { border-left: 1px solid #ddd; }
 td { white-space: nowrap; }
 td small { display: block; color: #666; }
 .absent, .notes { color: #777; }
@@ -183,12 +154,12 @@ td small { display: block; color: #666; }
 """
 
 
-def page(title: str, body: str, style: str = "") -> str:
+def html_document(title: str, body: str, style: str = "") -> str:
     """A whole HTML page that asks for nothing else."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escaping.escape(title)}</title>\n<style>{STYLE}{style}</style></head>\n<body>\n{body}</body></html>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style></head>\n<body>\n{body}</body></html>\n"
     )
 
 
@@ -216,41 +187,37 @@ def latex(table: Table, compared: pd.DataFrame) -> str:
     def escaped(text: str) -> str:
         return re.sub("|".join(map(re.escape, LATEX)), lambda match: LATEX[match[0]], text)
 
-    def bold(text: str, is_best: bool) -> str:
-        return rf"\textbf{{{escaped(text)}}}" if is_best else escaped(text)
-
-    def cell(number: Number) -> str:
-        second = [bold(number.paper, number.paper_best), escaped(number.difference)]
-        ours, below = bold(number.ours, number.best), " ".join(filter(None, second))
+    def joined(ours: str, *others: str) -> str:
+        below = " ".join(filter(None, others))
         return rf"\shortstack{{{ours}\\{{\tiny {below}}}}}" if below else ours
 
-    groups, rules, column = [], [], 3
+    grid = _grid(table, compared, escaped, r"\textbf{{{}}}", joined)
+    width = grid.shape[1]
+    body = grid.style.to_latex(
+        column_format="ll" + "c" * width,
+        hrules=True,
+        clines="skip-last;data",
+        multicol_align="c",
+        multirow_align="naive",
+    )
+    line, rules, column = rf"\cline{{1-{width + 2}}}", "", 3
     for columns in table.datasets.values():
-        last = column + len(columns.splits) - 1
-        groups.append(rf"\multicolumn{{{len(columns.splits)}}}{{c}}{{{escaped(columns.title)}}}")
-        rules.append(rf"\cmidrule(lr){{{column}-{last}}}")
-        column = last + 1
-    splits = [escaped(split.title) for c in table.datasets.values() for split in c.splits.values()]
+        rules += rf"\cmidrule(lr){{{column}-{column + len(columns.splits) - 1}}} "
+        column += len(columns.splits)
+    body = body.replace(f"{line}\n\\bottomrule", r"\bottomrule").replace(line, r"\midrule")
+    head, *rows = body.strip().split("\\\\\n")
     parts = [
         r"\begin{table*}",
         r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{escaped(' '.join([f'{table.title}.', *notes(table, compared)]))}}}",
         rf"\label{{tab:{table.name}}}",
         r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",  # a wide one is made to fit
-        rf"\begin{{tabular}}{{ll{'c' * len(splits)}}}",
-        r"\toprule",
-        rf"Model & Method & {' & '.join(groups)} \\",
-        " ".join(rules),
-        rf" & & {' & '.join(splits)} \\",
+        rf"{head}\\ {rules}",
+        "\\\\[2pt]\n".join(rows) + "}",
+        r"\end{table*}",
     ]
-    before = None
-    for network, method, numbers in lines(table, compared):
-        if network != before:
-            parts.append(r"\midrule")
-        shown, before = ("" if network == before else escaped(network)), network
-        parts.append(rf"{shown} & {escaped(method)} & {' & '.join(map(cell, numbers))} \\[2pt]")
-    return "\n".join([*parts, r"\bottomrule", r"\end{tabular}}", r"\end{table*}"]) + "\n"
+    return "\n".join(parts) + "\n"
 
 
-RENDERERS = {"md": markdown, "html": lambda t, c: page(t.title, html(t, c)), "tex": latex}
+RENDERERS = {"md": markdown, "html": lambda t, c: html_document(t.title, html(t, c)), "tex": latex}
 """By suffix of the file."""

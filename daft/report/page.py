@@ -1,9 +1,9 @@
 """Everything that a folder of runs holds, as one HTML page that needs neither server nor network."""
 
 import base64
-import html
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from daft.common.errors import UserError
 from daft.report import layouts, paper, tables
 from daft.report.figures import gallery, style
 from daft.report.figures.gallery import Picture
-from daft.report.methods import in_order
 from daft.runs import frames
 from daft.sweep import selection
 
@@ -30,7 +29,7 @@ summary { cursor: pointer; overflow-wrap: anywhere; }
 """
 
 
-def report(loaded: Sequence[dict[str, Any]], title: str, folder: Path | None = None) -> str:
+def render_page(loaded: Sequence[dict[str, Any]], title: str, folder: Path | None = None) -> str:
     """The page: tables of the paper that have runs, then each dataset and backbone, then every run.
 
     folder: of the runs, for pictures of what `figures.py` has measured and kept beside them.
@@ -50,31 +49,25 @@ def report(loaded: Sequence[dict[str, Any]], title: str, folder: Path | None = N
         try:
             body = _cells(group, of_group, folder)
         except UserError as error:  # a study of a setting, or a mistake, which leaves the other sections
-            body = f'<p class="problem">{_escape(error)}</p>{_over_a_setting(of_group)}'
-        sections.append(f'<section id="{_escape(anchor)}"><h2>{_escape(heading)}</h2>{body}</section>\n')
+            body = f'<p class="problem">{escape(str(error))}</p>{_over_a_setting(of_group)}'
+        sections.append(f'<section id="{escape(anchor)}"><h2>{escape(heading)}</h2>{body}</section>\n')
     links.append(("runs", "runs"))
     sections.append(_runs(runs, loaded))
     counts = ", ".join(f"{count} {status}" for status, count in runs["status"].value_counts().items())
-    menu = "".join(f'<a href="#{_escape(anchor)}">{_escape(name)}</a>' for anchor, name in links)
-    head = f"<h1>{_escape(title)}</h1>\n<p>{len(runs)} run(s): {counts}.</p>\n<nav>{menu}</nav>\n"
-    return layouts.page(title, head + "".join(sections), STYLE)
-
-
-class _Html(str):
-    """Text that is HTML already."""
-
-
-def _escape(value: object) -> str:
-    return value if isinstance(value, _Html) else html.escape(str(value))
+    menu = "".join(f'<a href="#{escape(anchor)}">{escape(name)}</a>' for anchor, name in links)
+    head = f"<h1>{escape(title)}</h1>\n<p>{len(runs)} run(s): {counts}.</p>\n<nav>{menu}</nav>\n"
+    return layouts.html_document(title, head + "".join(sections), STYLE)
 
 
 def _cells(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], folder: Path | None) -> str:
     """The table and figures of one dataset and backbone."""
-    table = _accuracies(tables.aggregate(selection.select(runs), runs), frames.accuracies(runs))
+    metrics = [*frames.accuracies(runs), "id/l2"]
+    summary = tables.summary(tables.aggregate(selection.select(runs), runs), metrics, style.label)
+    note = "Mean ± sample standard deviation (ddof = 1) over n seeds; * at the edge of the grid."
     pictures = gallery.of_runs(loaded) + gallery.of_grids(loaded, whole=True)
     if folder:
         pictures += gallery.of_extremes(gallery.selected(loaded), folder)
-    return table + _figures(map(_picture, pictures))
+    return f'{_html_table(summary)}<p class="notes">{note}</p>\n{_figures(map(_picture, pictures))}'
 
 
 def _over_a_setting(loaded: Sequence[dict[str, Any]]) -> str:
@@ -86,54 +79,28 @@ def _over_a_setting(loaded: Sequence[dict[str, Any]]) -> str:
     return _figures(drawn)
 
 
-def _accuracies(table: pd.DataFrame, metrics: list[str]) -> str:
-    """Mean and spread per method at the selected rates."""
-    splits = [f"{tables.split_name(metric)} %" for metric in metrics]
-    heads = ["method", "η_θ", "η_w", "n", *splits, "ID feature L2"]
-    rows = []
-    by_method = {str(name): cell.set_index("metric") for name, cell in table.groupby("method")}
-    for method in in_order(by_method):
-        cell = by_method[method]
-        first = cell.iloc[0]
-        absent = "missing" if first["n"] else "diverged"
-        rows.append(
-            [
-                style.label(method),
-                *tables.rates(first),
-                first["n"],
-                *(tables.mean_std(cell.loc[m]) if m in cell.index else absent for m in (*metrics, "id/l2")),
-            ]
-        )
-    note = "Mean ± sample standard deviation (ddof = 1) over n seeds; * at the edge of the grid."
-    return f'{_html_table(heads, rows)}<p class="notes">{note}</p>\n'
-
-
 def _figures(drawn: Iterable[str]) -> str:
     return f'<div class="figures">{"".join(drawn)}</div>\n'
 
 
 def _picture(picture: Picture) -> str:
     kind, content = style.embedded(picture.draw())
-    caption = _escape(picture.caption)
+    caption = escape(picture.caption)
     image = f'<img src="data:{kind};base64,{base64.b64encode(content).decode()}" alt="{caption}">'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n"
 
 
 def _runs(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> str:
     """A table of all runs, and the settings, metrics and epochs of each to unfold."""
-    columns = ["run", *frames.CELL, *frames.RATES, frames.SEED, "status", "best_epoch"]
-    columns += ["id", "ood"]
-    heads = ["run", "dataset", "backbone", "method", "η_θ", "η_w", "seed", "status", "epoch"]
-    heads += ["ID %", "OOD mean %"]
+    keys = ["run", *frames.CELL, *frames.RATES, frames.SEED, "status", "best_epoch", "id", "ood"]
+    heads = ["run", "dataset", "backbone", "method", "η_θ", "η_w", "seed", "status", "epoch", "ID %"]
     judged = {split: frames.score(runs, split).round(2) for split in ("id", "ood")}
-    ordered = runs.assign(**judged)[columns].sort_values([*frames.CELL, *frames.RATES, frames.SEED])
-    rows = [
-        [_Html(f'<a href="#{_escape(run)}">{_escape(run)}</a>'), *map(_value, row)]
-        for run, *row in ordered.itertuples(index=False)
-    ]
+    ordered = runs.assign(**judged)[keys].sort_values([*frames.CELL, *frames.RATES, frames.SEED])
+    cells = ordered.map(lambda value: escape(_value(value))).set_axis([*heads, "OOD mean %"], axis=1)
+    cells["run"] = cells["run"].map('<a href="#{0}">{0}</a>'.format)
     details = {record["run"]: _details(record) for record in loaded}
     unfolded = "".join(details[run] for run in ordered["run"])
-    return f'<section id="runs"><h2>Runs</h2>\n{_html_table(heads, rows)}{unfolded}</section>\n'
+    return f'<section id="runs"><h2>Runs</h2>\n{_html_table(cells, escape=False)}{unfolded}</section>\n'
 
 
 def _details(record: dict[str, Any]) -> str:
@@ -141,17 +108,14 @@ def _details(record: dict[str, Any]) -> str:
     config = record["config"]
     names = [str(config[group]["name"]) for group in ("dataset", "backbone", "method")]
     settings = pd.json_normalize(config | {"environment": record["environment"]}, max_level=2).iloc[0]
-    facts = [[name, _value(value)] for name, value in settings.items()]
-    metrics = [[name, _value(value)] for name, value in (record["metrics"] | record["time"]).items()]
-    epochs = pd.DataFrame(record["history"])
-    history = [[_value(value) for value in row] for row in epochs.itertuples(index=False)]
+    facts = pd.DataFrame({"key": settings.index, "value": settings.to_numpy()})
+    metrics = pd.DataFrame((record["metrics"] | record["time"]).items(), columns=["metric", "value"])
     return (
-        f"<details><summary>{_escape(', '.join(names))}, "
-        f"seed {config['seed']} (<code>{_escape(record['run'])}</code>)</summary>\n"
-        f'<h3 id="{_escape(record["run"])}">Metrics</h3>'  # a link to what is inside unfolds it
-        f"{_html_table(['metric', 'value'], metrics)}"
-        f"<h3>Epochs</h3>{_html_table(list(epochs.columns), history)}"
-        f"<h3>Settings</h3>{_html_table(['key', 'value'], facts, 'facts')}</details>\n"
+        f"<details><summary>{escape(', '.join(names))}, "
+        f"seed {config['seed']} (<code>{escape(record['run'])}</code>)</summary>\n"
+        f'<h3 id="{escape(record["run"])}">Metrics</h3>'  # a link to what is inside unfolds it
+        f"{_html_table(metrics)}<h3>Epochs</h3>{_html_table(pd.DataFrame(record['history']))}"
+        f"<h3>Settings</h3>{_html_table(facts, classes='facts')}</details>\n"
     )
 
 
@@ -161,10 +125,6 @@ def _value(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _html_table(heads: Sequence[object], rows: Sequence[Sequence[object]], kind: str = "") -> str:
-    head = "".join(f"<th>{_escape(text)}</th>" for text in heads)
-    body = "\n".join(f"<tr>{''.join(f'<td>{_escape(text)}</td>' for text in row)}</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>\n"
-    )
+def _html_table(rows: pd.DataFrame, **keywords: Any) -> str:
+    with pd.option_context("display.max_colwidth", None):  # or long texts are cut
+        return f'<div class="wide">{rows.map(_value).to_html(index=False, border=0, **keywords)}</div>\n'

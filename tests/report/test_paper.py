@@ -309,7 +309,7 @@ def test_html_and_latex_show_the_numbers_of_the_markdown():
     html, latex = layouts.html(table, compared), layouts.latex(table, compared)
     assert "<b>97.33 ± 1.53*</b><small>97.66 · −0.33 (−0.2 s)</small>" in html
     assert html.count("<td") == 18 * 3
-    assert "://" not in layouts.page("t", html)  # asks for nothing
+    assert "://" not in layouts.html_document("t", html)  # asks for nothing
     assert r"\shortstack{\textbf{97.33 $\pm$ 1.53*}\\{\tiny 97.66 $-$0.33 ($-$0.2 s)}}" in latex
     body = latex.partition(r"\midrule")[2].splitlines()
     assert {line.count(" & ") for line in body if line.endswith(r"\\[2pt]")} == {4}
