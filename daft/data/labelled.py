@@ -128,10 +128,8 @@ class Labelled:
 
     def split_every_nth(self, n: int) -> tuple["Labelled", "Labelled"]:
         """(the other images, every n-th image of each class in path order)."""
-        rank = torch.zeros_like(self.labels)
-        for label in self.labels.unique():
-            of_class = (self.labels == label).nonzero()[:, 0]
-            rank[of_class] = torch.arange(len(of_class))
+        labels = pd.Series(self.labels.numpy())
+        rank = torch.tensor(labels.groupby(labels).cumcount().tolist())
         nth = rank % n == n - 1
         return self.subset((~nth).nonzero()[:, 0]), self.subset(nth.nonzero()[:, 0])
 

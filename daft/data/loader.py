@@ -109,7 +109,7 @@ class Loader:
             self._stream = DataLoader(
                 _Files(self.images, self.labels, self._operations),
                 batch_sampler=self._sampler,
-                collate_fn=_collated,
+                collate_fn=tuple,  # `_Files` gives whole batches
                 num_workers=self.workers,
                 persistent_workers=self.workers > 0 and self.shuffle,  # training alone reads every epoch
                 pin_memory=self.device.type == "cuda",
@@ -150,9 +150,6 @@ class _BatchSampler:
         for chunk in self.chunks:  # plain numbers: a tensor per image is slow to send to a worker
             yield list(zip(chunk.tolist(), self.uniforms[chunk].tolist(), strict=True))
 
-    def __len__(self) -> int:
-        return len(self.chunks)
-
 
 class _Files(TorchDataset[Batch]):
     def __init__(self, files: Streamed | Cached, labels: Tensor, operations: Sequence[Operation]) -> None:
@@ -168,8 +165,3 @@ class _Files(TorchDataset[Batch]):
             each = zip(images, uniforms, strict=True)
             batch = torch.cat([transform(image[None], self.operations, row[None]) for image, row in each])
         return batch, self.labels[list(indices)]
-
-
-def _collated(batch: Any) -> Any:
-    """`_Files` gives whole batches."""
-    return batch

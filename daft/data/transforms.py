@@ -36,13 +36,7 @@ RGB = 3
 CROP_ATTEMPTS = 10
 """Draws of a random box before falling back to the centre, as in torchvision's RandomResizedCrop."""
 
-UNIFORMS = {
-    Flip: 1,
-    RandomCrop: 2,
-    RandomResizedCrop: 2 * CROP_ATTEMPTS + 2,
-    RandomScaleCrop: 3,
-    ColorJitter: 4,
-}
+DRAWS = {Flip: 1, RandomCrop: 2, RandomResizedCrop: 2 * CROP_ATTEMPTS + 2, RandomScaleCrop: 3, ColorJitter: 4}
 """Uniform numbers that an operation consumes per image."""
 
 NO_UNIFORMS = torch.empty(1, 0)
@@ -51,7 +45,7 @@ NO_UNIFORMS = torch.empty(1, 0)
 
 def num_uniforms(operations: Sequence[Operation]) -> int:
     """Width of the table of uniform numbers that these operations need."""
-    return sum(UNIFORMS.get(type(op), 0) for op in operations)
+    return sum(DRAWS.get(type(op), 0) for op in operations)
 
 
 def transform(images: Tensor, operations: Sequence[Operation], uniforms: Tensor) -> Tensor:
@@ -62,7 +56,7 @@ def transform(images: Tensor, operations: Sequence[Operation], uniforms: Tensor)
     """
     start = 0
     for op in operations:
-        width = UNIFORMS.get(type(op), 0)
+        width = DRAWS.get(type(op), 0)
         images = apply(op, images, uniforms[:, start : start + width])
         start += width
     return images

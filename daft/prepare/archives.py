@@ -13,16 +13,7 @@ from typing import IO
 from daft.common import progress
 from daft.common.errors import UserError
 from daft.config.schema import FileConfig
-from daft.prepare.disk import (
-    CHUNK,
-    UnfitError,
-    archive_kind,
-    exists,
-    present,
-    require_vacant,
-    unpacked_folder,
-    writing,
-)
+from daft.prepare import disk
 
 DAMAGE = (
     tarfile.TarError,
@@ -44,13 +35,13 @@ def unpack(file: FileConfig, root: Path) -> None:
     something that it should give, or would write over what is there; nothing of it is left then.
     """
     archive, folder = root / file.path, file.unpack or "."
-    if present(file, root) == "present":
+    if disk.present(file, root) == "present":
         return
-    with writing(archive, root):
-        if present(file, root) == "present":  # another process has unpacked it meanwhile
+    with disk.writing(archive, root):
+        if disk.present(file, root) == "present":  # another process has unpacked it meanwhile
             return
-        require_vacant(file, root)
-        if not (whole := unpacked_folder(file, root)).is_dir():
+        disk.require_vacant(file, root)
+        if not (whole := disk.unpacked_folder(file, root)).is_dir():
             if not archive.is_file():
                 raise UserError(f"{archive}: there is no such archive to unpack")
             partial = whole.with_suffix(".unpacking")
@@ -74,7 +65,7 @@ def discard(file: FileConfig, root: Path) -> None:
 
 
 def _require_gives(archive: Path, partial: Path, file: FileConfig) -> None:
-    if missing := [name for name in file.gives if not exists(partial / name)]:
+    if missing := [name for name in file.gives if not disk.exists(partial / name)]:
         held = ", ".join(sorted(path.name for path in (partial / (file.unpack or ".")).iterdir()))
         raise UserError(f"{archive} does not hold {', '.join(missing)}, but {held or 'nothing'}")
 
@@ -89,7 +80,7 @@ def _moves(source: Path, target: Path, gives: list[str]) -> list[tuple[Path, Pat
     def moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
         for entry in sorted(source.iterdir()):
             place = target / entry.name
-            if not exists(place):
+            if not disk.exists(place):
                 yield entry, place
             elif entry.is_dir() and place.is_dir() and place not in given:
                 yield from moves(entry, place)
@@ -108,14 +99,14 @@ def _extract(archive: Path, folder: Path, strip: int) -> None:
     try:
         with open(archive, "rb") as raw, progress.transfer() as shown:
             bar = shown.add_task(f"unpacking {archive.name}", total=archive.stat().st_size)
-            extract = {"tar": _untar, "zip": _unzip}.get(archive_kind(archive) or "")
+            extract = {"tar": _untar, "zip": _unzip}.get(disk.archive_kind(archive) or "")
             if extract is None:
                 raise UserError(f"{archive} cannot be unpacked: it is neither tar, tar.gz nor zip")
             for _ in extract(raw, folder, strip):
                 shown.update(bar, completed=raw.tell())
     except tarfile.FilterError as error:
         raise UserError(f"{archive} is not safe to unpack: {error}") from error
-    except UnfitError as error:
+    except disk.UnfitError as error:
         raise UserError(f"{archive} is not safe to unpack: {error}") from None
     except DAMAGE as error:
         raise UserError(
@@ -139,7 +130,7 @@ def _untar(raw: IO[bytes], folder: Path, strip: int) -> Iterator[None]:
         rest = tar.fileobj
         if rest is None or rest.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("it ends too early")
-        while rest.read(CHUNK):
+        while rest.read(disk.CHUNK):
             pass
 
 
@@ -148,13 +139,13 @@ def _unzip(raw: IO[bytes], folder: Path, strip: int) -> Iterator[None]:
         members = [(member, _below(member.filename, strip)) for member in archive.infolist()]
         for member, path in members:
             if stat.S_ISLNK(member.external_attr >> 16):
-                raise UnfitError(f"{member.filename!r} is a link")
+                raise disk.UnfitError(f"{member.filename!r} is a link")
             if path and member.is_dir():
                 (folder / path).mkdir(parents=True, exist_ok=True)
             elif path:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, open(folder / path, "wb") as target:
-                    shutil.copyfileobj(source, target, CHUNK)
+                    shutil.copyfileobj(source, target, disk.CHUNK)
             yield
 
 
@@ -162,5 +153,5 @@ def _below(name: str, strip: int) -> str:
     """A member's path without its first parts, empty to leave it out; raises if it leads outside."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts[:1] and path.parts[0].endswith(":")):
-        raise UnfitError(f"{name!r} would lie outside of the folder")
+        raise disk.UnfitError(f"{name!r} would lie outside of the folder")
     return "" if "__MACOSX" in path.parts else "/".join(path.parts[strip:])

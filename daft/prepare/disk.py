@@ -52,11 +52,6 @@ def required_bytes(files: Iterable[FileConfig], root: Path) -> int:
     return needed
 
 
-def require_space(files: Iterable[FileConfig], root: Path) -> None:
-    """Raises UserError if the disk of `root` has no room for what is absent."""
-    require_free(required_bytes(files, root), root)
-
-
 def require_free(needed: int, folder: Path) -> None:
     """Raises UserError if the disk of a folder has fewer bytes free."""
     place = folder.absolute()

@@ -180,8 +180,9 @@ def _place(cfg: DatasetConfig, file: FileConfig) -> Path:
 
 
 def _state_space(name: str, files: list[FileConfig], root: Path) -> None:
-    disk.require_space(files, root)
-    if needed := disk.required_bytes(files, root):
+    needed = disk.required_bytes(files, root)
+    disk.require_free(needed, root)
+    if needed:
         progress.console.print(f"{name}: {needed / GB:,.1f} GB of disk needed below {root}")
 
 

@@ -21,17 +21,7 @@ from daft.common import progress
 from daft.common.errors import UserError
 from daft.common.files import write_atomically
 from daft.config.schema import FileConfig
-from daft.prepare.disk import (
-    CHUNK,
-    UnfitError,
-    archive_kind,
-    first_bytes,
-    part_file,
-    present,
-    require_free,
-    require_vacant,
-    writing,
-)
+from daft.prepare import disk
 
 TIMEOUT = (15, 60)
 """Seconds to connect, and without a byte after that."""
@@ -99,9 +89,9 @@ def fetch(file: FileConfig, root: Path, check: Callable[[Path], None] | None = N
     """
     path = root / file.path
     if not _needless(file, root):
-        with writing(path, root):
+        with disk.writing(path, root):
             if not _needless(file, root):  # as another process may have left it
-                require_vacant(file, root)
+                disk.require_vacant(file, root)
                 return _fetch_from_any(file, path, check)
     return verify(file, root) if path.exists() else None
 
@@ -113,16 +103,16 @@ def verify(file: FileConfig, root: Path) -> Fetched:
         raise UserError(f"{path}: there is no such file")
     try:
         return Fetched(None, *_examine(path, file))
-    except UnfitError as error:
+    except disk.UnfitError as error:
         raise UserError(f"{path} is damaged or another file: {error}; remove it to fetch it anew") from None
 
 
 def _needless(file: FileConfig, root: Path) -> bool:
-    return (root / file.path).exists() or present(file, root) == "present"
+    return (root / file.path).exists() or disk.present(file, root) == "present"
 
 
 def _fetch_from_any(file: FileConfig, path: Path, check: Callable[[Path], None] | None) -> Fetched:
-    part, reasons = part_file(path), []
+    part, reasons = disk.part_file(path), []
     for url in file.urls:
         try:
             _receive(url, part, file)
@@ -131,7 +121,7 @@ def _fetch_from_any(file: FileConfig, path: Path, check: Callable[[Path], None] 
                 _apply(check, part)
         except _UnreachableError as error:
             reasons.append(f"{url}: {error}")
-        except UnfitError as error:
+        except disk.UnfitError as error:
             reasons.append(f"{url}: {error}")
             part.unlink()
             _notes(part).unlink(missing_ok=True)
@@ -148,7 +138,7 @@ def _apply(check: Callable[[Path], None], part: Path) -> None:
     try:
         check(part)
     except UserError as error:
-        raise UnfitError(str(error)) from error
+        raise disk.UnfitError(str(error)) from error
 
 
 def _receive(url: str, part: Path, file: FileConfig) -> None:
@@ -206,14 +196,14 @@ def _download(url: str, part: Path, file: FileConfig) -> None:
         length = given.get("Content-Length")
         total = whole if continued else int(length) if length else None
         taken = part.stat().st_size if part.exists() else 0  # gone on with, or freed
-        require_free((total or 0) - taken, part.parent)
+        disk.require_free((total or 0) - taken, part.parent)
         with open(part, "ab" if continued else "wb") as out, progress.transfer() as shown:
             if not continued:  # after the old bytes are gone, before the first new one
                 notes = {"url": url, "validator": _validator(given), "bytes": total}
                 write_atomically(_notes(part), json.dumps(notes))
             bar = shown.add_task(part.stem, total=total, completed=arrived if continued else 0)
             # Not response.iter_content: it would decompress a .gz that is declared as an encoding.
-            for chunk in response.raw.stream(CHUNK, decode_content=False):
+            for chunk in response.raw.stream(disk.CHUNK, decode_content=False):
                 out.write(chunk)
                 shown.advance(bar, len(chunk))
             out.flush()
@@ -274,22 +264,21 @@ def _root_cause(error: BaseException) -> str:
 
 def _examine(path: Path, file: FileConfig) -> tuple[str, int]:
     """sha256:… and bytes; raises UnfitError if the file is not the configured one."""
-    kind, size = archive_kind(path), path.stat().st_size
+    kind, size = disk.archive_kind(path), path.stat().st_size
     if size == 0:
-        raise UnfitError("an empty file")
-    if kind is None and first_bytes(path).lstrip(SPACE).lower().startswith(
-        PAGES.get(_suffix(file), (b"<", b"{"))
-    ):
-        raise UnfitError("a web page instead of the file")
+        raise disk.UnfitError("an empty file")
+    text = disk.first_bytes(path).lstrip(SPACE).lower()
+    if kind is None and text.startswith(PAGES.get(_suffix(file), (b"<", b"{"))):
+        raise disk.UnfitError("a web page instead of the file")
     if file.bytes not in (None, size):
-        raise UnfitError(f"{size:,} bytes, not {file.bytes:,}")
+        raise disk.UnfitError(f"{size:,} bytes, not {file.bytes:,}")
     found = _checksums(path, {"sha256", (file.checksum or "sha256").split(":")[0]})
     if file.checksum and not (other := found[file.checksum.split(":")[0]]).startswith(file.checksum):
-        raise UnfitError(f"{other}, not {file.checksum}")
+        raise disk.UnfitError(f"{other}, not {file.checksum}")
     if file.unpack is not None and kind is None:
-        raise UnfitError("neither tar, tar.gz nor zip")
+        raise disk.UnfitError("neither tar, tar.gz nor zip")
     if kind == "zip" and not zipfile.is_zipfile(path):
-        raise UnfitError("a zip that is cut short")
+        raise disk.UnfitError("a zip that is cut short")
     return found["sha256"], size
 
 
@@ -297,7 +286,7 @@ def _checksums(path: Path, algorithms: set[str]) -> dict[str, str]:
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
     with open(path, "rb") as file, progress.transfer() as shown:
         bar = shown.add_task(f"verifying {path.name}", total=path.stat().st_size)
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(disk.CHUNK):
             for each in hashes.values():
                 each.update(chunk)
             shown.advance(bar, len(chunk))

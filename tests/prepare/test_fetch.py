@@ -142,11 +142,11 @@ def full_disk(after: int) -> Iterator[None]:
 
 
 def start(code: str) -> subprocess.Popen[bytes]:
-    """Another process of Python that runs this with archives, fetch and FileConfig at hand."""
+    """Another process of Python that runs this with archives, disk, fetch and FileConfig at hand."""
     header = (
         "from pathlib import Path\n"
         "from daft.config.schema import FileConfig\n"
-        "from daft.prepare import archives, fetch\n"
+        "from daft.prepare import archives, disk, fetch\n"
     )
     return subprocess.Popen([sys.executable, "-c", header + textwrap.dedent(code)], cwd=ROOT)
 
@@ -239,7 +239,7 @@ def test_a_later_run_goes_on_with_what_has_arrived(server: Server, root: Path):
 def test_a_killed_process_leaves_what_the_next_one_goes_on_with(server: Server, root: Path):
     server.faults["a"] = Hold(after=600_000)
     file, part = wanted(server), root / "a.part"
-    process = start(f"fetch.CHUNK = 10_000\nfetch.fetch({file!r}, Path({str(root)!r}))")
+    process = start(f"disk.CHUNK = 10_000\nfetch.fetch({file!r}, Path({str(root)!r}))")
     wait_until(lambda: part.exists() and part.stat().st_size > 50_000, lambda: running(process))
     process.kill()
     process.wait()
@@ -559,8 +559,8 @@ def test_what_has_arrived_counts_even_if_no_size_of_the_archive_is_known(server:
 def test_too_small_a_disk_is_said_before_anything_is_fetched(root: Path):
     huge = FileConfig(path="a", urls=["x"], bytes=10**18)
     with pytest.raises(UserError, match=r"1,000,000,000\.0 GB are needed, but only .* GB are free"):
-        disk.require_space([huge], root)
-    disk.require_space([replace(huge, bytes=1)], root)
+        disk.require_free(disk.required_bytes([huge], root), root)
+    disk.require_free(1, root)
     assert not root.exists()
 
 
@@ -770,7 +770,7 @@ def test_what_appears_meanwhile_is_not_mixed_with_what_is_moved(archive: Path, r
 def test_what_is_there_is_taken_without_writing(archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
     file, whole = archived(archive), FileConfig(path=archive.name, urls=["x"])
     archives.unpack(file, root)
-    monkeypatch.setattr(archives, "writing", None)  # which all that writes must enter
+    monkeypatch.setattr(disk, "writing", None)  # which all that writes must enter
     archives.unpack(file, root)
     assert fetched(file, root) == fetched(whole, root) == fetch.verify(whole, root)
     assert disk.required_bytes([file, whole], root) == 0
