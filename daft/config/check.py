@@ -2,25 +2,17 @@
 
 import difflib
 import re
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import (
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import TypeAdapter, ValidationError
 
 from daft.common.errors import ConfigError
-from daft.config.schema import (
-    Config,
-    FileConfig,
-    SegmentationConfig,
-    SplitConfig,
-    SweepConfig,
-)
+from daft.config.schema import Config
 
 SECTIONS = [f.name for f in fields(Config) if f.name != "seed"]
 """Top-level keys that have keys below them."""
@@ -94,18 +86,11 @@ def _config_error(error: ValidationError, section: list[str]) -> ConfigError:
     return ConfigError(key, f"{first['input']!r} is not allowed: {message[0].lower()}{message[1:]}")
 
 
-UNIONS = {"sweep": SweepConfig, "segmentation": SegmentationConfig}
-"""Sections that may be null."""
-
-
 def _keys_at(path: list[str]) -> list[str]:
     """The allowed keys of the section at this path."""
     node: Any = Config
-    for before, part in zip(["", *path], path, strict=False):
-        if part in UNIONS and not before:
-            node = UNIONS[part]
-        elif before in ("ood", "files"):  # free names, and numbers
-            node = SplitConfig if before == "ood" else FileConfig
-        elif part not in ("ood", "files"):
-            node = {f.name: f.type for f in fields(node)}[part]
+    for name in path:
+        node = {f.name: f.type for f in fields(node)}[name] if is_dataclass(node) else get_args(node)[-1]
+        if isinstance(node, UnionType):  # a section that may be null
+            node = get_args(node)[0]
     return [f.name for f in fields(node)]
