@@ -33,7 +33,7 @@ from daft.runs.reopened import FinishedRun
 from daft.training import distortion, evaluation, loop, tasks
 from daft.training.checkpoints import Fit
 from daft.training.evaluation import PretrainedFeatures
-from daft.training.tasks import Task
+from daft.training.task import Task
 
 BUSY_SECONDS = 5.0
 """Between looks at a run that another process computes."""
@@ -341,7 +341,7 @@ def _measure(
         after = before[name]
         if prepared.trains_backbone:
             after = evaluation.features(backbone, loader, setting.autocast)
-        found = setting.task.measures(prepared.model, after, loader, setting.autocast)
+        found = setting.task.metrics(prepared.model, after, loader, setting.autocast)
         metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
         distorted[name] = distortion.feature_distortion(before[name], after)
         metrics |= {f"{name}/{metric}": found["mean"] for metric, found in distorted[name].items()}

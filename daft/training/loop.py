@@ -26,7 +26,7 @@ CHECK_SECONDS = 1.0
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Mean cross-derive_seed of one batch."""
+    """Mean cross-entropy of one batch."""
     images, labels = batch
     return {"loss": F.cross_entropy(model(images), labels)}
 

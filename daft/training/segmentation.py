@@ -13,7 +13,7 @@ from daft.networks.backbones import FeatureExtractor
 from daft.networks.classifier import Classifier
 from daft.networks.deeplab import Decoder, Encoder, Pooled, Segmenter
 from daft.training.evaluation import Autocast
-from daft.training.tasks import Task
+from daft.training.task import Task
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ class Segmentation(Task):
     def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:
         return float(ious(model, loader, len(self.classes), cast).nanmean())
 
-    def measures(
+    def metrics(
         self, model: Classifier, features: Tensor, loader: Loader, cast: Autocast
     ) -> dict[str, float]:
         each = ious(model, loader, len(self.classes), cast)

@@ -1,7 +1,4 @@
-"""What is learnt around a backbone: classes of images, or of their pixels."""
-
-from abc import ABC, abstractmethod
-from typing import ClassVar
+"""The tasks: classes of images, and of their pixels."""
 
 from torch import Tensor, nn
 
@@ -12,42 +9,7 @@ from daft.networks.backbones import FeatureExtractor
 from daft.networks.classifier import Classifier
 from daft.training import evaluation, loop
 from daft.training.evaluation import Autocast
-
-
-class Task(ABC):
-    """The network around the backbone, its loss and its measure."""
-
-    metric: ClassVar[str]
-    """name of the measure, which is in percent"""
-
-    def __init__(self, config: Config, classes: list[str]) -> None:
-        self.config, self.classes = config, classes
-
-    @abstractmethod
-    def backbone(self, *, pretrained: bool = True) -> FeatureExtractor:
-        """The configured backbone, or one with random weights; raises UserError as backbones.load()."""
-
-    @abstractmethod
-    def network(self, backbone: FeatureExtractor) -> Classifier:
-        """The backbone with a random head, where the backbone is."""
-
-    @abstractmethod
-    def features(self, backbone: FeatureExtractor) -> nn.Module:
-        """What distortion is measured on: images to features [B, D]."""
-
-    @abstractmethod
-    def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """What training minimises, as `loop.Step`."""
-
-    @abstractmethod
-    def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:
-        """The measure on a split; NaN if any logit is NaN or infinite."""
-
-    @abstractmethod
-    def measures(
-        self, model: Classifier, features: Tensor, loader: Loader, cast: Autocast
-    ) -> dict[str, float]:
-        """The measure and what goes with it, given the features of the loader's images by the model."""
+from daft.training.task import Task
 
 
 class Classification(Task):
@@ -73,7 +35,7 @@ class Classification(Task):
     def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:
         return evaluation.accuracy(model.backbone, model.head, loader, cast)
 
-    def measures(
+    def metrics(
         self, model: Classifier, features: Tensor, loader: Loader, cast: Autocast
     ) -> dict[str, float]:
         return {self.metric: evaluation.head_accuracy(model.head, features, loader)}
