@@ -1,0 +1,48 @@
+"""What a task is: what is learnt around a backbone, and how it is judged."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from daft.config.schema import Config
+from daft.data.loader import Batch, Loader
+from daft.networks.backbones import FeatureExtractor
+from daft.networks.classifier import Classifier
+from daft.training.evaluation import Autocast
+
+
+class Task(ABC):
+    """The network around the backbone, its loss, and the metric that it is judged by."""
+
+    metric: ClassVar[str]
+    """its name; it is in percent"""
+
+    def __init__(self, config: Config, classes: list[str]) -> None:
+        self.config, self.classes = config, classes
+
+    @abstractmethod
+    def backbone(self, *, pretrained: bool = True) -> FeatureExtractor:
+        """The configured backbone, or one with random weights; raises UserError as backbones.load()."""
+
+    @abstractmethod
+    def network(self, backbone: FeatureExtractor) -> Classifier:
+        """The backbone with a random head, where the backbone is."""
+
+    @abstractmethod
+    def features(self, backbone: FeatureExtractor) -> nn.Module:
+        """What distortion is measured on: images to features [B, D]."""
+
+    @abstractmethod
+    def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """What training minimises, as `loop.Recipe.step`."""
+
+    @abstractmethod
+    def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:
+        """The metric on a split; NaN if any logit is NaN or infinite."""
+
+    @abstractmethod
+    def metrics(
+        self, model: Classifier, features: Tensor, loader: Loader, cast: Autocast
+    ) -> dict[str, float]:
+        """The metric and what goes with it, given the features [N, D] of the loader's images by the model."""
