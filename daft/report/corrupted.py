@@ -14,7 +14,7 @@ from daft.runs.robustness import KINDS, Kind
 from daft.sweep import selection
 
 
-def kind_of(table: paper.Table | None) -> Kind:
+def kind_of(table: paper.PaperTable | None) -> Kind:
     """The corrupted images whose errors a table shows; generated ones if it shows none."""
     for kind in KINDS:
         if table and table.metric == f"{kind}_error":
@@ -22,7 +22,7 @@ def kind_of(table: paper.Table | None) -> Kind:
     return "generated"
 
 
-def chosen(folder: Path, table: paper.Table | None) -> tuple[list[Path], bool]:
+def chosen(folder: Path, table: paper.PaperTable | None) -> tuple[list[Path], bool]:
     """The directories of the runs at the chosen rates, of a table or of all, and whether every cell has some.
 
     A cell whose runs are no sample is named on stderr. Raises UserError if there are no such runs, or if the

@@ -12,7 +12,7 @@ from daft.runs import frames, records, robustness
 from daft.sweep import selection
 
 
-def write_table(table: paper.Table, runs: Path, out: Path) -> str:
+def write_table(table: paper.PaperTable, runs: Path, out: Path) -> str:
     """Write a table of the paper with the numbers of these runs in every layout; returns the Markdown."""
     compared = paper.compare(table, frames.rows(robustness.load(records.below(runs))))
     write_atomically(out / f"{table.name}.csv", compared.to_csv(index=False))

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from daft.report.paper import KEYS, Table
+from daft.report.paper import KEYS, PaperTable
 from daft.report.tables import EDGES, pipe_table
 
 LEGEND = (
@@ -20,7 +20,7 @@ LEGEND = (
 
 
 def _grid(
-    table: Table,
+    table: PaperTable,
     compared: pd.DataFrame,
     escape: Callable[[str], str],
     bold: str,
@@ -70,7 +70,7 @@ def _signed(value: float, digits: int) -> str:
     return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
 
 
-def notes(table: Table, compared: pd.DataFrame) -> list[str]:
+def notes(table: PaperTable, compared: pd.DataFrame) -> list[str]:
     """What a reader has to know beside the numbers: how many runs, of how many cells, edges, divergence."""
     cells = compared.drop_duplicates(["backbone", "method", "dataset"])
     found = [LEGEND.format(best=table.best), *table.notes]
@@ -90,19 +90,19 @@ def notes(table: Table, compared: pd.DataFrame) -> list[str]:
     return found + [f"Left out: {problem}." for problem in cells["problem"] if problem]
 
 
-def _name(table: Table, row: dict[Any, Any]) -> str:
+def _name(table: PaperTable, row: dict[Any, Any]) -> str:
     network, dataset = table.backbones[row["backbone"]].title, table.datasets[row["dataset"]].title
     return f"{network} {_method(table, row['method'])} on {dataset}"
 
 
-def _method(table: Table, name: str) -> str:
+def _method(table: PaperTable, name: str) -> str:
     """A method's title with the row that it adds to: `+ BN conversion` says nothing by itself."""
     titles = [entry.title for entry in table.methods.values()]
     position = list(table.methods).index(name)
     return f"{titles[position - 1]} {titles[position]}" if titles[position][0] == "+" else titles[position]
 
 
-def markdown(table: Table, compared: pd.DataFrame) -> str:
+def markdown(table: PaperTable, compared: pd.DataFrame) -> str:
     """One Markdown table, and notes."""
 
     def escape(text: str) -> str:
@@ -116,7 +116,7 @@ def markdown(table: Table, compared: pd.DataFrame) -> str:
     return f"### {escape(table.title)}\n\n{pipe_table(rows, texts=rows.shape[1])}\n\n{remarks}\n"
 
 
-def html(table: Table, compared: pd.DataFrame) -> str:
+def html(table: PaperTable, compared: pd.DataFrame) -> str:
     """A section of an HTML page; `html_document` makes a page of it."""
 
     def joined(ours: str, *others: str) -> str:
@@ -181,7 +181,7 @@ LATEX = {
 }
 
 
-def latex(table: Table, compared: pd.DataFrame) -> str:
+def latex(table: PaperTable, compared: pd.DataFrame) -> str:
     """A table* for a document that loads booktabs and graphicx; ours over the paper's and the difference."""
 
     def escaped(text: str) -> str:

@@ -1,7 +1,8 @@
 """The tables of the paper: which cells make them up, and our numbers beside the printed ones."""
 
 import functools
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -28,14 +29,20 @@ KEYS = ["backbone", "method", "dataset", "split"]
 MEASURED = ("accuracy", "miou", "error")
 """Columns of numbers in results/paper."""
 
-NOTHING: dict[Any, Any] = {"n": 0, "runs": "", "diverged": 0, "lacking": 0} | dict.fromkeys(
-    tables.EDGES, False
-)
-"""What a cell without runs has."""
+NUMBERS = ["mean", "std", "n", "runs"]
+"""Columns of a cell's split."""
+
+OF_CELL = ["lr_backbone", "lr_head", *tables.EDGES, "diverged", "lacking", "problem"]
+"""Columns of a cell, the same for all of its splits."""
+
+ABSENT: dict[str, Any] = dict.fromkeys(("mean", "std", "lr_backbone", "lr_head"), math.nan)
+ABSENT |= dict.fromkeys(("n", "diverged", "lacking"), 0) | dict.fromkeys(tables.EDGES, False)
+ABSENT |= {"runs": "", "problem": ""}
+"""What a cell without runs has in them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Entry:
+class Heading:
     """A row or column of a table."""
 
     title: str
@@ -47,7 +54,7 @@ def _titled(value: Any) -> Any:
     return {"title": value} if isinstance(value, str) else value
 
 
-Titled = Annotated[Entry, BeforeValidator(_titled)]
+Titled = Annotated[Heading, BeforeValidator(_titled)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -62,7 +69,7 @@ class Columns:
     """settings that the table's runs have on this dataset, beside those of the dataset's own file"""
 
 
-class Cell(NamedTuple):
+class CellKey(NamedTuple):
     """What a sweep has to select learning rates for, by the names of the configuration."""
 
     dataset: str
@@ -71,7 +78,7 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Table:
+class PaperTable:
     """Which cells make up a table, in the order of its rows and columns."""
 
     name: str
@@ -92,15 +99,15 @@ class Table:
     """option of conf/sweep that the cells are run with"""
     notes: list[str] = field(default_factory=list)
 
-    def source(self) -> "Table":
+    def source(self) -> "PaperTable":
         """The table whose runs this one shows."""
         return load(self.mean_of) if self.mean_of else self
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[CellKey]:
         """Every cell, datasets outermost."""
         table = self.source()
         return [
-            Cell(dataset, columns.backbones.get(backbone, backbone), method)
+            CellKey(dataset, columns.backbones.get(backbone, backbone), method)
             for dataset, columns in table.datasets.items()
             for backbone in table.backbones
             for method in table.methods
@@ -136,7 +143,7 @@ class Table:
                 found &= same | (runs[frames.DATASET] != dataset)
         return found
 
-    def narrowed(self, **only: Collection[str]) -> "Table":
+    def narrowed(self, **only: Collection[str]) -> "PaperTable":
         """The table with only these datasets, backbones, methods; none named: all; raises UserError."""
         axes = {}
         for axis, names in only.items():
@@ -153,13 +160,13 @@ def names() -> list[str]:
     return sorted(path.stem for path in DEFINITIONS.glob("*.yaml"))
 
 
-def load(name: str) -> Table:
+def load(name: str) -> PaperTable:
     """A table's definition; raises UserError if there is none, or it is not one."""
     file = DEFINITIONS / f"{name}.yaml"
     if not file.exists():
         raise UserError(f"{name}: no such table; choose from {', '.join(names())}")
     try:
-        return TypeAdapter(Table).validate_python({"name": name, **yaml.safe_load(file.read_text())})
+        return TypeAdapter(PaperTable).validate_python({"name": name, **yaml.safe_load(file.read_text())})
     except (yaml.YAMLError, TypeError) as error:
         raise UserError(f"{file}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
@@ -167,7 +174,7 @@ def load(name: str) -> Table:
         raise UserError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def compare(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
+def compare(table: PaperTable, runs: pd.DataFrame) -> pd.DataFrame:
     """A row per cell and split: ours (mean, std, n, rates, run ids), the paper's, and the difference.
 
     Accuracies (or errors) and `difference` in points; `std` of the sample (ddof = 1), none at n = 1, and
@@ -181,7 +188,7 @@ def compare(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
     ours = _ours(source, runs)
     if table.mean_of:
         ours = averages(ours)
-    ours["paper"] = np.array(_printed(table, ours[KEYS].itertuples(index=False, name=None)), float)
+    ours["paper"] = _printed(table, ours)
     ours["difference"] = ours["mean"] - ours["paper"]
     ours["difference_in_std"] = (ours["difference"] / ours["std"]).where(ours["std"] > 0)
     columns = ours.groupby(["backbone", "dataset", "split"], sort=False)
@@ -220,49 +227,42 @@ def averages(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _ours(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
-    """The table's cells and splits with what the runs have of them, the absent ones included."""
-    found = _aggregated(table, runs)
-    rows = []
-    for dataset, columns in table.datasets.items():
-        for backbone in table.backbones:
-            for method in table.methods:
-                network = columns.backbones.get(backbone, backbone)
-                cell = found.get((dataset, network, method), {})
-                known: dict[Any, Any] = next(iter(cell.values()), NOTHING)
-                for split in columns.splits:
-                    number = cell.get(f"{split}/{table.metric}", NOTHING)
-                    rows.append(
-                        dict(zip(KEYS, (backbone, method, dataset, split), strict=True))
-                        | {"network": network}
-                        | {key: number.get(key) for key in ("mean", "std", "n", "runs")}
-                        | {
-                            key: known.get(key)
-                            for key in ("lr_backbone", "lr_head", *tables.EDGES, "diverged", "lacking")
-                        }
-                        | {"problem": known.get("problem", "")}
-                    )
-    numbers = ["mean", "std", "lr_backbone", "lr_head"]
-    return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float)).fillna({"runs": ""})
+def _ours(table: PaperTable, runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell and split of the table with what the runs have of it; without runs n is 0."""
+    rows = [
+        (backbone, method, dataset, split, columns.backbones.get(backbone, backbone))
+        for dataset, columns in table.datasets.items()
+        for backbone in table.backbones
+        for method in table.methods
+        for split in columns.splits
+    ]
+    cell = ["dataset", "network", "method"]
+    found = _aggregated(table, runs).rename(columns={"backbone": "network"})
+    ours = pd.DataFrame(rows, columns=[*KEYS, "network"])
+    ours["metric"] = ours["split"] + f"/{table.metric}"
+    ours = ours.merge(found[[*cell, "metric", *NUMBERS]], how="left", on=[*cell, "metric"])
+    of_cell = found[[*cell, *OF_CELL]].drop_duplicates(cell)
+    ours = ours.merge(of_cell, how="left", on=cell).drop(columns="metric")
+    kinds = {name: type(value) for name, value in ABSENT.items()}
+    return ours.astype(dict.fromkeys(ABSENT, object)).fillna(ABSENT).astype(kinds)
 
 
-def _aggregated(table: Table, runs: pd.DataFrame) -> dict[tuple[str, ...], dict[str, dict[Any, Any]]]:
-    """Metrics by cell, of the table's runs; of a cell of mixed settings the problem."""
-    if runs.empty:
-        return {}
-    found = {}
-    for names, cell in runs[table.members(runs)].groupby(frames.CELL):
+def _aggregated(table: PaperTable, runs: pd.DataFrame) -> pd.DataFrame:
+    """The long table of the table's runs, with what each cell lacks, or why its runs are no sample."""
+    columns = ["dataset", "backbone", "method", "metric", *NUMBERS, *OF_CELL]
+    found = [pd.DataFrame(columns=columns)]
+    for names, cell in [] if runs.empty else runs[table.members(runs)].groupby(frames.CELL):
+        key = CellKey(*map(str, names))
         try:
             chosen = selection.select(cell)
-            lacking = _lacking(table.sweep, Cell(*map(str, names)), cell, chosen)
-            aggregated = tables.aggregate(chosen, cell).assign(lacking=lacking).to_dict("records")
+            lacking = _lacking(table.sweep, key, cell, chosen)
+            found.append(tables.aggregate(chosen, cell).assign(lacking=lacking, problem=""))
         except UserError as error:
-            aggregated = [NOTHING | {"metric": "", "problem": str(error)}]
-        found[names] = {row["metric"]: row for row in aggregated}
-    return found
+            found.append(pd.DataFrame([key._asdict() | ABSENT | {"metric": "", "problem": str(error)}]))
+    return pd.concat([part.reindex(columns=columns).astype(object) for part in found], ignore_index=True)
 
 
-def _lacking(sweep: str, cell: Cell, runs: pd.DataFrame, chosen: pd.DataFrame) -> int:
+def _lacking(sweep: str, cell: CellKey, runs: pd.DataFrame, chosen: pd.DataFrame) -> int:
     """How many runs of the cell's protocol there are not."""
     if chosen.empty:
         return 0
@@ -278,40 +278,34 @@ def _lacking(sweep: str, cell: Cell, runs: pd.DataFrame, chosen: pd.DataFrame) -
 
 
 @functools.cache
-def _protocol(sweep: str, cell: Cell) -> Protocol:
+def _protocol(sweep: str, cell: CellKey) -> Protocol:
     named = [f"{key}={value}" for key, value in cell._asdict().items()]
     config = composed(f"sweep={sweep}", *named)
     return protocol(validate_section(config, "sweep", SweepConfig), validate(config))
 
 
-def _printed(table: Table, keys: Iterable[tuple[str, ...]]) -> list[float | None]:
-    """The paper's number for each (backbone, method, dataset, split), None where it prints none."""
+def _printed(table: PaperTable, cells: pd.DataFrame) -> "pd.Series[float]":
+    """The paper's number for each row, which has KEYS; NaN where the paper prints none."""
     if table.paper is None:
-        return [None for _ in keys]
+        return pd.Series(np.nan, cells.index)
     printed = pd.read_csv(PRINTED / table.paper)
     printed = printed.rename(columns=dict.fromkeys(MEASURED, "number") | {"corruption": "split"})
     if "number" not in printed:  # Table 6 has a column per split
         printed = printed.melt(["backbone", "method"], var_name="split", value_name="number")
         printed["split"] = printed["split"].str.removesuffix("_accuracy")
-    numbers = []
-    for key in keys:
+    filed = []
+    for row, key in enumerate(cells[KEYS].astype(str).itertuples(index=False, name=None)):
         backbone, method, dataset, split = key
-        filed: dict[str, str | bool] = dict(zip(KEYS, key, strict=True))
-        for entry in (
-            table.backbones[backbone],
-            table.methods[method],
-            table.datasets[dataset].splits[split],
-        ):
-            if entry.paper is None:
-                numbers.append(None)
-                break
-            filed |= entry.paper
-        else:
-            same = [printed[column] == value for column, value in filed.items() if column in printed]
-            number = printed.loc[pd.concat(same, axis=1).all(axis=1), "number"]
-            if len(number) != 1:
-                raise UserError(
-                    f"{PRINTED / table.paper}: {len(number)} numbers for {' '.join(key)}, not one"
-                )
-            numbers.append(float(number.iloc[0]))
-    return numbers
+        headings = (table.backbones[backbone], table.methods[method], table.datasets[dataset].splits[split])
+        names = [heading.paper for heading in headings if heading.paper is not None]
+        if len(names) == len(headings):
+            own: dict[str, Any] = {"row": row} | dict(zip(KEYS, key, strict=True))
+            filed.append(own | names[0] | names[1] | names[2])
+    wanted = pd.DataFrame(filed)
+    keys = [column for column in printed.columns if column in wanted]
+    found = wanted.merge(printed[[*keys, "number"]], how="left", on=keys).set_index("row")["number"]
+    counts = found.groupby("row").count()
+    for row, count in counts[counts != 1].items():
+        name = " ".join(cells[KEYS].iloc[int(str(row))])
+        raise UserError(f"{PRINTED / table.paper}: {count} numbers for {name}, not one")
+    return found.reindex(range(len(cells)))

@@ -7,7 +7,7 @@ from typing import Any
 import wandb_workspaces.reports.v2.interface as wr
 from wandb_workspaces import expr
 
-from daft.report.paper import Cell, Columns, Table
+from daft.report.paper import CellKey, Columns, PaperTable
 from daft.runs import frames
 from daft.tracking.sync import SELECTED, Service, clear_errors
 
@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 8, 6
 """Of a panel; a row is 24 wide."""
 
 
-def build(definitions: Iterable[Table], project: str, entity: str) -> wr.Report:
+def build(definitions: Iterable[PaperTable], project: str, entity: str) -> wr.Report:
     """The report, not saved: per table and dataset accuracies, distortion, and learning rates."""
     blocks: list[Any] = [wr.TableOfContents()]
     for table in definitions:
@@ -29,7 +29,7 @@ def build(definitions: Iterable[Table], project: str, entity: str) -> wr.Report:
     return wr.Report(project=project, entity=entity, title=TITLE, blocks=blocks, width="fluid")
 
 
-def _dataset(table: Table, dataset: str, columns: Columns) -> list[Any]:
+def _dataset(table: PaperTable, dataset: str, columns: Columns) -> list[Any]:
     """The runs that the table shows of a dataset, then what their rates were chosen from, per network.
 
     A table of what was measured afterwards, as corruption errors, has its numbers alone.
@@ -64,7 +64,7 @@ def _dataset(table: Table, dataset: str, columns: Columns) -> list[Any]:
 
 
 def _runs(
-    name: str, table: Table, cells: Sequence[Cell], pinned: Iterable[str], *more: expr.FilterExpr
+    name: str, table: PaperTable, cells: Sequence[CellKey], pinned: Iterable[str], *more: expr.FilterExpr
 ) -> wr.Runset:
     """The runs of some cells that are tagged as the table's."""
     groups = ["-".join(cell) for cell in cells]

@@ -23,11 +23,11 @@ OWN = ("paths", "wandb", "sweep")
 
 def cell(settings: dict[str, Any]) -> str:
     """The cell of a configuration, under which W&B groups its runs."""
-    return "-".join(settings[group]["name"] for group in paper.Cell._fields)
+    return "-".join(settings[group]["name"] for group in paper.CellKey._fields)
 
 
 @functools.cache  # they are asked for every record
-def _definitions() -> list[paper.Table]:
+def _definitions() -> list[paper.PaperTable]:
     return [paper.load(name) for name in paper.names()]
 
 

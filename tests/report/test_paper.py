@@ -294,7 +294,7 @@ def test_every_table_renders_with_nothing_in_it(name: str, suffix: str):
 
 def test_names_that_mean_something_to_a_format_are_escaped():
     table = paper.load("table5")
-    entry = paper.Entry(title="a_b & <c> 50% | d*")
+    entry = paper.Heading(title="a_b & <c> 50% | d*")
     table = paper.replace(table, methods=table.methods | {"ft": paper.replace(entry, paper=None)})
     compared = paper.compare(table, FEW)
     assert "a_b & \\<c> 50% \\| d\\*" in layouts.markdown(table, compared)

@@ -33,7 +33,7 @@ def runs_of(folder: Path) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def compared() -> tuple[paper.Table, pd.DataFrame]:
+def compared() -> tuple[paper.PaperTable, pd.DataFrame]:
     """The small table and its comparison, of the committed runs, all of which have the table's settings."""
     table, runs = paper.load("small"), runs_of(RESULTS)
     for dataset, columns in table.datasets.items():
