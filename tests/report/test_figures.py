@@ -173,9 +173,12 @@ def test_extremes_are_of_the_lowest_seed_that_the_methods_share(tmp_path):
             loaded.append(run(f"{method}{seed}", method, seed, distortion={"id": {}}))
             kept(tmp_path / f"{method}{seed}", 0.1 * seed)
     (picture,) = gallery.of_extremes(loaded, tmp_path)
-    said = texts(picture.draw())
-    assert "pacs, net, seed 1" in said
-    assert (said.count("0.10"), said.count("0.00")) == (8, 0)  # two methods, two ends, two classes
+    shown_text = texts(picture.draw())
+    assert "pacs, net, seed 1" in shown_text
+    assert (shown_text.count("0.10"), shown_text.count("0.00")) == (
+        8,
+        0,
+    )  # two methods, two ends, two classes
     assert gallery.of_extremes(loaded[:1] + loaded[-2:-1], tmp_path) == []  # of the paper's, without a word
     with pytest.raises(UserError, match="ft, lp_ft: the runs of these methods have no seed in common"):
         gallery.of_extremes(loaded, tmp_path, ["ft", "lp_ft"])
@@ -271,10 +274,10 @@ def test_many_classes_are_thinned_and_the_picture_says_so():
     pixels = torch.zeros(50, 2, similarity.KEPT, 3, 4, 4, dtype=torch.uint8)
     moved = similarity.Similarity(torch.tensor([0.25]), torch.tensor([0]), ranked, pixels)
     figure = extremes.picture("id", {"ft": moved}, [f"c{i}" for i in range(50)], "t")
-    said = texts(figure)
-    assert "20 of 50 classes, evenly spaced" in said
-    assert said.count("0.25") == 20 * 2 * extremes.SHOWN
-    assert "FT: highest (Figure 6)" in said
+    shown_text = texts(figure)
+    assert "20 of 50 classes, evenly spaced" in shown_text
+    assert shown_text.count("0.25") == 20 * 2 * extremes.SHOWN
+    assert "FT: highest (Figure 6)" in shown_text
 
 
 def test_a_sheet_shows_evenly_spaced_images_with_their_shift(tiny):
@@ -353,9 +356,9 @@ def test_the_lines_of_learning_rates_differ_in_more_than_colour():
     ]
     assert len(lines) == 6
     assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == 6
-    said = texts(figure)
-    assert "DAFT, pacs, net" in said
-    assert "seed 0, by which rates are chosen: n = 1 run each" in said
+    shown_text = texts(figure)
+    assert "DAFT, pacs, net" in shown_text
+    assert "seed 0, by which rates are chosen: n = 1 run each" in shown_text
 
 
 def test_every_panel_of_the_relative_changes_says_what_its_axes_are():

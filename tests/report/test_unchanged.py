@@ -46,7 +46,7 @@ def test_the_comparison_is_the_committed_one_to_the_last_digit(compared):
     assert compared[1].to_csv(index=False) == (RESULTS / "small.csv").read_text()
 
 
-def said(text: str, suffix: str) -> Any:
+def content(text: str, suffix: str) -> Any:
     """What a layout says, apart from how its source is written: texts, what is bold, and heads that span."""
     if suffix == "md":
         return text
@@ -66,7 +66,7 @@ def said(text: str, suffix: str) -> Any:
 @pytest.mark.parametrize("suffix", layouts.RENDERERS)
 def test_every_layout_of_the_table_says_what_the_committed_one_says(suffix: str, compared):
     made, committed = layouts.RENDERERS[suffix](*compared), (RESULTS / f"small.{suffix}").read_text()
-    assert said(made, suffix) == said(committed, suffix)
+    assert content(made, suffix) == content(committed, suffix)
 
 
 STUDIES = {

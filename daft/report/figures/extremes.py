@@ -37,7 +37,7 @@ def picture(split: str, found: Mapping[str, Similarity], classes: Sequence[str],
                 for row in ranked
             ]
             blocks.append(
-                mosaic.Block(
+                mosaic.ColumnGroup(
                     f"{style.label(method)}: {word}{number}",
                     similarity.images[shown, end, :SHOWN],
                     values,

@@ -22,7 +22,7 @@ LISTED = 7
 
 
 @dataclass(frozen=True)
-class Block:
+class ColumnGroup:
     """Columns that belong together."""
 
     title: str
@@ -35,7 +35,7 @@ class Block:
 
 
 def draw(
-    blocks: Sequence[Block],
+    blocks: Sequence[ColumnGroup],
     rows: Sequence[str],
     title: str = "",
     note: str = "",

@@ -204,9 +204,9 @@ def shift_family(runs: pd.DataFrame) -> Figure:
     for axes, metric in zip(panels, _metrics(chosen), strict=True):
         axes.axhline(0, color=style.INK, linewidth=0.8)
         pairs = in_order(gained["method"])
-        for without, beside in zip(pairs, _beside(axes, len(pairs)), strict=True):
+        for without, offset in zip(pairs, _offsets(axes, len(pairs)), strict=True):
             over = gained[gained["method"] == without].groupby(STRENGTH)[metric]
-            _line(axes, over, f"{style.label(PAIRS[without])} − {style.label(without)}", without, beside)
+            _line(axes, over, f"{style.label(PAIRS[without])} − {style.label(without)}", without, offset)
             if (end := crossing(over.mean())) is not None:
                 axes.axvline(end, color=style.mark(without)["color"], linestyle=":", linewidth=1)
         axes.set_ylabel(f"gain in {ACCURACIES[metric].replace(' (%)', '')} (points)")
@@ -264,26 +264,26 @@ def _panels(runs: pd.DataFrame) -> tuple[Figure, Sequence[Axes]]:
 def _curves(axes: Axes, chosen: pd.DataFrame, column: str, metric: str) -> None:
     """Each method's runs, means and standard deviations over a column."""
     methods = in_order(chosen[frames.METHOD])
-    for method, beside in zip(methods, _beside(axes, len(methods)), strict=True):
+    for method, offset in zip(methods, _offsets(axes, len(methods)), strict=True):
         cell = chosen[chosen[frames.METHOD] == method]
-        _line(axes, cell.groupby(column)[metric], style.label(method), method, beside)
-        dots: dict[str, Any] = {"s": 9, "alpha": 0.5, "linewidths": 0, "transform": beside}
+        _line(axes, cell.groupby(column)[metric], style.label(method), method, offset)
+        dots: dict[str, Any] = {"s": 9, "alpha": 0.5, "linewidths": 0, "transform": offset}
         axes.scatter(cell[column], cell[metric], **dots, **style.mark(method))
         axes.update_datalim(cell[[column, metric]].to_numpy(float))
     axes.grid(visible=True, axis="y")
 
 
-def _beside(axes: Axes, count: int) -> list[Transform]:
+def _offsets(axes: Axes, count: int) -> list[Transform]:
     """Places side by side for what stands at the same x, so that bars do not cover each other."""
     scale = axes.figure.dpi_scale_trans
     shifts = [(i - (count - 1) / 2) * APART / 72 for i in range(count)]
     return [axes.transData + ScaledTranslation(shift, 0, scale) for shift in shifts]
 
 
-def _line(axes: Axes, over: Any, label: str, method: str, beside: Transform) -> None:
+def _line(axes: Axes, over: Any, label: str, method: str, offset: Transform) -> None:
     """Means of a grouped column with their sample standard deviations, in a method's colour."""
     means, stds = over.mean(), over.std(ddof=1).fillna(0)
-    bars: dict[str, Any] = {"yerr": stds, "capsize": 2, "markersize": 5, "transform": beside}
+    bars: dict[str, Any] = {"yerr": stds, "capsize": 2, "markersize": 5, "transform": offset}
     axes.errorbar(means.index, means, **bars, label=label, **style.mark(method))
     for ends in (means - stds, means + stds):  # what is moved aside does not count for the axes by itself
         axes.update_datalim(list(ends.items()))

@@ -45,7 +45,7 @@ def classification(
         for name, title in names.items()
     }
     blocks = [
-        mosaic.Block(
+        mosaic.ColumnGroup(
             mosaic.wrapped(listed.classes[label], most=10 * per_class),
             torch.stack([samples[i] for samples in rows.values()]),
         )
@@ -81,7 +81,7 @@ def segmentation(config: Config, listed: Listing, count: int = 6) -> Figure:
         rows += [title, "classes"]
     counts = ", ".join(f"{title} {len(listed.evaluation[name]):,}" for name, title in names.items())
     return mosaic.draw(
-        [mosaic.Block("", torch.stack(lines))],
+        [mosaic.ColumnGroup("", torch.stack(lines))],
         rows,
         config.dataset.name,
         f"evaluation images: {counts}",
