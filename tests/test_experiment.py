@@ -17,6 +17,7 @@ from daft.report import tables
 from daft.runs import frames, records
 from daft.runs.identity import run_identity
 from daft.sweep import selection
+from daft.tracking.mirror import Tracker
 from tests.conftest import FAST, TINY
 from tests.helpers.forked import Forked
 from tests.helpers.pausing import pause_in_step
@@ -231,7 +232,7 @@ def test_a_sweep_ends_with_one_table_of_all_its_runs(folders, tmp_path):
 
 def test_wandb_offline_mirrors_the_run_and_its_failure_does_not_matter(tiny, monkeypatch, tmp_path):
     offline = ["method=ft", "wandb.mode=offline", "training.epochs=1"]
-    run = experiment.run(tiny(*offline))
+    run = experiment.run(tiny(*offline), Tracker)
     (mirror,) = (run.directory / "wandb").glob("offline-run-*")
     assert mirror.name.endswith(run.record["run"])
     import wandb
@@ -242,10 +243,10 @@ def test_wandb_offline_mirrors_the_run_and_its_failure_does_not_matter(tiny, mon
     for i, method in enumerate(("init", "log", "finish")):
         with monkeypatch.context() as patch:
             patch.setattr(wandb if method == "init" else wandb.Run, method, failing)
-            unlucky = experiment.run(tiny(*offline, f"paths.runs={tmp_path}/unlucky{i}"))
+            unlucky = experiment.run(tiny(*offline, f"paths.runs={tmp_path}/unlucky{i}"), Tracker)
         assert unlucky.record["metrics"] == run.record["metrics"]
         # What failed in one run of a sweep must not catch the next one's metrics.
-        lucky = experiment.run(tiny(*offline, f"seed={i + 1}"))
+        lucky = experiment.run(tiny(*offline, f"seed={i + 1}"), Tracker)
         (mirror,) = (lucky.directory / "wandb").glob("offline-run-*")
         assert mirror.name.endswith(lucky.record["run"])
 

@@ -104,7 +104,7 @@ def test_an_epoch_lost_to_a_kill_is_mended_at_the_end(online: Service, tmp_path:
 
 
 def test_training_and_mirroring_its_record_make_the_same_run(online: Service, tiny, tmp_path: Path):
-    trained = experiment.run(tiny("method=ft", "wandb.mode=online", "wandb.project=live"))
+    trained = experiment.run(tiny("method=ft", "wandb.mode=online", "wandb.project=live"), mirror.Tracker)
     name = trained.record["run"]
     service = sync.Service()
     todo = sync.needs(service, sync.entries([trained.directory], service.account, project="mirrored"))
@@ -122,7 +122,7 @@ def test_a_run_that_fails_is_failed_online_too(online: Service, tiny, monkeypatc
 
     monkeypatch.setattr(experiment.loop, "fit", failing)
     with pytest.raises(RuntimeError, match="luck"):
-        experiment.run(tiny("method=ft", "wandb.mode=online"))
+        experiment.run(tiny("method=ft", "wandb.mode=online"), mirror.Tracker)
     (run,) = online.runs.values()
     assert run.state == "failed"
 
