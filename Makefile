@@ -84,7 +84,7 @@ kill-test: setup
 	$(BIN)/python tests/kill_test.py --log results/benchmarks/kill_test.log
 
 benchmark: setup
-	$(BIN)/python scripts/benchmark.py --check
+	$(BIN)/python tests/benchmark.py --check
 
 clean:
 	rm -rf cache .venv

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from daft.report import benchmark
 from daft.runs.robustness import KINDS
 from tests.helpers.waiting import HANG_SECONDS
 
@@ -54,9 +53,6 @@ def test_the_state_of_runs_is_shown_without_anything_heavy(tmp_path: Path):
 
 
 def test_help_names_what_the_code_has():
-    rows = re.search(r"--only \{(.+?)\}", python(ROOT / "scripts" / "benchmark.py", "--help").stdout)
-    assert rows is not None
-    assert rows[1].split(",") == list(benchmark.ROWS)
     kinds = re.search(r"--on \{(.+?)\}", python(ROOT / "scripts" / "robustness.py", "--help").stdout)
     assert kinds is not None
     assert kinds[1].split(",") == list(KINDS)

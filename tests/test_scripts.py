@@ -86,7 +86,7 @@ def test_a_folder_without_records_is_named_without_a_traceback(name: str, tmp_pa
 
 
 def test_the_benchmark_runs_through_at_toy_size():
-    done = script("benchmark.py", "--quick", "--repeats", 1, "--threads", 1, "--only", "conversion")
+    done = script("../tests/benchmark.py", "--quick", "--repeats", 1, "--threads", 1, "--only", "conversion")
     assert done.returncode == 0, done.stderr
     for row in ("a. BN conversion", "b. BN conversion"):
         assert row in done.stdout

@@ -57,6 +57,7 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from daft.batchnorm import convert_batchnorm
+from daft.common import cli
 from daft.common.files import write_atomically
 from daft.config.compose import configuration
 from daft.config.operations import Flip, Operation, RandomResizedCrop, Resize
@@ -496,7 +497,7 @@ def report(rows: list[Row], machine: str) -> str:
             *lines,
             f"\nMachine: {machine}; {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads.",
             f"Python {platform.python_version()}, {libraries}; {date.today()}.",
-            f"Command: `python scripts/benchmark.py {shlex.join(sys.argv[1:])}`\n",
+            f"Command: `python tests/benchmark.py {shlex.join(sys.argv[1:])}`\n",
             (__doc__ or "").split("\n\n", 1)[1],
         ]
     )
@@ -514,34 +515,43 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
 """What can be measured, in the order of the table."""
 
 
-def run(device: str, threads: int | None, repeats: int, only: list[str], quick: bool, out: Path) -> list[Row]:
-    """Measure these rows, all if none is named, and print them; all of them at full size are also written.
-
-    threads: of the CPU; None: torch's. quick: at tiny sizes, to try it. out: folder.
-    """
+def main() -> int:
+    """Measure, print, and write the table if all of it was measured at full size."""
+    parser = cli.parser((__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=cli.count, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--repeats", type=cli.count, default=5)
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=[], help="writes no file")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try it; writes no file")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks", help="folder")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    args = parser.parse_args()
     machine = platform.processor() or platform.machine()
-    if device == "cuda":
+    if args.device == "cuda":
         machine = torch.cuda.get_device_name()
-        bench = Bench(torch.device(device), repeats, "resnet50", side=224, stored=256, steps=50)
+        bench = Bench(torch.device("cuda"), args.repeats, "resnet50", side=224, stored=256, steps=50)
     else:
         if (info := Path("/proc/cpuinfo")).exists():
             names = re.findall(r"model name\s*: (.+)", info.read_text())
             machine = names[0] if names else machine
-        bench = Bench(torch.device(device), repeats, "resnet18", side=64, stored=64, steps=20)
-    if quick:
+        bench = Bench(torch.device("cpu"), args.repeats, "resnet18", side=64, stored=64, steps=20)
+    if args.quick:
         bench = replace(bench, model="resnet18", side=32, stored=40, steps=3, batch=8, samples=500, photos=32)
         bench = replace(bench, epochs=1, finished=3)
-    threads = threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True
     rows: list[Row] = []
-    with threadpool_limits(threads):
-        for name in only or ROWS:
+    with threadpool_limits(args.threads):
+        for name in args.only or ROWS:
             print(f"{name} on {machine}", flush=True)
             rows += ROWS[name](bench)
     text = report(rows, machine)
     print(f"\n{text}")
-    if not quick and not only:
+    if not args.quick and not args.only:
         slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-        write_atomically(out / f"{slug}.md", text)
-    return rows
+        write_atomically(args.out / f"{slug}.md", text)
+    return int(args.check and any(row.verdict == "MISSED" for row in rows))
+
+
+if __name__ == "__main__":
+    cli.run(main)
