@@ -63,7 +63,7 @@ def _shared_cores(slots: int) -> AbstractContextManager[None]:
     return env_override({"OMP_NUM_THREADS": given or str(max(1, joblib.cpu_count() // slots))})
 
 
-def _terminated(pid: int) -> bool:
+def _terminate(pid: int) -> bool:
     """Ask a process to end; False if it has ended."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
@@ -112,9 +112,7 @@ class Workers(JoblibLauncher):
         pids = [pid for executor in self._last for pid in executor._processes]
         until = time.monotonic() + SAVING_SECONDS
         try:
-            while pids := [pid for pid in pids if _terminated(pid)]:
-                if time.monotonic() > until:
-                    break
+            while (pids := [pid for pid in pids if _terminate(pid)]) and time.monotonic() < until:
                 time.sleep(PAUSE_SECONDS)
         finally:
             for executor in self._last:
@@ -133,33 +131,23 @@ class _Jobs(BaseSubmititLauncher):
 
         assert self.config is not None
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        options = dict(self.params)
-        folder = options.pop("submitit_folder")
-        most = {key: options.pop(key) for key in ("max_num_timeout",) if key in options}
-        timeouts = {f"{self._EXECUTOR}_{key}": value for key, value in most.items()}
-        executor = submitit.AutoExecutor(folder, cluster=self._EXECUTOR, **timeouts)
-        common = OmegaConf.structured(BaseQueueConf).keys()
-        executor.update_parameters(
-            **{key if key in common else f"{self._EXECUTOR}_{key}": value for key, value in options.items()}
-        )
-        numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
-        return executor.map_array(
-            self,
-            [list(overrides) for overrides in job_overrides],
-            ["hydra.sweep.dir"] * len(numbers),
-            numbers,
-            [f"job_id_for_{number}" for number in numbers],
-            [Singleton.get_state()] * len(numbers),
-        )
+        kind, common = self._EXECUTOR, OmegaConf.structured(BaseQueueConf).keys()
+        options = {key if key in common else f"{kind}_{key}": value for key, value in self.params.items()}
+        at_start = {key: options.pop(key) for key in (f"{kind}_max_num_timeout",) if key in options}
+        executor = submitit.AutoExecutor(options.pop("submitit_folder"), cluster=kind, **at_start)
+        executor.update_parameters(**options)
+        state = Singleton.get_state()
+        calls = [
+            (list(overrides), "hydra.sweep.dir", number, f"job_id_for_{number}", state)
+            for number, overrides in enumerate(job_overrides, initial_job_idx)
+        ]
+        return executor.map_array(self, *zip(*calls, strict=True))
 
 
 class SlurmJobs(_Jobs):
-    """Jobs of a cluster: they wait in its queue, and go on without the driver."""
+    """Jobs of a cluster, which go on when the driver stops; the same command takes up where they are."""
 
     _EXECUTOR = "slurm"
-
-    def stop(self) -> None:
-        """Leave the jobs to the cluster; the same command goes on with them."""
 
 
 class LocalJobs(_Jobs):

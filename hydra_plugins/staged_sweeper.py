@@ -24,7 +24,7 @@ from omegaconf import DictConfig, open_dict
 from daft.common.errors import UserError
 from daft.config.check import for_schema, validate, validate_section
 from daft.config.schema import Config, SweepConfig
-from daft.sweep.jobs import IsolatedTask, JobResult
+from daft.sweep.jobs import GROUPS, IsolatedTask, JobResult
 
 with suppress(ImportError):  # without their libraries Hydra does not find them here, and says so when asked
     from hydra_plugins._launchers import LocalJobs, SlurmJobs, Workers  # noqa: F401
@@ -64,6 +64,7 @@ class HydraLauncher:
         # Of all jobs: in another process it would be named after another time.
         self._sweep_dir = "hydra.sweep.dir='{}'".format(sweep_dir.replace("'", r"\'"))
         self.slots = getattr(launcher, "slots", 1 if isinstance(launcher, BasicLauncher) else None)
+        self.stop = getattr(launcher, "stop", lambda: None)
 
     def submit(self, overrides: Sequence[list[str]]) -> list[HydraJob]:
         """Start a job for each list of overrides, at most as many as there are free slots."""
@@ -85,10 +86,6 @@ class HydraLauncher:
                     job.set_exception(error)
         return jobs
 
-    def stop(self) -> None:
-        """End the jobs, if the launcher has any to end."""
-        getattr(self._launcher, "stop", lambda: None)()
-
 
 def job_folder() -> Path:
     """The folder of the job that this process is at."""
@@ -107,20 +104,20 @@ class StagedSweeper(Sweeper):
         self._loader, self._config = hydra_context.config_loader, config
         self._sweep_dir = str(config.hydra.sweep.dir)
         task = IsolatedTask(task_function, job_folder)
-        self._launcher = Plugins.instance().instantiate_launcher(
+        launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task, config=config
         )
+        self._launcher = HydraLauncher(launcher, self._sweep_dir)
 
     def sweep(self, arguments: list[str]) -> None:
         """Show the plan, or run every cell and show the tables; raises UserError if runs are missing."""
         options = validate_section(self._config, "sweep", SweepConfig)
-        axes = self._axes([*self._params, *arguments])
+        axes = self._axes([*self._params, *arguments])  # mistakes are told before torch is imported
         from daft.report import terminal
         from daft.sweep import cells, driver, plan
 
         found = cells.product(axes, options, self._compose)
-        launcher = HydraLauncher(self._launcher, self._sweep_dir)
-        sweep = driver.Driver(found, options, launcher, Path(self._sweep_dir))
+        sweep = driver.Driver(found, options, self._launcher, Path(self._sweep_dir))
         if options.plan:
             terminal.show_plan(plan.plan(found, sweep.states()), keep_all=options.checkpoints == "all")
         else:
@@ -142,8 +139,7 @@ class StagedSweeper(Sweeper):
                 right = f"{name}=[0,1]" if name.startswith("sweep.") else "lists as in method=ft,daft"
                 raise UserError(f"{line}: a staged sweep takes {right}")
             values = dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator())
-            is_group = name in ("dataset", "backbone", "method")  # in a cell's name already
-            axes[key] = [(value, "" if is_group else value.lstrip("+")) for value in values]
+            axes[key] = [(value, "" if name in GROUPS else value.lstrip("+")) for value in values]
         return list(axes.values())
 
     def _compose(self, overrides: list[str]) -> Config:

@@ -8,13 +8,11 @@ from pathlib import Path
 from daft.common.errors import UserError
 from daft.config.schema import Config, SweepConfig, selected_on
 from daft.runs import records
+from daft.sweep.jobs import GROUPS
 from daft.sweep.protocol import CellState, Outcome, Protocol, Trial, cell_state, protocol
 
 RETRIES = 1
 """Of a run that failed."""
-
-GROUPS = ("dataset", "backbone", "method")
-"""Configuration groups that name a cell."""
 
 
 @dataclass(eq=False)

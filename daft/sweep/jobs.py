@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 from daft.common.errors import BusyError
 from daft.sweep import gpus
 
+GROUPS = ("dataset", "backbone", "method")
+"""Configuration groups that name a cell."""
+
 POINTER = "run.txt"
 """File in a job's folder that names the directory of its run."""
 

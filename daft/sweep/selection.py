@@ -12,7 +12,7 @@ from daft.runs.frames import CELL, LR_PROBE, RATES, SEED, cell_metric
 
 
 def preference(metric: float | None, rates: Iterable[float | None]) -> tuple[float, ...]:
-    """Sort key of a trial, the largest wins: its metric, then its rates, as the paper's grids start large."""
+    """Sort key by which a trial wins: the best metric, of equal ones the larger rates, first in the grids."""
     return tuple(-math.inf if value is None or math.isnan(value) else value for value in (metric, *rates))
 
 

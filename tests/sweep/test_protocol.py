@@ -258,7 +258,7 @@ def test_the_lowest_seed_runs_the_grid_wherever_it_stands():
 
 
 def test_the_table_selects_the_rates_that_the_sweep_chose():
-    """Two implementations of one rule, on accuracies with many ties."""
+    """From outcomes of trials and from records, on accuracies with many ties."""
     for shift in range(25):
 
         def accuracy(rates: Any, shift: int = shift) -> float:
