@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-LONGEST = 2048
+MAX_FLOAT32_TERMS = 2048
 """Values that are added up in float32 before float64 takes over (on the CPU)."""
 
 
@@ -145,7 +145,7 @@ def _mean_and_variance(z: Tensor) -> Tensor:
     last = z.movedim(1, -1)
     if last.is_contiguous():
         divisors = (1, z.shape[-1] if z.ndim > 2 else 1, values // len(z))
-        positions = next((n for n in divisors if values <= n * LONGEST), divisors[-1])
+        positions = next((n for n in divisors if values <= n * MAX_FLOAT32_TERMS), divisors[-1])
         parts = torch.batch_norm_update_stats(last.reshape(-1, positions * channels), None, None, 0.0)
         means, variances = (part.double().view(positions, channels) for part in parts)
     else:

@@ -19,7 +19,7 @@ from torch import Tensor
 from daft.common import progress
 from daft.common.errors import BusyError, UserError
 from daft.common.files import digest, write_atomically
-from daft.config.check import plain
+from daft.config.check import to_dict
 from daft.config.schema import Config
 from daft.data import datasets
 from daft.data.loader import Loader, derive_seed
@@ -31,7 +31,7 @@ from daft.runs import machine, records
 from daft.runs.identity import pretrained_key, run_identity
 from daft.runs.reopened import FinishedRun
 from daft.training import distortion, evaluation, loop, tasks
-from daft.training.checkpoints import Fit
+from daft.training.checkpoints import TrainingState
 from daft.training.evaluation import PretrainedFeatures
 from daft.training.task import Task
 
@@ -51,7 +51,7 @@ class RunResult(NamedTuple):
 class Tracker(Protocol):
     """What follows a run while it is computed, such as W&B's mirror."""
 
-    def epoch(self, row: dict[str, float]) -> None:
+    def log_epoch(self, row: dict[str, float]) -> None:
         """Called with the row of history of each epoch."""
 
     def finish(self, record: dict[str, Any]) -> None:
@@ -80,26 +80,26 @@ def run(config: Config, track: Track = untracked) -> RunResult:
     directory = records.run_directory(config, run_id)
     if (record := records.read(directory)) is not None:
         return RunResult(directory, record, fresh=False)
-    with records.claimed(directory) as directory:
+    with records.lock_run(directory) as directory:
         if (record := records.read(directory)) is not None:  # another process has just finished it
             return RunResult(directory, record, fresh=False)
         with _failure_noted(directory):
-            setting = Setting.of(config, listing, identity, device, precision, directory)
+            context = RunContext.of(config, listing, identity, device, precision, directory)
             with track(config, run_id, directory) as tracker:
-                record = _fine_tune(setting, track, tracker)
+                record = _fine_tune(context, track, tracker)
                 if tracker:
                     tracker.finish(record)
         return RunResult(directory, record, fresh=True)
 
 
-def identify(config: Config) -> Path:
+def directory_of(config: Config) -> Path:
     """The directory of a configuration's run, whether there is one yet or not; computes nothing.
 
     Raises UserError as `run` does for inputs that are not there. They are listed once a process: what
     changes meanwhile is noticed by the run itself.
     """
     _, precision = machine.device_and_precision(config)
-    settings = plain(config)
+    settings = to_dict(config)
     inputs = json.dumps([settings["dataset"], settings["backbone"], config.training.selection])
     if inputs not in _fingerprints:
         _fingerprints[inputs] = datasets.listing(config).fingerprints()
@@ -114,7 +114,7 @@ def _identity(config: Config, precision: str, images: dict[str, str]) -> dict[st
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunContext:
     """What a run works with: its network, its images, its machine."""
 
     config: Config
@@ -137,15 +137,15 @@ class Setting:
         device: torch.device,
         precision: str,
         directory: Path,
-    ) -> "Setting":
+    ) -> "RunContext":
         """Load backbone and images; raises UserError if one does not take the other."""
         environment = machine.environment(device)
         task = tasks.of(config, listing.classes)
         backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
         images = datasets.load(config, listing, device)
-        setting = cls(config, identity, device, precision, directory, environment, task, backbone, images)
-        setting.require_fit()
-        return setting
+        context = cls(config, identity, device, precision, directory, environment, task, backbone, images)
+        context.check_inputs()
+        return context
 
     @property
     def autocast(self) -> evaluation.Autocast:
@@ -163,9 +163,9 @@ class Setting:
         """Folder of what runs share."""
         return Path(self.config.paths.cache)
 
-    def require_fit(self) -> None:
+    def check_inputs(self) -> None:
         """Raise UserError unless the network takes every split's images, and conversion has its batches."""
-        wanted, there = self.config.method.conversion_batches or 0, self.images.train.batches
+        wanted, there = self.config.method.conversion_batches or 0, self.images.train.num_batches
         if wanted > there:
             raise UserError(
                 f"method.conversion_batches={wanted}: the training set has {there}; null takes all of them"
@@ -189,28 +189,28 @@ class Setting:
                 ) from error
 
 
-def _fine_tune(setting: Setting, track: Track, tracker: Tracker | None) -> dict[str, Any]:
+def _fine_tune(context: RunContext, track: Track, tracker: Tracker | None) -> dict[str, Any]:
     """The experiment itself; returns the record that it has written."""
     clock = _Clock()
     with clock("prepare_s"):
-        pretrained = _pretrained_features(setting)
-        before = {name: pretrained(loader) for name, loader in setting.images.evaluation.items()}
-        probed = _probed_head(setting, pretrained, track)
-        prepared = _prepare(setting, probed)
+        pretrained = _pretrained_features(context)
+        before = {name: pretrained(loader) for name, loader in context.images.evaluation.items()}
+        probed = _probed_head(context, pretrained, track)
+        prepared = _prepare(context, probed)
         start = distortion.snapshot(prepared.model)  # Eq. 6 compares with the converted network
     with clock("train_s"):
-        fitted = _fit(setting, prepared, tracker)
+        fitted = _fit(context, prepared, tracker)
     with clock("evaluate_s"):
-        metrics, distorted = ({}, {}) if fitted.diverged else _measure(setting, prepared, before)
+        metrics, distorted = ({}, {}) if fitted.diverged else _measure(context, prepared, before)
     state = {key: value.cpu().contiguous() for key, value in prepared.model.state_dict().items()}
-    write_atomically(setting.directory / records.MODEL, lambda path: save_file(state, path))
+    write_atomically(context.directory / records.MODEL, lambda path: save_file(state, path))
     record = {
-        "run": digest(setting.identity),
+        "run": digest(context.identity),
         "status": "diverged" if fitted.diverged else "finished",
-        "config": plain(setting.config),
-        "identity": setting.identity,
-        "environment": setting.environment,
-        "data": datasets.describe(setting.images),
+        "config": to_dict(context.config),
+        "identity": context.identity,
+        "environment": context.environment,
+        "data": datasets.describe(context.images),
         "best_epoch": fitted.best_epoch,
         "metrics": metrics,
         "history": fitted.history,
@@ -219,18 +219,18 @@ def _fine_tune(setting: Setting, track: Track, tracker: Tracker | None) -> dict[
         "bn_shift": distortion.shift_table(prepared.shift),
         "probe": probed and probed.report,
         "time": clock.seconds,
-        "memory": machine.memory(setting.device),
+        "memory": machine.memory(context.device),
     }
-    records.write(setting.directory, record)
-    shutil.rmtree(setting.directory / records.CHECKPOINTS, ignore_errors=True)
+    records.write(context.directory, record)
+    shutil.rmtree(context.directory / records.CHECKPOINTS, ignore_errors=True)
     return record
 
 
-def _pretrained_features(setting: Setting) -> PretrainedFeatures:
+def _pretrained_features(context: RunContext) -> PretrainedFeatures:
     """What distortion is measured from, and what a probe is fitted on."""
-    key = pretrained_key(setting.identity, setting.device)
-    backbone = setting.task.features(setting.backbone)
-    return PretrainedFeatures(backbone, key, setting.autocast, setting.cache / "features")
+    key = pretrained_key(context.identity, context.device)
+    backbone = context.task.features(context.backbone)
+    return PretrainedFeatures(backbone, key, context.autocast, context.cache / "features")
 
 
 class _ProbedHead(NamedTuple):
@@ -240,22 +240,22 @@ class _ProbedHead(NamedTuple):
     report: dict[str, Any]
 
 
-def _probed_head(setting: Setting, pretrained: PretrainedFeatures, track: Track) -> _ProbedHead | None:
+def _probed_head(context: RunContext, pretrained: PretrainedFeatures, track: Track) -> _ProbedHead | None:
     """The head that LP gives, if the method starts from it; a segmentation's comes from a run of LP."""
-    config, images = setting.config, setting.images
+    config, images = context.config, context.images
     if config.method.head_init != "probe":
         return None
     if config.method.lr_probe is not None:
         return _trained_head(config, track)
 
     def labelled(loader: Loader) -> tuple[Tensor, Tensor]:
-        return pretrained(loader), loader.labels[loader.order()].to(setting.device)
+        return pretrained(loader), loader.labels[loader.order()].to(context.device)
 
-    key = [pretrained.identity, images.train.identity, setting.selection.identity, images.classes]
+    key = [pretrained.identity, images.train.identity, context.selection.identity, images.classes]
     solved = probe.cached_probe(
-        setting.cache / "probes" / f"{digest(key)}.safetensors",
+        context.cache / "probes" / f"{digest(key)}.safetensors",
         lambda: probe.fit_probe(
-            *labelled(images.train), *labelled(setting.selection), num_classes=len(images.classes)
+            *labelled(images.train), *labelled(context.selection), num_classes=len(images.classes)
         ),
     )
     return _ProbedHead({"linear1.weight": solved.weight, "linear1.bias": solved.bias}, solved.report())
@@ -263,7 +263,7 @@ def _probed_head(setting: Setting, pretrained: PretrainedFeatures, track: Track)
 
 def _trained_head(config: Config, track: Track) -> _ProbedHead:
     """The head that LP trains on the frozen backbone, in a run of its own, and that run's metrics."""
-    probing, done = replace(config, method=config.method.probe()), None
+    probing, done = replace(config, method=config.method.linear_probe()), None
     while done is None:
         try:
             done = run(probing, track)
@@ -276,16 +276,16 @@ def _trained_head(config: Config, track: Track) -> _ProbedHead:
     return _ProbedHead(head.state_dict(), {"run": done.record["run"], "metrics": done.record["metrics"]})
 
 
-def _prepare(setting: Setting, probed: _ProbedHead | None) -> Prepared:
+def _prepare(context: RunContext, probed: _ProbedHead | None) -> Prepared:
     """Table 1: head, BN conversion, learning rates."""
-    method, train = setting.config.method, setting.images.train
-    batches = method.conversion_batches or train.batches
-    torch.manual_seed(derive_seed(setting.config.seed, 0))  # a random head depends on the seed alone
+    method, train = context.config.method, context.images.train
+    batches = method.conversion_batches or train.num_batches
+    torch.manual_seed(derive_seed(context.config.seed, 0))  # a random head depends on the seed alone
     try:
         prepared = preparation.prepare(
             method,
-            setting.task.network(setting.backbone),
-            probe=probed and probed.state,
+            context.task.network(context.backbone),
+            probed_head=probed and probed.state,
             batches=progress.track(islice(train.epoch(), batches), "BN conversion", batches),
         )
     except ValueError as error:
@@ -294,32 +294,32 @@ def _prepare(setting: Setting, probed: _ProbedHead | None) -> Prepared:
     return prepared
 
 
-def _fit(setting: Setting, prepared: Prepared, tracker: Tracker | None) -> Fit:
+def _fit(context: RunContext, prepared: Prepared, tracker: Tracker | None) -> TrainingState:
     """Train with two learning rates, or one, and keep the epoch with the best ID metric."""
-    method, training, task = setting.config.method, setting.config.training, setting.task
-    folder = setting.directory / records.CHECKPOINTS
+    method, training, task = context.config.method, context.config.training, context.task
+    folder = context.directory / records.CHECKPOINTS
 
     def report(row: dict[str, float]) -> None:
         if tracker:
-            tracker.epoch(row)
+            tracker.log_epoch(row)
         state = {"epoch": row["epoch"], "epochs": training.epochs, "seconds": row["seconds"]}
         write_atomically(folder / records.PROGRESS, json.dumps(state))
 
-    if setting.config.compute.compile:
-        setting.backbone.compile()
-    recipe = loop.Recipe(
+    if context.config.compute.compile:
+        context.backbone.compile()
+    hooks = loop.LoopHooks(
         set_train_mode=lambda _: preparation.set_train_mode(prepared.model, method),
-        evaluate=lambda _: task.score(prepared.model, setting.selection, setting.autocast),
+        evaluate=lambda _: task.score(prepared.model, context.selection, context.autocast),
         metric=task.metric,
-        step=task.step,
-        autocast=setting.autocast,
+        compute_loss=task.compute_loss,
+        autocast=context.autocast,
         report=report,
     )
     return loop.fit(
         prepared.model,
-        setting.images.train,
+        context.images.train,
         prepared.groups,
-        recipe,
+        hooks,
         epochs=training.epochs,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
@@ -331,21 +331,21 @@ def _fit(setting: Setting, prepared: Prepared, tracker: Tracker | None) -> Fit:
 
 
 def _measure(
-    setting: Setting, prepared: Prepared, before: dict[str, Tensor]
+    context: RunContext, prepared: Prepared, before: dict[str, Tensor]
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics on ID and every OOD set, and how far the features moved from those `before` (Figure 1)."""
     metrics: dict[str, float] = {}
     distorted: dict[str, Any] = {}
-    backbone = setting.task.features(setting.backbone)
-    for name, loader in setting.images.evaluation.items():
+    backbone = context.task.features(context.backbone)
+    for name, loader in context.images.evaluation.items():
         after = before[name]
         if prepared.trains_backbone:
-            after = evaluation.features(backbone, loader, setting.autocast)
-        found = setting.task.metrics(prepared.model, after, loader, setting.autocast)
+            after = evaluation.features(backbone, loader, context.autocast)
+        found = context.task.metrics(prepared.model, after, loader, context.autocast)
         metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
         distorted[name] = distortion.feature_distortion(before[name], after)
         metrics |= {f"{name}/{metric}": found["mean"] for metric, found in distorted[name].items()}
-    dataset = setting.config.dataset
+    dataset = context.config.dataset
     return metrics | _ood_means(metrics, dataset.ood_mean or list(dataset.ood)), distorted
 
 

@@ -22,7 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from daft.common.errors import UserError
-from daft.config.check import for_schema, validate, validate_section
+from daft.config.check import rewrite_overrides, validate, validate_section
 from daft.config.schema import Config, SweepConfig
 from daft.sweep.jobs import GROUPS, IsolatedTask, JobResult
 
@@ -97,7 +97,7 @@ class StagedSweeper(Sweeper):
 
     def __init__(self, params: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self._params = for_schema([f"{key}={value}" for key, value in (params or {}).items()])
+        self._params = rewrite_overrides([f"{key}={value}" for key, value in (params or {}).items()])
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra gives, and make the launcher that the user chose."""

@@ -21,7 +21,7 @@ def main() -> None:
     from daft.report import page
     from daft.runs import records, robustness
 
-    loaded = robustness.load(records.below(args.runs))
+    loaded = robustness.load(records.find_runs(args.runs))
     if not loaded:
         raise UserError(f"{args.runs}: no records below this folder")
     write_atomically(args.out, page.render_page(loaded, f"Runs of {args.runs}", args.runs))

@@ -22,7 +22,7 @@ def main() -> None:
 
     from daft.runs import status
 
-    states = status.look(args.runs)
+    states = status.list_runs(args.runs)
     table = Table()
     for name in ("run", "state", "epoch", "left", "error"):
         table.add_column(name, overflow="fold")

@@ -40,7 +40,7 @@ def train(cfg: "DictConfig") -> str:
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
         (Path(job.runtime.output_dir) / POINTER).write_text(str(run.directory.resolve()))
-        print(tables.line(run.record, run.fresh), flush=True)
+        print(tables.format_run(run.record, run.fresh), flush=True)
     else:
         note = "" if run.fresh else " (taken from its record)"
         tables.show([run.directory], f"{run.directory}{note}")
@@ -54,12 +54,12 @@ def main() -> None:
         return
     import hydra
 
-    from daft.config.check import for_schema
+    from daft.config.check import rewrite_overrides
     from daft.config.compose import hydra_errors
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
     # Hydra wants -m before the overrides; users put it anywhere.
-    sys.argv[1:] = sorted(for_schema(sys.argv[1:]), key=lambda a: a not in ("-m", "--multirun"))
+    sys.argv[1:] = sorted(rewrite_overrides(sys.argv[1:]), key=lambda a: a not in ("-m", "--multirun"))
     with hydra_errors():
         hydra.main(version_base="1.3", config_path=str(options.CONF), config_name="train")(train)()
 

@@ -26,7 +26,7 @@ def main() -> None:
     from daft.runs import records
     from daft.tracking import sync
 
-    directories = records.below(args.runs)
+    directories = records.find_runs(args.runs)
     if not directories:
         raise UserError(f"{args.runs}: no records below this folder")
     service = sync.Service()

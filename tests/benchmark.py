@@ -150,7 +150,7 @@ class Bench:
         backbone = backbones.load(config.backbone).to(self.device).to(memory_format=torch.channels_last)
         head = classifier.make_head(backbone.num_features, [], 10).to(self.device)
         model = classifier.Classifier(backbone, head)
-        return preparation.prepare(config.method, model, probe=None, batches=())
+        return preparation.prepare(config.method, model, probed_head=None, batches=())
 
 
 def conversion(bench: Bench) -> list[Row]:
@@ -216,7 +216,7 @@ def train(bench: Bench) -> list[Row]:
                     prepared.model,
                     loader,
                     prepared.groups,
-                    loop.Recipe(
+                    loop.LoopHooks(
                         set_train_mode=lambda _: preparation.set_train_mode(prepared.model, config.method),
                         evaluate=lambda network: 0.0,
                         autocast=cast,

@@ -15,7 +15,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from daft.batchnorm import LONGEST, BatchNormShift, batchnorm_layers, convert_batchnorm
+from daft.batchnorm import MAX_FLOAT32_TERMS, BatchNormShift, batchnorm_layers, convert_batchnorm
 from tests.helpers.waiting import HANG_SECONDS, wait_until
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -267,7 +267,7 @@ def assert_float32_close(shift: BatchNormShift, inputs: list[Tensor]) -> None:
     """
     mean, var = mean_and_var(inputs)
     size = max(float(z.abs().max()) for z in inputs)
-    longest = min(LONGEST, max(z.numel() // z.shape[1] for z in inputs))
+    longest = min(MAX_FLOAT32_TERMS, max(z.numel() // z.shape[1] for z in inputs))
     walk = 6 * longest**0.5 * U
     d = walk * size
     assert (np.abs(shift.target_mean.double().numpy() - mean) <= d).all()

@@ -115,7 +115,7 @@ def test_identity_is_what_moves_the_numbers_and_nothing_else(configure):
 
 def test_conversion_measures_as_many_batches_as_it_is_told_and_that_is_another_run(tiny):
     whole, part = tiny("method=daft"), tiny("method=daft", "method.conversion_batches=1")
-    assert experiment.identify(whole) != experiment.identify(part)
+    assert experiment.directory_of(whole) != experiment.directory_of(part)
     runs = [experiment.run(config).record for config in (whole, part)]
     assert [{layer["batches"] for layer in record["bn_shift"]} for record in runs] == [{2}, {1}]
     with pytest.raises(UserError, match=r"conversion_batches=3: the training set has 2"):
@@ -126,7 +126,7 @@ def test_conversion_measures_as_many_batches_as_it_is_told_and_that_is_another_r
 
 def test_runs_of_before_keep_their_identity(tiny):
     """The id of a classification run, as published results have it."""
-    assert experiment.identify(tiny("method=daft")).name == "shapes-shapes_resnet10-daft-s0-a2c4e3b5b795"
+    assert experiment.directory_of(tiny("method=daft")).name == "shapes-shapes_resnet10-daft-s0-a2c4e3b5b795"
 
 
 def test_integrated_lp_ft_with_conversion_is_daft(configure):
@@ -154,9 +154,9 @@ def test_a_diverged_run_is_recorded_as_diverged_and_never_selected(tiny):
     assert diverged.record["status"] == "diverged"
     assert diverged.record["metrics"] == {}
     finished = experiment.run(tiny(*fixed, "method.lr_backbone=1e-4"))
-    runs = frames.frame([diverged.directory, finished.directory])
+    runs = frames.from_directories([diverged.directory, finished.directory])
     assert selection.select(runs)["run"].tolist() == [finished.record["run"]]
-    assert "diverged" in tables.line(diverged.record, fresh=True)
+    assert "diverged" in tables.format_run(diverged.record, fresh=True)
 
 
 def test_holdout_selection_never_looks_at_the_id_evaluation_set(tiny):
@@ -255,7 +255,7 @@ def test_a_run_that_another_process_computes_is_left_alone(tiny):
     config = tiny("method=lp")
     first = experiment.run(config)
     (first.directory / "record.json").unlink()
-    with records.claimed(first.directory), pytest.raises(UserError, match="another process"):
+    with records.lock_run(first.directory), pytest.raises(UserError, match="another process"):
         experiment.run(config)
     assert experiment.run(config).fresh
 

@@ -14,7 +14,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from daft.common.errors import UserError
-from daft.config.check import for_schema
+from daft.config.check import rewrite_overrides
 from daft.config.compose import configuration
 from daft.config.options import CONF
 from tests.helpers.waiting import HANG_SECONDS
@@ -76,7 +76,7 @@ def commands(text: str) -> list[list[str]]:
 
 def first_values(override: str) -> str:
     """A list of a sweep with its first value alone."""
-    (prepared,) = for_schema([override])
+    (prepared,) = rewrite_overrides([override])
     (parsed,) = OverridesParser.create().parse_overrides([prepared])
     if not parsed.is_sweep_override():
         return override

@@ -1,4 +1,4 @@
-"""Claims about the plan of the house: a room imports only from rooms before it, and nothing goes in circles."""
+"""Claims about the plan of the house: rooms import only from rooms before them, and never in circles."""
 
 import ast
 from collections.abc import Iterator
@@ -99,7 +99,8 @@ def test_every_room_says_in_one_sentence_what_it_is():
             (node,) = ast.parse(file.read_text()).body[:1]
             assert isinstance(node, ast.Expr), module
             text = ast.literal_eval(node.value)
-            assert text.endswith(".") and "\n" not in text, module
+            assert text.endswith("."), module
+            assert "\n" not in text, module
 
 
 @pytest.mark.parametrize("module", ["daft.report.tables", "daft.runs.records", "daft.data.loader"])

@@ -25,7 +25,7 @@ class ConfigError(UserError, ValueError):
         self.key, self.problem = key, problem
 
 
-def some(names: Sequence[object], most: int = 6) -> str:
+def join_first(names: Sequence[object], most: int = 6) -> str:
     """The first names of a long list, for a message."""
     return ", ".join(map(str, names[:most])) + (", …" if len(names) > most else "")
 

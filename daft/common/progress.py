@@ -36,7 +36,7 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
         yield from progress.track(items, total=total, description=description)
 
 
-def left_out(problem: object) -> None:
+def warn_left_out(problem: object) -> None:
     """Say on stderr what is not used, and why."""
     console.print(f"left out: {problem}", style="yellow", soft_wrap=True, markup=False, highlight=False)
 

@@ -18,7 +18,7 @@ SECTIONS = [f.name for f in fields(Config) if f.name != "seed"]
 """Top-level keys that have keys below them."""
 
 
-def for_schema(overrides: list[str]) -> list[str]:
+def rewrite_overrides(overrides: list[str]) -> list[str]:
     """Overrides as Hydra's grammar takes them, with keys that it passes on for the schema to judge.
 
     Hydra refuses a key that no file mentions; with ++ it passes, and the schema, which knows all
@@ -63,7 +63,7 @@ def _typed(cfg: DictConfig, kind: type[T], path: list[str]) -> T:
         raise _config_error(error, path) from None
 
 
-def plain(config: Config) -> dict[str, Any]:
+def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain data, ready for JSON."""
     return TypeAdapter(Config).dump_python(config, mode="json")
 

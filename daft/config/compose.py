@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from daft.common.errors import UserError
-from daft.config.check import SECTIONS, for_schema, validate
+from daft.config.check import SECTIONS, rewrite_overrides, validate
 from daft.config.options import CONF
 from daft.config.schema import Config
 
@@ -18,7 +18,7 @@ from daft.config.schema import Config
 def composed(*overrides: str) -> DictConfig:
     """What these overrides stand for, not validated; raises UserError."""
     with hydra_errors(), initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", for_schema(list(overrides)))
+        return compose("train", rewrite_overrides(list(overrides)))
 
 
 def configuration(*overrides: str) -> Config:

@@ -19,11 +19,11 @@ from daft.common.errors import ConfigError
 
 STRICT = ConfigDict(extra="forbid")
 
-Size = Annotated[int, Field(ge=1, strict=True)]
-Count = Annotated[int, Field(ge=0, strict=True)]
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Grid = Annotated[list[Rate], Field(min_length=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Grid = Annotated[list[PositiveFloat], Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Folder = Annotated[str, AfterValidator(os.path.expanduser)]
 Checksum = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{8,32})$")]
@@ -34,7 +34,7 @@ Checksum = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{8,3
 class Resize:
     """Shorter side (or height and width) to `size` pixels, antialiased."""
 
-    size: Size | tuple[Size, Size]
+    size: PositiveInt | tuple[PositiveInt, PositiveInt]
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
     random = False
 
@@ -43,7 +43,7 @@ class Resize:
 class CenterCrop:
     """Central square of `size` pixels."""
 
-    size: Size
+    size: PositiveInt
     random = False
 
 
@@ -66,7 +66,7 @@ class Darken:
 class RandomCrop:
     """Square of `size` pixels at a uniform position."""
 
-    size: Size
+    size: PositiveInt
     random = True
 
 
@@ -74,9 +74,9 @@ class RandomCrop:
 class RandomResizedCrop:
     """Box of random area (fraction of the image) and aspect ratio, resized to `size` pixels."""
 
-    size: Size
+    size: PositiveInt
     scale: tuple[Fraction, Fraction] = (0.08, 1.0)
-    ratio: tuple[Rate, Rate] = (3 / 4, 4 / 3)
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
     random = True
 
     def __post_init__(self) -> None:
@@ -101,8 +101,8 @@ class RandomScaleCrop:
     What is smaller than that stands in the middle of black pixels.
     """
 
-    size: Size
-    scale: tuple[Rate, Rate] = (0.5, 2.0)
+    size: PositiveInt
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
     label: Annotated[int, Field(ge=0, le=255, strict=True)] = 255
     """of the black pixels, in masks"""
     random = True

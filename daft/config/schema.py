@@ -11,7 +11,17 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from daft.common.errors import ConfigError
-from daft.config.operations import STRICT, Checksum, Count, Folder, Grid, Operation, Rate, Seed, Size
+from daft.config.operations import (
+    STRICT,
+    Checksum,
+    Folder,
+    Grid,
+    NonNegativeInt,
+    Operation,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+)
 from daft.config.sources import SOURCES
 
 
@@ -33,15 +43,15 @@ class FileConfig:
     """needed only if a split's path begins with this"""
     urls: list[str] = Field(min_length=1)
     """tried in this order"""
-    bytes: Size | None = None
+    bytes: PositiveInt | None = None
     checksum: Checksum | None = None
     unpack: str | None = None
     """folder below the root that the archive is unpacked into; null: no archive"""
-    strip: Count = 0
+    strip: NonNegativeInt = 0
     """leading folders of the archive's paths that are left out"""
     gives: list[str] = field(default_factory=list)
     """files and folders below the root that are there once it is unpacked"""
-    unpacked_bytes: Size | None = None
+    unpacked_bytes: PositiveInt | None = None
     """disk space of what is unpacked, roughly"""
     members: dict[str, Checksum] = field(default_factory=dict)
     """checksums of what it gives, by file below the root"""
@@ -59,15 +69,15 @@ class SplitConfig:
     """what to read, in the words of the dataset's source: a folder or CSV below the root, a style of
     `shapes` or one between two (`photo/sketch/0.25`), `living17/source/train`, `sketch/test`,
     `id_val/Europe+Africa`, …"""
-    known_images: Size | None = None
+    known_images: PositiveInt | None = None
     """how many there must be, before `images` thins them"""
-    least_per_folder: Size | None = None
+    least_per_folder: PositiveInt | None = None
     """fewer images of a WordNet id are taken for a folder half unpacked (`imagenet` only)"""
     part: Literal["all", "train", "id"] = "all"
     """which side of the rule `eval_every` to take"""
-    images: Size | None = None
+    images: PositiveInt | None = None
     """keep this many, stratified by class, evenly spaced in path order; for `shapes`: generate them"""
-    seed: Count = 0
+    seed: NonNegativeInt = 0
     """of the generator (`shapes` only)"""
     shift: list[Operation] = field(default_factory=list)
     """operations before the evaluation transform: a shift that the data can supply by itself"""
@@ -89,7 +99,7 @@ class DatasetConfig:
     ood: dict[str, SplitConfig]
     train_transform: list[Operation]
     eval_transform: list[Operation]
-    epochs: Count
+    epochs: NonNegativeInt
     root: str = "."
     classes: list[str] | None = None
     """class names in label order; default: the training set's, sorted"""
@@ -106,7 +116,7 @@ class DatasetConfig:
     crop then sees other pixels, so it is part of a run's identity"""
     files: list[FileConfig] = field(default_factory=list)
     """what prepare.py fetches"""
-    kept_side: Size | None = None
+    kept_side: PositiveInt | None = None
     """shorter side in pixels at which prepare.py keeps the images that it fetches, if they are larger"""
     manual: str | None = None
     """what a person must do to get the images, where a licence forbids fetching them"""
@@ -159,7 +169,7 @@ class BackboneConfig:
     weights: Literal["file", "hub", "random", "own"]
     """`checkpoint`; timm's hub entry of that name; none at all; those that an imported network comes with"""
     mean: tuple[float, float, float]
-    std: tuple[Rate, Rate, Rate]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     """normalisation of RGB in [0, 1]"""
     source: Literal["timm", "import"] = "timm"
     """what makes the network: timm, or a function that is imported and returns a torch.nn.Module"""
@@ -169,7 +179,7 @@ class BackboneConfig:
     checksum: Checksum | None = None
     urls: list[str] = field(default_factory=list)
     """where prepare.py fetches the checkpoint, tried in this order"""
-    bytes: Size | None = None
+    bytes: PositiveInt | None = None
     """of the checkpoint"""
     wrapper: str | None = None
     """key under which a torch file keeps its state dict"""
@@ -180,11 +190,11 @@ class BackboneConfig:
     rename: dict[str, str] = field(default_factory=dict)
     r"""names in the checkpoint to names in the model, after prefix and drop: regular expressions with
     \1, \2, … for their groups; of those that match a whole name the first counts"""
-    num_features: Size | None = None
+    num_features: PositiveInt | None = None
     """width of the features; null: whatever the model gives"""
-    input_size: Size | None = None
+    input_size: PositiveInt | None = None
     """side in pixels of the only images it takes; null: any"""
-    lr_head: Rate = 1.0
+    lr_head: PositiveFloat = 1.0
     """anchor of η_w; the right one depends on the norm of the features"""
 
     def __post_init__(self) -> None:
@@ -216,15 +226,15 @@ class MethodConfig:
     """of BN layers during training"""
     bn_conversion: bool
     """before training (Algorithm 1)"""
-    conversion_batches: Size | None = None
+    conversion_batches: PositiveInt | None = None
     """mini-batches that BN conversion measures, from the first; null: the whole training set (paper)"""
-    lr_backbone: Rate | None = None
+    lr_backbone: PositiveFloat | None = None
     """η_θ; with tied rates the head's too"""
-    lr_head: Rate | None = None
+    lr_head: PositiveFloat | None = None
     """η_w"""
-    head_hidden: list[Size] = field(default_factory=list)
+    head_hidden: list[PositiveInt] = field(default_factory=list)
     """widths of the head's hidden layers; none: a linear head"""
-    lr_probe: Rate | None = None
+    lr_probe: PositiveFloat | None = None
     """η_w of the run with a frozen backbone that head_init=probe takes a segmentation's decoder from"""
 
     def __post_init__(self) -> None:
@@ -252,7 +262,7 @@ class MethodConfig:
         if self.rates == "separate" and self.lr_head is None:
             raise ConfigError("lr_head", "null with rates=separate; set it, or use rates=tied")
 
-    def probe(self) -> "MethodConfig":
+    def linear_probe(self) -> "MethodConfig":
         """LP at η_w = `lr_probe`, whose run this one takes its decoder from."""
         return replace(
             self,
@@ -272,10 +282,10 @@ class MethodConfig:
 class TrainingConfig:
     """The optimiser's settings and the choice of epoch."""
 
-    epochs: Count
-    steps: Size | None = None
+    epochs: NonNegativeInt
+    steps: PositiveInt | None = None
     """iterations of all epochs together, in equal shares; null: each epoch is a pass over the images"""
-    poly_power: Rate | None = None
+    poly_power: PositiveFloat | None = None
     """rates fall as (1 - step / steps) to this power, every step; null: as a half cosine, every epoch"""
     batch_size: int = Field(ge=2, strict=True)
     momentum: float = Field(ge=0, lt=1)
@@ -296,19 +306,19 @@ class SegmentationConfig:
 
     output_stride: Literal[8, 16]
     """pixels of the image per pixel of the backbone's last features"""
-    atrous_rates: tuple[Size, Size, Size]
+    atrous_rates: tuple[PositiveInt, PositiveInt, PositiveInt]
     """dilations of the pyramid"""
     separable: bool
     """whether the decoder's convolutions of 3 x 3 are depthwise separable"""
     dropout: float = Field(ge=0, lt=1)
     """of the pyramid's output"""
-    channels: Size
+    channels: PositiveInt
     """of the decoder"""
-    eval_batch_size: Size
+    eval_batch_size: PositiveInt
     """1 where images keep their own sizes; no part of a run's identity"""
     head_init: Literal["random"]
     """what LP and DAFT start the decoder from"""
-    lr_head: Rate
+    lr_head: PositiveFloat
     """anchor of η_w"""
 
 
@@ -317,8 +327,8 @@ class ComputeConfig:
     """Where and how fast a run computes; no part of its identity."""
 
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    threads: Size | None
-    workers: Count | None
+    threads: PositiveInt | None
+    workers: NonNegativeInt | None
     resident_gib: float = Field(ge=0)
     unreadable: Literal["error", "skip"]
     compile: bool
@@ -362,7 +372,7 @@ class SweepConfig:
     """of the chosen rates; the grids run on the lowest"""
     extend: bool = False
     """go on past the edge of a grid while its best value is there"""
-    max_jobs: Size | None = None
+    max_jobs: PositiveInt | None = None
     """launched at a time; null: all that can run"""
     checkpoints: Literal["selected", "all"] = "selected"
     """whose weights stay once a cell has chosen: those of the chosen rates, or of its whole grids"""

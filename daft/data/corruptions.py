@@ -46,7 +46,7 @@ SLACK = 1e-3
 """Of a level: float32 may miss a whole one by less than this from below, and is not cut to the one before."""
 
 
-class ImageGenerators:
+class PerImageRNG:
     """Random numbers, a row per image from a generator of its own; drawn on the CPU, given on the device."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -83,7 +83,7 @@ class Setting(NamedTuple):
 
     values: Any
     """its parameters at this severity"""
-    rng: ImageGenerators
+    rng: PerImageRNG
     published: dict[str, Any]
     """everything that is published for images of about this size"""
 
@@ -108,7 +108,7 @@ def corrupt(images: Tensor, name: str, severity: int, numbers: Sequence[int]) ->
         )
     published = parameters(side)
     stream = list(CORRUPTIONS).index(name), severity
-    rng = ImageGenerators([derive_seed(*stream, number) for number in numbers], images.device)
+    rng = PerImageRNG([derive_seed(*stream, number) for number in numbers], images.device)
     setting = Setting(published[name][severity - 1], rng, published)
     return _levels(CORRUPTIONS[name](images.float() / 255, setting))
 
@@ -303,7 +303,7 @@ def fog(x: Tensor, setting: Setting) -> Tensor:
     return (x + amplitude * clouds) * brightest / (brightest + amplitude)
 
 
-def _plasma(rng: ImageGenerators, side: int, decay: float) -> Tensor:
+def _plasma(rng: PerImageRNG, side: int, decay: float) -> Tensor:
     """Heights [B, side, side] in [0, 1] by the diamond-square algorithm on a torus, side a power of two."""
     heights = torch.zeros(len(rng), side, side, device=rng.device)
     step, spread = side, 100.0**2
@@ -322,7 +322,7 @@ def _plasma(rng: ImageGenerators, side: int, decay: float) -> Tensor:
     return heights / heights.amax((1, 2), keepdim=True)
 
 
-def _between(four: Tensor, spread: float, rng: ImageGenerators) -> Tensor:
+def _between(four: Tensor, spread: float, rng: PerImageRNG) -> Tensor:
     """The mean of four heights given by their sum [B, ...], moved by at most `spread`."""
     return four / 4 + rng.uniform(-spread, spread, *four.shape[1:])
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from daft.common.errors import UserError, some
+from daft.common.errors import UserError, join_first
 
-FINGERPRINTED = 500
+MIN_HASHED_FILES = 500
 """Files whose contents go into a split's fingerprint, at least, if there are as many."""
 
 IGNORED = 255
@@ -39,7 +39,7 @@ class Masks:
         values = _read_mask(file)
         classes = self.class_of_value[values.long()]
         if (classes == INVALID).any():
-            found = some(sorted(set(values[classes == INVALID].tolist())))
+            found = join_first(sorted(set(values[classes == INVALID].tolist())))
             raise UserError(f"{file}: has pixels of value {found}, which is no class")
         return classes.to(torch.uint8)
 
@@ -83,7 +83,7 @@ class Labelled:
         absent = [file for file in listed["file"] if not Path(file).is_file()]
         if absent:
             raise UserError(
-                f"{len(absent)} of the {len(listed):,} file(s) of {what} do not exist: {some(absent)}"
+                f"{len(absent)} of the {len(listed):,} file(s) of {what} do not exist: {join_first(absent)}"
             )
         numbers = {label: number for number, label in enumerate(classes)}
         listed = listed.assign(label=[numbers[label] for label in listed["label"]])
@@ -94,7 +94,7 @@ class Labelled:
             name = file.name if Path(path).is_absolute() else path  # where a disk is mounted is no fact
             digest.update(f"{name}\t{file.stat().st_size}\t{label}\n".encode())
         # Uncompressed images are all of one size: some contents, evenly spaced, tell two sets of them apart.
-        for file in files[:: max(1, len(files) // FINGERPRINTED)]:
+        for file in files[:: max(1, len(files) // MIN_HASHED_FILES)]:
             digest.update(file.read_bytes())
         return cls(files, torch.tensor(listed["label"].to_numpy(np.int64)), digest.hexdigest())
 

@@ -53,9 +53,9 @@ class Loader:
         return len(self.labels)
 
     @property
-    def batches(self) -> int:
+    def num_batches(self) -> int:
         """Number of batches in an epoch."""
-        return len(batch_ends(len(self), self.batch_size))
+        return len(batch_boundaries(len(self), self.batch_size))
 
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an image after the operations."""
@@ -66,8 +66,8 @@ class Loader:
 
     def steps(self, steps: range) -> Iterator[Batch]:
         """The batches of these steps of training, counted from 0 through epoch 1, epoch 2, …"""
-        for number in range(steps.start // self.batches, -(-steps.stop // self.batches)):
-            before = number * self.batches
+        for number in range(steps.start // self.num_batches, -(-steps.stop // self.num_batches)):
+            before = number * self.num_batches
             yield from self.epoch(number + 1, slice(max(steps.start - before, 0), steps.stop - before))
 
     def order(self, number: int = 0) -> Tensor:
@@ -77,7 +77,7 @@ class Loader:
     def epoch(self, number: int = 0, steps: slice = slice(None)) -> Iterator[Batch]:
         """Batches of an epoch, or of some of its steps, on the device; epoch 0 is before training."""
         order, uniforms = self._sample(number)
-        ends = batch_ends(len(self), self.batch_size)
+        ends = batch_boundaries(len(self), self.batch_size)
         chunks = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)][steps]
         batches = (
             self._resident_batches(chunks, uniforms)
@@ -128,7 +128,7 @@ def derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def batch_ends(images: int, batch_size: int) -> list[int]:
+def batch_boundaries(images: int, batch_size: int) -> list[int]:
     """End index of each batch; a last batch of one image is joined to the batch before.
 
     One value per channel has no variance, in training and in conversion alike. Batches of one, for

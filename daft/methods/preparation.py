@@ -31,20 +31,20 @@ def prepare(
     method: MethodConfig,
     model: Classifier,
     *,
-    probe: Mapping[str, Tensor] | None,
+    probed_head: Mapping[str, Tensor] | None,
     batches: Iterable[Any],
 ) -> Prepared:
     """Set the head of a network, convert the BN layers of its backbone if the method does, group parameters.
 
-    model: with a random head. probe: the head's state after the linear probe, where the head starts from it.
+    model: with a random head. probed_head: the head's state after the linear probe, where it starts from it.
     batches: the training batches for BN conversion; read if the method converts.
     """
     if method.head_init == "zero":
         for parameter in model.head.parameters():
             nn.init.zeros_(parameter)
     elif method.head_init == "probe":
-        assert probe is not None
-        model.head.load_state_dict(dict(probe))
+        assert probed_head is not None
+        model.head.load_state_dict(dict(probed_head))
     # After the head is set and before the first step (authors' order). A head's own BN layers have no
     # statistics to convert yet.
     shift = convert_batchnorm(model.backbone, batches) if method.bn_conversion else {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from daft.common.errors import UserError, first_line
 from daft.config.schema import BackboneConfig
 from daft.networks import checkpoints, sources
-from daft.networks.checkpoints import LoadedWeights
+from daft.networks.checkpoints import LoadReport
 
 
 class FeatureExtractor(nn.Module):
@@ -17,7 +17,7 @@ class FeatureExtractor(nn.Module):
 
     mean: Tensor
     std: Tensor
-    weights: LoadedWeights | None = None
+    weights: LoadReport | None = None
     """what was loaded; None: nothing, or not yet"""
 
     def __init__(self, network: nn.Module, num_features: int, cfg: BackboneConfig) -> None:
@@ -47,7 +47,7 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
     if cfg.weights == "file":
         weights = checkpoints.load_into(network, cfg)
     else:
-        weights = LoadedWeights(checkpoints.fingerprint(cfg), len(network.state_dict()), [], 0)
+        weights = LoadReport(checkpoints.fingerprint(cfg), len(network.state_dict()), [], 0)
         if cfg.source == "import" and not weights.origin.endswith(checkpoints.state_fingerprint(network)):
             raise UserError(
                 f"backbone.model={cfg.model} has other weights each time; it must seed what it draws"

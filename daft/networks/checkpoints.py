@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from daft.common.errors import UserError, first_line, some
+from daft.common.errors import UserError, first_line, join_first
 from daft.common.files import checksum, digest
 from daft.config.schema import BackboneConfig
 from daft.networks import sources, torchscript
@@ -20,7 +20,7 @@ PACKAGE = "package:"
 """Prefix of checkpoints that are part of this package."""
 
 
-class LoadedWeights(NamedTuple):
+class LoadReport(NamedTuple):
     """What was loaded into a network, and what was left in the checkpoint on purpose."""
 
     origin: str
@@ -81,7 +81,7 @@ def state_fingerprint(network: nn.Module) -> str:
     return content.hexdigest()
 
 
-def load_into(network: nn.Module, cfg: BackboneConfig) -> LoadedWeights:
+def load_into(network: nn.Module, cfg: BackboneConfig) -> LoadReport:
     """Copy the checkpoint into the network: every key and every shape must match, or nothing is copied.
 
     Raises UserError if the checkpoint is not there, fails its checksum, does not load or does not fit.
@@ -95,7 +95,7 @@ def load_into(network: nn.Module, cfg: BackboneConfig) -> LoadedWeights:
         inner = [key for key, value in entries.items() if isinstance(value, dict)]
         raise UserError(
             f"backbone.checkpoint: nothing in {file} would be loaded with prefix={cfg.prefix!r} and "
-            f"drop={cfg.drop}; its keys begin {some(list(entries))}"
+            f"drop={cfg.drop}; its keys begin {join_first(list(entries))}"
             + (f"; set backbone.wrapper to {' or '.join(inner)}" if inner and not cfg.wrapper else "")
         )
     state: dict[str, Any] = {}
@@ -105,7 +105,7 @@ def load_into(network: nn.Module, cfg: BackboneConfig) -> LoadedWeights:
         state[name] = value
     _require_match(network.state_dict(), state, file, cfg.prefix)
     network.load_state_dict(state)
-    return LoadedWeights(checksum(file), len(state), dropped, len(entries) - len(below))
+    return LoadReport(checksum(file), len(state), dropped, len(entries) - len(below))
 
 
 def _checked_path(cfg: BackboneConfig) -> Path:
@@ -163,7 +163,9 @@ def _require_match(expected: dict[str, Tensor], state: dict[str, Any], file: Pat
     if any(problems.values()):
         raise UserError(
             f"backbone.checkpoint: {file} does not fit the network"
-            + "".join(f"\n  {what} ({len(keys)}): {some(keys)}" for what, keys in problems.items() if keys)
+            + "".join(
+                f"\n  {what} ({len(keys)}): {join_first(keys)}" for what, keys in problems.items() if keys
+            )
             + (f"\n  {_remedy(missing, unexpected, prefix)}" if missing or unexpected else "")
         )
 

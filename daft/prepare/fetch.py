@@ -35,10 +35,10 @@ BACKOFF = 0.5
 TRANSIENT = (429, 500, 502, 503, 504)
 """HTTP statuses of a server that may be well again soon."""
 
-PATIENCE = 30
+MAX_RETRY_AFTER = 30
 """Seconds that a server may ask for with Retry-After; who asks for more is retried as if it did not."""
 
-SPACE = b"\xef\xbb\xbf \t\r\n"
+LEADING_WHITESPACE = b"\xef\xbb\xbf \t\r\n"
 """What may stand before text: a byte order mark, white space."""
 
 HTML = (b"<!doctype html", b"<html")
@@ -234,9 +234,9 @@ def _validator(headers: Mapping[str, str]) -> str | None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> int:
-    """Seconds, 0 for a date or for more than PATIENCE."""
+    """Seconds, 0 for a date or for more than MAX_RETRY_AFTER."""
     told = headers.get("Retry-After", "")
-    return seconds if told.isdecimal() and (seconds := int(told)) <= PATIENCE else 0
+    return seconds if told.isdecimal() and (seconds := int(told)) <= MAX_RETRY_AFTER else 0
 
 
 def _content_range(headers: Mapping[str, str]) -> tuple[int, int, int]:
@@ -267,7 +267,7 @@ def _examine(path: Path, file: FileConfig) -> tuple[str, int]:
     kind, size = disk.archive_kind(path), path.stat().st_size
     if size == 0:
         raise disk.UnfitError("an empty file")
-    text = disk.first_bytes(path).lstrip(SPACE).lower()
+    text = disk.first_bytes(path).lstrip(LEADING_WHITESPACE).lower()
     if kind is None and text.startswith(PAGES.get(_suffix(file), (b"<", b"{"))):
         raise disk.UnfitError("a web page instead of the file")
     if file.bytes not in (None, size):

@@ -30,8 +30,8 @@ def chosen(folder: Path, table: paper.PaperTable | None) -> tuple[list[Path], bo
     """
     if table and table.metric == "miou":
         raise UserError(f"{table.name}: its runs segment; corruption errors are of classifiers")
-    named = {record["run"]: path for path in records.below(folder) for record in records.load([path])}
-    runs = frames.frame(named.values())
+    named = {record["run"]: path for path in records.find_runs(folder) for record in records.load([path])}
+    runs = frames.from_directories(named.values())
     if table and not runs.empty:
         runs = runs[table.members(runs)]
     found, whole = [], True
@@ -39,7 +39,7 @@ def chosen(folder: Path, table: paper.PaperTable | None) -> tuple[list[Path], bo
         try:
             found += [named[run] for run in selection.select(cell)["run"]]
         except UserError as error:
-            progress.left_out(error)
+            progress.warn_left_out(error)
             whole = False
     if not found:
         raise UserError(f"{folder}: no finished runs {'of the table ' if table else ''}below this folder")
@@ -62,7 +62,7 @@ def evaluate(
                 known = {key: robustness.of_run(run, kind, device, batch_size, images)}  # one at a time
             result = robustness.evaluate(run, known[key], device)
         except UserError as error:
-            progress.left_out(error)
+            progress.warn_left_out(error)
             whole = False
             continue
         mean = robustness.metrics(result).get(f"{robustness.MEAN}/{kind}_error")

@@ -28,7 +28,7 @@ NOTES: dict[Kind, str] = {
 
 def aggregate(loaded: Sequence[dict[str, Any]], kind: Kind) -> pd.DataFrame:
     """`tables.aggregate` of the errors of selected runs, with `images` in each block and their `whole`."""
-    runs = frames.rows(loaded)
+    runs = frames.from_records(loaded)
     means = tables.aggregate(runs, runs)
     means = means[means["metric"].str.endswith(f"/{kind}_error")]
     blocks = {record["run"]: record.get("corrupted", {}).get(kind) for record in loaded}
@@ -44,7 +44,7 @@ def markdown(means: pd.DataFrame, kind: Kind) -> str:
         for method in in_order(setting["method"]):
             errors = setting[setting["method"] == method].set_index("metric")
             found = errors.loc[[f"{name}/{kind}_error" for name in CORRUPTIONS]]
-            mean = tables.mean_std(errors.loc[f"{MEAN}/{kind}_error"])
+            mean = tables.format_mean_std(errors.loc[f"{MEAN}/{kind}_error"])
             rows.append([method, str(found["n"].iloc[0]), *found["mean"].map("{:.1f}".format), mean])
         table = pd.DataFrame(rows, columns=["method", "n", *CORRUPTIONS, "mean"])
         sizes = setting[["images", "whole"]].drop_duplicates().itertuples(index=False)

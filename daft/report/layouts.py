@@ -1,4 +1,4 @@
-"""Compared tables (daft.paper) as Markdown, HTML and LaTeX, laid out as the paper's."""
+"""Compared tables (daft.report.paper) as Markdown, HTML and LaTeX, laid out as the paper's."""
 
 import re
 from collections.abc import Callable

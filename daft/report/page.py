@@ -34,7 +34,7 @@ def render_page(loaded: Sequence[dict[str, Any]], title: str, folder: Path | Non
 
     folder: of the runs, for pictures of what `figures.py` has measured and kept beside them.
     """
-    runs = frames.rows(loaded)
+    runs = frames.from_records(loaded)
     sections, links = [], []
     for table in map(paper.load, paper.names()):
         measured = [c for c in runs.columns if c.endswith(f"/{table.metric}") and runs[c].notna().any()]
@@ -61,7 +61,7 @@ def render_page(loaded: Sequence[dict[str, Any]], title: str, folder: Path | Non
 
 def _cells(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], folder: Path | None) -> str:
     """The table and figures of one dataset and backbone."""
-    metrics = [*frames.accuracies(runs), "id/l2"]
+    metrics = [*frames.accuracy_columns(runs), "id/l2"]
     summary = tables.summary(tables.aggregate(selection.select(runs), runs), metrics, style.label)
     note = "Mean ± sample standard deviation (ddof = 1) over n seeds; * at the edge of the grid."
     pictures = gallery.of_runs(loaded) + gallery.of_grids(loaded, whole=True)

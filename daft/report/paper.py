@@ -131,7 +131,7 @@ class PaperTable:
         ]
 
     def members(self, runs: pd.DataFrame) -> "pd.Series[bool]":
-        """Which rows of `records.rows` are runs of its cells, with the settings that it has."""
+        """Which rows of `frames.from_records` are runs of its cells, with the settings that it has."""
         table = self.source()
         found = runs[frames.CELL].apply(tuple, axis=1).isin(table.cells())
         for dataset, columns in table.datasets.items():

@@ -19,7 +19,7 @@ from daft.runs.frames import (
     METHOD,
     RATES,
     SEED,
-    accuracies,
+    accuracy_columns,
     cell_metric,
 )
 from daft.sweep.selection import candidates
@@ -95,7 +95,7 @@ def summary(table: pd.DataFrame, metrics: Sequence[str], title: Callable[[str], 
         row = table[table["method"] == method].set_index("metric")
         first = row.iloc[0]
         absent = "missing" if first["n"] else "diverged"
-        numbers = [mean_std(row.loc[metric]) if metric in row.index else absent for metric in metrics]
+        numbers = [format_mean_std(row.loc[metric]) if metric in row.index else absent for metric in metrics]
         rows.append([title(method), *rates(first), str(first["n"]), *numbers])
     return pd.DataFrame(rows, columns=["method", "η_θ", "η_w", "n", *map(_metric_title, metrics)])
 
@@ -143,7 +143,7 @@ def rates(row: Any) -> list[str]:
     ]
 
 
-def mean_std(row: Any) -> str:
+def format_mean_std(row: Any) -> str:
     """mean ± std of a row of the long table that is indexed by metric."""
     if pd.isna(row["mean"]):
         return "diverged"
@@ -152,17 +152,17 @@ def mean_std(row: Any) -> str:
     return f"{row['mean']:.{digits}f}{spread}"
 
 
-def line(record: dict[str, Any], fresh: bool) -> str:
+def format_run(record: dict[str, Any], fresh: bool) -> str:
     """One run in one line, for a sweep that goes on."""
     metrics = record["metrics"]
     keys = [f"{split}{kind}" for kind in MEASURES for split in ("id", "ood")]
     found = [f"{split_name(key)} {metrics[key]:.2f} %" for key in keys if key in metrics]
     seconds = sum(record["time"].values())
     how = f"{seconds:.0f} s" if fresh else "taken from its record"
-    return f"{label(record['config'])}: {', '.join(found) or record['status']} ({how})"
+    return f"{run_label(record['config'])}: {', '.join(found) or record['status']} ({how})"
 
 
-def label(config: dict[str, Any]) -> str:
+def run_label(config: dict[str, Any]) -> str:
     """What tells a run from others of its dataset and backbone: method, rates, seed."""
     method = config["method"]
     rates = [f"{m}={method[k]:g}" for m, k in (("η_θ", "lr_backbone"), ("η_w", "lr_head")) if method[k]]
@@ -171,7 +171,7 @@ def label(config: dict[str, Any]) -> str:
 
 def run_table(runs: pd.DataFrame, title: str) -> Table:
     """Accuracies of runs for the terminal, one row each."""
-    columns = accuracies(runs)
+    columns = accuracy_columns(runs)
     table = Table(title=title, title_justify="left")
     varying = [c for c in (DATASET, BACKBONE, *RATES, SEED) if runs[c].nunique(dropna=False) > 1]
     table.add_column("method")
@@ -193,6 +193,6 @@ def run_table(runs: pd.DataFrame, title: str) -> Table:
 
 def show(directories: Sequence[Path], title: str) -> None:
     """Print the table of these runs."""
-    runs = frames.frame(directories)
+    runs = frames.from_directories(directories)
     if not runs.empty:
         Console(width=None if sys.stdout.isatty() else 120).print(run_table(runs, title))

@@ -9,16 +9,16 @@ from rich.table import Table
 
 from daft.common.errors import UserError
 from daft.report import tables
-from daft.runs.frames import CELL, frame
+from daft.runs.frames import CELL, from_directories
 from daft.sweep import selection
 from daft.sweep.cells import Cell
 from daft.sweep.plan import Estimate, PlannedStage, disk_bytes, peak_memory
 from daft.sweep.protocol import CellState
 
-MARKS = {"measured": "", "scaled": "~", "probed": "≈"}
+MARKS = {"measured": "", "scaled": "~", "timed": "≈"}
 NOTES = {
     "scaled": "~: by runs of the same network on other images, scaled by images and epochs",
-    "probed": "≈: by a few training steps on this machine; reading images is not in it",
+    "timed": "≈: by a few training steps on this machine; reading images is not in it",
 }
 
 
@@ -101,7 +101,7 @@ def _table(pairs: Sequence[tuple[Cell, CellState]]) -> str:
     parts = []
     for cell, state in pairs:
         runs = [cell.runs[trial] for trial in state.trials if not trial.is_probe]
-        rows = frame(run.directory for run in runs if run.directory and not run.has_failed)
+        rows = from_directories(run.directory for run in runs if run.directory and not run.has_failed)
         parts.append(rows.assign(**dict(zip(CELL, cell.names, strict=True))))
     runs = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     return "" if runs.empty else tables.markdown(tables.aggregate(selection.select(runs), runs))

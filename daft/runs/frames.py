@@ -11,12 +11,12 @@ from daft.config.schema import metric_name, selected_on
 from daft.runs.records import load
 
 
-def frame(directories: Iterable[Path]) -> pd.DataFrame:
+def from_directories(directories: Iterable[Path]) -> pd.DataFrame:
     """A row per record that can be used, in the order given; columns as in `rows`."""
-    return rows(load(directories))
+    return from_records(load(directories))
 
 
-def rows(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+def from_records(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """A row per record: run, status, best_epoch, measure, inputs (what identifies images and weights), probe
     (what the LP run that it starts from was selected by), and config.*, split/metric and time.* columns.
     """
@@ -76,7 +76,7 @@ def score(runs: pd.DataFrame, split: str) -> "pd.Series[float]":
     return runs.reindex(columns=columns).astype(float).bfill(axis=1)[columns[0]]
 
 
-def accuracies(runs: pd.DataFrame) -> list[str]:
+def accuracy_columns(runs: pd.DataFrame) -> list[str]:
     """The accuracy columns (mIoU of segmentations) in the order of evaluation, the OOD mean last."""
     columns = [c for c in runs.columns if c.endswith(MEASURES) and not c.startswith("holdout/")]
     columns = [c for c in columns if runs[c].notna().any()]

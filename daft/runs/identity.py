@@ -4,14 +4,14 @@ from typing import Any
 
 import torch
 
-from daft.config.check import plain
+from daft.config.check import to_dict
 from daft.config.schema import Config
 from daft.runs.records import PROTOCOL
 
 SEGMENTATION_PROTOCOL = 2
 """Raised when the same segmentation would, but no other run."""
 
-COUNTS = {
+IDENTITY_KEYS = {
     "dataset": ("train_transform", "eval_transform", "ood_mean"),
     "backbone": ("model", "model_args", "mean", "std"),
     "method": ("head_init", "rates", "bn_mode", "bn_conversion", "lr_backbone", "lr_head", "head_hidden"),
@@ -21,7 +21,7 @@ COUNTS = {
 """Settings that move a run's numbers, by section. Beside them count the seed, the precision as resolved, the
 shift of each OOD set, and the fingerprints of images and weights."""
 
-COUNTS_IF_SET = {
+IDENTITY_KEYS_IF_SET = {
     "dataset": {"cache_side": None},
     "backbone": {"source": "timm"},
     "method": {"conversion_batches": None, "lr_probe": None},
@@ -29,7 +29,7 @@ COUNTS_IF_SET = {
 }
 """Settings that count unless they have this value: keys that are younger than the first runs."""
 
-COUNTS_NOT = {
+OTHER_KEYS = {
     "dataset": {
         *("name", "epochs", "manual", "kept_side", "shift_strength"),  # names, defaults, notes
         *("source", "root", "annotations", "files", "classes", "train", "id", "ood", "eval_every"),
@@ -58,13 +58,13 @@ def run_identity(config: Config, precision: str, images: dict[str, str], weights
     precision: as resolved. images: fingerprint per split. weights: fingerprint of the checkpoint. Two names
     for the same facts are one run.
     """
-    settings = plain(config)
+    settings = to_dict(config)
 
     def counted(section: str) -> dict[str, Any]:
         values = settings[section]
-        unset = COUNTS_IF_SET.get(section, {})
+        unset = IDENTITY_KEYS_IF_SET.get(section, {})
         young = {key: values[key] for key, value in unset.items() if values[key] != value}
-        return {key: values[key] for key in COUNTS[section]} | young
+        return {key: values[key] for key in IDENTITY_KEYS[section]} | young
 
     training = counted("training") | {"precision": precision}
     if config.method.rates == "frozen" and config.method.lr_head is None:

@@ -40,8 +40,8 @@ PROGRESS = "progress.json"
 ERROR = "error.txt"
 """In the directory of a run that failed: why; gone when it is tried again."""
 
-SHOWN = {"run": str, "status": str, "best_epoch": int | None, "history": list}
-SHOWN |= dict.fromkeys(("config", "metrics", "distortion", "environment", "time"), dict)
+REQUIRED_KEYS = {"run": str, "status": str, "best_epoch": int | None, "history": list}
+REQUIRED_KEYS |= dict.fromkeys(("config", "metrics", "distortion", "environment", "time"), dict)
 """What tables, figures and reports read of a record."""
 
 
@@ -65,7 +65,7 @@ def _called(runs: Path, run_id: str | None) -> Path | None:
 
 
 @contextmanager
-def claimed(directory: Path) -> Iterator[Path]:
+def lock_run(directory: Path) -> Iterator[Path]:
     """The run's directory for this process alone, tidied of what a kill may have left in it.
 
     It is another one if a process has just made that for the same run by another name. Raises BusyError if
@@ -77,7 +77,7 @@ def claimed(directory: Path) -> Iterator[Path]:
             directory = _called(directory.parent, run_id(directory)) or directory
             directory.mkdir(exist_ok=True)
     try:
-        with FileLock(directory / LOCK, timeout=0.5):  # `is_claimed` holds it for an instant
+        with FileLock(directory / LOCK, timeout=0.5):  # `is_locked` holds it for an instant
             for leftover in directory.rglob(f".*{PARTIAL}"):
                 leftover.unlink(missing_ok=True)
             yield directory
@@ -87,7 +87,7 @@ def claimed(directory: Path) -> Iterator[Path]:
         ) from None
 
 
-def is_claimed(directory: Path) -> bool:
+def is_locked(directory: Path) -> bool:
     """Whether a process is at this run; also of a folder that cannot be written."""
     try:
         with open(directory / LOCK) as file:
@@ -109,7 +109,7 @@ def read(directory: Path) -> dict[str, Any] | None:
         for key, known in (("format", FORMAT), ("protocol", PROTOCOL)):
             if record[key] != known:
                 raise UserError(f"{file}: record of {key} {record[key]}; this version reads {known}")
-        for key, kind in SHOWN.items():
+        for key, kind in REQUIRED_KEYS.items():
             if not isinstance(record[key], kind):
                 raise TypeError(f"{key} is {type(record[key]).__name__}")
     except (ValueError, KeyError, TypeError) as error:
@@ -130,14 +130,14 @@ def load(directories: Iterable[Path]) -> list[dict[str, Any]]:
         try:
             record = read(directory)
         except (UserError, OSError) as error:
-            progress.left_out(error)
+            progress.warn_left_out(error)
             continue
         if record is not None:
             records.append(record)
     return records
 
 
-def below(folder: Path) -> list[Path]:
+def find_runs(folder: Path) -> list[Path]:
     """The directories in a folder of runs that have a record."""
     return sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
 

@@ -21,7 +21,7 @@ from daft.data import corruptions
 from daft.data.corruptions import CORRUPTIONS, SEVERITIES
 from daft.data.images import Resident
 from daft.data.labelled import Labelled
-from daft.data.loader import Batch, Loader, batch_ends
+from daft.data.loader import Batch, Loader, batch_boundaries
 from daft.data.sources import cifar
 from daft.data.transforms import NO_UNIFORMS, transform
 from daft.runs import machine, records
@@ -92,7 +92,7 @@ def published(
 
         def batches() -> Iterator[Batch]:
             start = 0
-            for end in batch_ends(len(kept), batch_size):
+            for end in batch_boundaries(len(kept), batch_size):
                 chosen, start = kept[start:end], end
                 batch = torch.from_numpy(pixels[chosen.numpy()]).permute(0, 3, 1, 2)
                 moved = _on(device, batch), _on(device, labels[chosen])
@@ -211,7 +211,7 @@ def evaluate(run: FinishedRun, corrupted: Corrupted, device: torch.device) -> di
         "whole": corrupted.whole,
     }
     file = run.directory / RESULT.format(digest(facts))
-    with records.claimed(run.directory):
+    with records.lock_run(run.directory):
         result = _read(file) or facts | {"errors": {name: {} for name in CORRUPTIONS}, "seconds": 0.0}
         done = result["errors"]
         missing = [(name, s) for name in CORRUPTIONS for s in SEVERITIES if str(s) not in done[name]]

@@ -62,14 +62,14 @@ class Queue:
             self._shown = shown
 
 
-def look(runs: Path) -> list[RunState]:
+def list_runs(runs: Path) -> list[RunState]:
     """The state of every run below a folder, by name, then what waits; raises UserError if there is none."""
     found = [_look(folder) for folder in sorted(runs.glob("*")) if records.run_id(folder) and folder.is_dir()]
     waiting: dict[str, RunState] = {}
     failed: dict[str, RunState] = {}
     for sweep in sorted(path for path in runs.glob(f"{SWEEPS}/*") if path.is_dir()):  # by their start
         queue = _read(sweep / QUEUE) or NOTHING
-        if records.is_claimed(sweep):  # by its driver
+        if records.is_locked(sweep):  # by its driver
             waiting |= {name: RunState(name, "waiting") for name in queue["waiting"]}
         for name in queue["runs"]:  # what failed before is tried anew
             failed.pop(name, None)
@@ -87,7 +87,7 @@ def look(runs: Path) -> list[RunState]:
 
 def _look(folder: Path) -> RunState:
     # The claim first: a run that ends between two looks has then left its record.
-    claimed = records.is_claimed(folder)
+    claimed = records.is_locked(folder)
     try:
         record = records.read(folder)
     except UserError as error:

@@ -54,7 +54,7 @@ class SweepRun:
     def is_ready(self) -> bool:
         """Whether to compute it now: it has no outcome, and no process computes it."""
         self.read_outcome()
-        return self.outcome is None and not (self.directory and records.is_claimed(self.directory))
+        return self.outcome is None and not (self.directory and records.is_locked(self.directory))
 
     def count_failure(self, error: str) -> None:
         """Count a failed attempt; the last one is the outcome."""
@@ -86,7 +86,7 @@ class Cell:
         """The configuration of one of its trials."""
         method = replace(self.config.method, **trial.rates.given())
         if trial.is_probe:
-            method = method.probe()
+            method = method.linear_probe()
         return replace(self.config, method=method, seed=trial.seed)
 
     def state(self) -> CellState:

@@ -14,7 +14,7 @@ from typing import Protocol
 from daft import experiment
 from daft.common.errors import UserError
 from daft.common.files import digest
-from daft.config.check import for_schema, plain
+from daft.config.check import rewrite_overrides, to_dict
 from daft.config.schema import SweepConfig
 from daft.runs import identity, records, status
 from daft.sweep.cells import Cell, SweepRun, delete_unselected_weights, unfinished
@@ -131,12 +131,12 @@ class Driver:
         config = cell.configure(trial)
         before, method = asdict(cell.config.method), asdict(config.method)
         changed = [f"method.{key}={json.dumps(method[key])}" for key in method if method[key] != before[key]]
-        overrides = [*cell.overrides, *for_schema([*changed, f"seed={trial.seed}"])]
+        overrides = [*cell.overrides, *rewrite_overrides([*changed, f"seed={trial.seed}"])]
         try:
-            directory = experiment.identify(config)
+            directory = experiment.directory_of(config)
             key = f"{directory.parent}/{records.run_id(directory)}"
         except UserError:  # no GPU or no images here, as on a login node: only the settings tell
-            directory, settings = None, plain(config)
+            directory, settings = None, to_dict(config)
             facts = identity.run_identity(config, config.training.precision, {}, "")
             key = digest([settings["dataset"], settings["backbone"], facts])
         run = self._runs.setdefault(key, SweepRun(f"{cell} {trial}", overrides, config, directory))

@@ -12,7 +12,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 _held: list[FileLock] = []  # until the process ends
 
 
-def pin(devices: list[str], folder: Path | None = None) -> str:
+def claim_gpu(devices: list[str], folder: Path | None = None) -> str:
     """The one of `devices` that this process uses until it ends.
 
     Each process takes the lowest number that no living one holds, and numbers go round the devices. The
@@ -39,4 +39,4 @@ def pin_process() -> None:
         return
     visible = os.environ.get(VISIBLE)
     devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    os.environ[VISIBLE] = pin(devices)
+    os.environ[VISIBLE] = claim_gpu(devices)

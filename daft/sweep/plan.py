@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from daft.common.errors import UserError
-from daft.config.check import plain
+from daft.config.check import to_dict
 from daft.config.schema import Config
 from daft.data import datasets
 from daft.runs import identity, records
@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
     """What one run takes, by past runs."""
 
     hours: float
-    source: Literal["measured", "scaled", "probed"]
+    source: Literal["measured", "scaled", "timed"]
     """by runs alike; by runs on other images, scaled by their number and the epochs; by a few steps here"""
     host_gib: float | None = None
     """peak memory; None if no past run tells"""
@@ -62,7 +62,7 @@ class PlannedStage(NamedTuple):
 def plan(cells: Sequence[Cell], states: Sequence[CellState]) -> list[PlannedStage]:
     """The runs of each cell and stage; a run that several cells share counts for the first of them."""
     folders = {cell.config.paths.runs for cell in cells}
-    past = {folder: records.load(records.below(Path(folder))) for folder in folders}
+    past = {folder: records.load(records.find_runs(Path(folder))) for folder in folders}
     paces: dict[str, float] = {}
     stages: list[PlannedStage] = []
     seen: set[SweepRun] = set()
@@ -71,7 +71,7 @@ def plan(cells: Sequence[Cell], states: Sequence[CellState]) -> list[PlannedStag
         shared = False  # with another cell, and so are the stages after it that are not known yet
         for stage in state.stages:
             if (is_probe := stage.name == "lr_probe") not in estimates:
-                of_stage = replace(config, method=config.method.probe()) if is_probe else config
+                of_stage = replace(config, method=config.method.linear_probe()) if is_probe else config
                 estimates[is_probe] = _estimate(of_stage, past[config.paths.runs], paces)
             runs = [cell.runs[trial] for trial in stage.trials]
             new = [run for run in runs if run not in seen]
@@ -124,7 +124,7 @@ def _estimate(run: Config, past: Sequence[dict[str, Any]], paces: dict[str, floa
     """By runs that train as much of the same network: on the same images for as many epochs, or else scaled
     from others; or by timing steps, whose paces are kept for other cells. A str says why there is none.
     """
-    config = plain(run)
+    config = to_dict(run)
     alike = [record for record in past if _trains_alike(record["config"], config)]
     if same := [record for record in alike if _same_images(record["config"], config)]:
         memory = [record.get("memory", {}) for record in same]  # older records have none
@@ -150,7 +150,7 @@ def _estimate(run: Config, past: Sequence[dict[str, Any]], paces: dict[str, floa
             paces[key] = timing.seconds_per_image(run, listed) / 3600 / PASSES_PER_STEP
         except UserError:
             return "there is no GPU here to time a few steps on"
-    return Estimate(paces[key] * forward_passes(config, images), "probed")
+    return Estimate(paces[key] * forward_passes(config, images), "timed")
 
 
 def _trains_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:

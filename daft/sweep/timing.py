@@ -42,7 +42,7 @@ def seconds_per_image(config: Config, listed: Listing) -> float:
 
         def step() -> None:
             with cast():
-                loss = task.step(model, batch)["loss"]
+                loss = task.compute_loss(model, batch)["loss"]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from daft.common import progress
-from daft.config.check import plain
+from daft.config.check import to_dict
 from daft.config.schema import Config
 from daft.report import paper, tables
 from daft.runs import frames
@@ -40,7 +40,7 @@ def description(run_id: str, settings: dict[str, Any]) -> dict[str, Any]:
         "id": run_id,
         "project": settings["wandb"]["project"],
         "entity": settings["wandb"]["entity"],
-        "name": tables.label(settings),
+        "name": tables.run_label(settings),
         # Records of before have the default of then.
         "group": cell(settings) if given in (None, before) else given,
         "tags": [table.name for table in _definitions() if table.members(runs).all()],
@@ -80,7 +80,7 @@ class Mirror:
         if run is not None:
             run.finish(exit_code=1)
 
-    def epoch(self, row: dict[str, float]) -> None:
+    def log_epoch(self, row: dict[str, float]) -> None:
         """Log the metrics of an epoch; if one before it never arrived, `finish` logs both."""
         if row["epoch"] == self._next:
             self._log(row)
@@ -132,7 +132,7 @@ class Tracker:
         mode = self.config.wandb.mode
         if mode != "disabled":
             try:
-                described = description(self.run_id, plain(self.config))
+                described = description(self.run_id, to_dict(self.config))
                 self._mirror = Mirror(described, self.directory, mode)
             except Exception as error:
                 self._complain(error)
@@ -142,9 +142,9 @@ class Tracker:
         """Close as failed what did not finish."""
         self._try(Mirror.close)
 
-    def epoch(self, row: dict[str, float]) -> None:
+    def log_epoch(self, row: dict[str, float]) -> None:
         """Log the metrics of one epoch."""
-        self._try(lambda mirror: mirror.epoch(row))
+        self._try(lambda mirror: mirror.log_epoch(row))
 
     def finish(self, record: dict[str, Any]) -> None:
         """Log what is not there yet of the record, and close the run."""

@@ -12,7 +12,7 @@ import pandas as pd
 from PIL.Image import Image
 
 from daft.common import progress
-from daft.common.errors import BusyError, UserError, some
+from daft.common.errors import BusyError, UserError, join_first
 from daft.common.files import digest
 from daft.report import paper
 from daft.runs import frames, records, robustness
@@ -85,7 +85,7 @@ class Entry:
 
 
 def stages(runs: pd.DataFrame, tags: Sequence[Sequence[str]]) -> list[str | None]:
-    """What each row of `frames.rows` was run for: the rate that was swept, or `selected`.
+    """What each row of `frames.from_records` was run for: the rate that was swept, or `selected`.
 
     Selected are runs at their cell's best rates so far, of any seed, as the tables select them; runs of a
     cell for different tables are told apart. None: of mixed settings, of which nothing can be selected.
@@ -115,7 +115,7 @@ def entries(
     described = [mirror.description(record["run"], record["config"]) for record in loaded.values()]
     if not described:
         return []
-    known = stages(frames.rows(loaded.values()), [entry["tags"] for entry in described])
+    known = stages(frames.from_records(loaded.values()), [entry["tags"] for entry in described])
     found = []
     for (path, record), entry, stage in zip(loaded.items(), described, known, strict=True):
         place = {
@@ -182,7 +182,7 @@ def send(service: Service, todo: Sequence[tuple[Need, Entry, Any]]) -> list[Entr
     for need, entry, online in progress.track(todo, "W&B", len(todo)):
         so_far = f"; {len(done)} of {len(todo)} are done, {GO_ON}"
         try:
-            with records.claimed(entry.directory), clear_errors(so_far):
+            with records.lock_run(entry.directory), clear_errors(so_far):
                 _update(entry, online) if need == "update" else _send(entry, online)
         except BusyError:
             busy.append(entry)
@@ -196,7 +196,7 @@ def send(service: Service, todo: Sequence[tuple[Need, Entry, Any]]) -> list[Entr
         missing = [entry for _, entry, _ in needs(service, missing)]
     if not missing:
         return busy
-    names = some([entry.directory.name for entry in missing])
+    names = join_first([entry.directory.name for entry in missing])
     raise UserError(f"W&B: {len(missing)} of {len(done)} have not arrived whole: {names}; {GO_ON}")
 
 

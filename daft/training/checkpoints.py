@@ -15,7 +15,7 @@ LAST = "last.pt"
 
 
 @dataclass
-class Fit:
+class TrainingState:
     """How training went so far."""
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Checkpoints:
         self.folder, self.model, self.optimizer = folder, model, optimizer
         self.device = next(model.parameters()).device
 
-    def save(self, fitted: Fit, progress: EpochProgress | None = None) -> None:
+    def save(self, fitted: TrainingState, progress: EpochProgress | None = None) -> None:
         """Write new best weights first, then the checkpoint that names them; then remove the old ones.
 
         progress: of an epoch that is not at its end.
@@ -89,25 +89,25 @@ class Checkpoints:
             if file != best:
                 file.unlink(missing_ok=True)
 
-    def resume(self) -> tuple[Fit, EpochProgress]:
+    def resume(self) -> tuple[TrainingState, EpochProgress]:
         """Load the state after the last whole epoch, and of the one after it, if that had begun."""
         file, nothing = self.folder / LAST, EpochProgress(torch.zeros((), device=self.device))
         if not file.exists():
-            return Fit(), nothing
+            return TrainingState(), nothing
         checkpoint = torch.load(file, map_location=self.device, weights_only=True)
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         progress = _with_present_names(checkpoint)["epoch_progress"]
         if progress is None:
-            return Fit(**checkpoint["fit"]), nothing
-        return Fit(**checkpoint["fit"]), EpochProgress(**progress)
+            return TrainingState(**checkpoint["fit"]), nothing
+        return TrainingState(**checkpoint["fit"]), EpochProgress(**progress)
 
-    def load_best(self, fitted: Fit) -> None:
+    def load_best(self, fitted: TrainingState) -> None:
         """Give the model the weights of the best epoch, if there is one."""
         if fitted.best_epoch is not None:
             self.model.load_state_dict(safetensors.torch.load_file(self._best(fitted)))
 
-    def _best(self, fitted: Fit) -> Path:
+    def _best(self, fitted: TrainingState) -> Path:
         return self.folder / f"best-{fitted.best_epoch or 0:04d}.safetensors"
 
 

@@ -77,7 +77,7 @@ def features(backbone: nn.Module, loader: Loader, cast: Autocast) -> Tensor:
             with cast():
                 yield backbone(images).float()
 
-    return torch.cat([*progress.track(batches(), f"features {loader.name}", loader.batches)])
+    return torch.cat([*progress.track(batches(), f"features {loader.name}", loader.num_batches)])
 
 
 @dataclass(frozen=True)

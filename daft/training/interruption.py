@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """submitit's warning is USR2."""
 
 
-class SavesFirst:
+class SaveOnSignal:
     """While it is entered, a signal first calls `save`, between steps, and then does what it would have done.
 
     A second Ctrl-C does not wait for the end of the step.
@@ -37,7 +37,7 @@ class SavesFirst:
             signal.signal(number, handler)
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def uninterrupted(self) -> Iterator[None]:
         """What is in here is done as a whole, or was not done for what `save` sees."""
         self._in_step = True
         yield

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from daft.common import progress
 from daft.data.loader import Batch, Loader, derive_seed
-from daft.training.checkpoints import Checkpoints, EpochProgress, Fit
-from daft.training.interruption import SavesFirst
+from daft.training.checkpoints import Checkpoints, EpochProgress, TrainingState
+from daft.training.interruption import SaveOnSignal
 from daft.training.schedules import Schedule
 
 CHECK_SECONDS = 1.0
@@ -32,7 +32,7 @@ def cross_entropy(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LoopHooks:
     """What an epoch does with the network, and what it is judged by: the seams for tasks and methods."""
 
     set_train_mode: Callable[[nn.Module], None]
@@ -41,7 +41,7 @@ class Recipe:
     """the metric after an epoch, in percent; NaN if any logit is not finite"""
     metric: str = "accuracy"
     """its name"""
-    step: Callable[[nn.Module, Batch], dict[str, Tensor]] = cross_entropy
+    compute_loss: Callable[[nn.Module, Batch], dict[str, Tensor]] = cross_entropy
     """what a step minimises: a dict with `loss` in it, and any further terms to look at"""
     before_epoch: Callable[[int, Optimizer], None] = lambda epoch, optimizer: None
     """called with the epoch (from 1) after the schedule has set its rates"""
@@ -55,7 +55,7 @@ def fit(
     model: nn.Module,
     loader: Loader,
     groups: list[dict[str, Any]],
-    recipe: Recipe,
+    hooks: LoopHooks,
     *,
     epochs: int,
     momentum: float,
@@ -64,7 +64,7 @@ def fit(
     steps: int | None = None,
     poly_power: float | None = None,
     keep: Literal["best", "last"] = "best",
-) -> Fit:
+) -> TrainingState:
     """Train with SGD; the model ends with the weights of the epoch that evaluates best, or of the last one.
 
     groups: of parameters, each with `initial_lr` and a `name`; none: nothing is trained.
@@ -76,29 +76,29 @@ def fit(
     keep the earlier epoch, and a loss or logit that is not finite ends the run as diverged.
     """
     if not groups:
-        return Fit()
+        return TrainingState()
     optimizer = torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
-    schedule = Schedule(epochs, steps or epochs * loader.batches, poly_power)
+    schedule = Schedule(epochs, steps or epochs * loader.num_batches, poly_power)
     checkpoints = Checkpoints(folder, model, optimizer)
     fitted, done = checkpoints.resume()
-    with _Bar(fitted, done, schedule, f"selection/{recipe.metric}") as bar:
-        trainer = _Trainer(model, loader, optimizer, recipe, schedule, bar)
+    with _Bar(fitted, done, schedule, f"selection/{hooks.metric}") as bar:
+        trainer = _Trainer(model, loader, optimizer, hooks, schedule, bar)
         for epoch in range(len(fitted.history) + 1, epochs + 1):
             if fitted.diverged:
                 break
             torch.manual_seed(derive_seed(loader.seed, epoch))  # for dropout and the like
             schedule.before_epoch(epoch, optimizer)
-            recipe.before_epoch(epoch, optimizer)
-            recipe.set_train_mode(model)
+            hooks.before_epoch(epoch, optimizer)
+            hooks.set_train_mode(model)
             done.restore_rng_state()
-            with SavesFirst(partial(checkpoints.save, fitted, done)) as interruption:
+            with SaveOnSignal(partial(checkpoints.save, fitted, done)) as interruption:
                 loss, seconds = trainer.epoch(epoch, done, interruption)
-                score = recipe.evaluate(model) if math.isfinite(loss) else math.nan
+                score = hooks.evaluate(model) if math.isfinite(loss) else math.nan
             row = {
                 "epoch": epoch,
                 **({"step": schedule.steps_of_epoch(epoch).stop} if steps else {}),
                 "train/loss": loss,
-                f"selection/{recipe.metric}": score,
+                f"selection/{hooks.metric}": score,
                 **{f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups},
                 "seconds": seconds,
                 "images/s": done.images / seconds,
@@ -106,13 +106,13 @@ def fit(
             _select(fitted, row, score, keep)
             checkpoints.save(fitted)
             bar.show(loss, score)
-            recipe.report(row)
+            hooks.report(row)
             done = EpochProgress(torch.zeros((), device=loader.device))
     checkpoints.load_best(fitted)
     return fitted
 
 
-def _select(fitted: Fit, row: dict[str, float], score: float, keep: str) -> None:
+def _select(fitted: TrainingState, row: dict[str, float], score: float, keep: str) -> None:
     """Add an epoch to the history, and make it the best one if it is."""
     metric = next(key for key in row if key.startswith("selection/"))
     best = fitted.history[fitted.best_epoch - 1][metric] if fitted.best_epoch else -math.inf
@@ -129,11 +129,11 @@ class _Trainer:
     model: nn.Module
     loader: Loader
     optimizer: Optimizer
-    recipe: Recipe
+    hooks: LoopHooks
     schedule: Schedule
     bar: "_Bar"
 
-    def epoch(self, epoch: int, done: EpochProgress, interruption: SavesFirst) -> tuple[float, float]:
+    def epoch(self, epoch: int, done: EpochProgress, interruption: SaveOnSignal) -> tuple[float, float]:
         """Take the steps of an epoch that are not done yet; mean loss, and seconds, of all of them.
 
         A loss that is not finite ends them early.
@@ -142,7 +142,7 @@ class _Trainer:
         started = looked - done.seconds
         steps = self.schedule.steps_of_epoch(epoch)[done.steps :]
         for step, batch in zip(steps, self.loader.steps(steps), strict=True):
-            with interruption.step():
+            with interruption.uninterrupted():
                 loss = self._step(step, batch)
                 done.add(loss, len(batch[1]), time.perf_counter() - started)
             self.bar.advance()
@@ -156,8 +156,8 @@ class _Trainer:
 
     def _step(self, step: int, batch: Batch) -> Tensor:
         self.schedule.before_step(step, self.optimizer)
-        with self.recipe.autocast():
-            terms = self.recipe.step(self.model, batch)
+        with self.hooks.autocast():
+            terms = self.hooks.compute_loss(self.model, batch)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         self.optimizer.step()
@@ -167,7 +167,7 @@ class _Trainer:
 class _Bar:
     """Progress in steps, with the last loss and ID metric beside it."""
 
-    def __init__(self, fitted: Fit, done: EpochProgress, schedule: Schedule, metric: str) -> None:
+    def __init__(self, fitted: TrainingState, done: EpochProgress, schedule: Schedule, metric: str) -> None:
         first = schedule.steps_of_epoch(len(fitted.history) + 1).start
         self._bar: Progress = progress.bar("loss {task.fields[loss]:.3f}", "ID {task.fields[id]:.2f} %")
         self._task = self._bar.add_task(

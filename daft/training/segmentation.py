@@ -71,7 +71,7 @@ class Segmentation(Task):
     def features(self, backbone: FeatureExtractor) -> nn.Module:
         return Pooled(backbone)
 
-    def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def compute_loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return cross_entropy(model, batch)
 
     def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:

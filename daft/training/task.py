@@ -34,8 +34,8 @@ class Task(ABC):
         """What distortion is measured on: images to features [B, D]."""
 
     @abstractmethod
-    def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """What training minimises, as `loop.Recipe.step`."""
+    def compute_loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """What training minimises, as `loop.LoopHooks.compute_loss`."""
 
     @abstractmethod
     def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:

@@ -29,7 +29,7 @@ class Classification(Task):
     def features(self, backbone: FeatureExtractor) -> nn.Module:
         return backbone
 
-    def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def compute_loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return loop.cross_entropy(model, batch)
 
     def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:

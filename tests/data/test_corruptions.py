@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from daft.data import corruptions
-from daft.data.corruptions import CORRUPTIONS, SEVERITIES, ImageGenerators, corrupt, parameters
+from daft.data.corruptions import CORRUPTIONS, SEVERITIES, PerImageRNG, corrupt, parameters
 from daft.data.loader import derive_seed
 from daft.data.sources.shapes import generate
 
@@ -34,8 +34,8 @@ def photo(height: int, width: int) -> np.ndarray:
     return image
 
 
-def generators_of(name: str, severity: int) -> ImageGenerators:
-    return ImageGenerators([derive_seed(list(CORRUPTIONS).index(name), severity, NUMBER)], CPU)
+def generators_of(name: str, severity: int) -> PerImageRNG:
+    return PerImageRNG([derive_seed(list(CORRUPTIONS).index(name), severity, NUMBER)], CPU)
 
 
 def corrupted(image: np.ndarray, name: str, severity: int) -> np.ndarray:
@@ -48,11 +48,11 @@ def levels(x: np.ndarray) -> np.ndarray:
     return np.floor(np.clip(x, 0, 1) * 255 + 1e-3).astype(np.uint8)
 
 
-def gaussian_noise(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
+def gaussian_noise(x: np.ndarray, c: Any, rng: PerImageRNG) -> np.ndarray:
     return x + c * rng.normal(3, *x.shape[:2])[0].permute(1, 2, 0).numpy()
 
 
-def defocus_blur(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
+def defocus_blur(x: np.ndarray, c: Any, rng: PerImageRNG) -> np.ndarray:
     radius, sigma = c
     kernel = np.zeros((17, 17))
     for i in range(-8, 9):
@@ -63,7 +63,7 @@ def defocus_blur(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     return np.stack([scipy.ndimage.convolve(x[..., d], kernel, mode="mirror") for d in range(3)], -1)
 
 
-def glass_blur(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
+def glass_blur(x: np.ndarray, c: Any, rng: PerImageRNG) -> np.ndarray:
     sigma, reach, passes = c
     height, width, _ = x.shape
 
@@ -93,7 +93,7 @@ def moved(x: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarra
     return np.round(blurred * 255) / 255
 
 
-def motion_blur(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
+def motion_blur(x: np.ndarray, c: Any, rng: PerImageRNG) -> np.ndarray:
     radius, sigma = c
     return moved(x, radius, sigma, float(rng.uniform(-45, 45)))
 
@@ -108,12 +108,12 @@ def zoomed(x: np.ndarray, factor: float) -> np.ndarray:
     return large[top : top + height, left : left + width]
 
 
-def zoom_blur(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
+def zoom_blur(x: np.ndarray, c: Any, rng: PerImageRNG) -> np.ndarray:
     factors = np.arange(1, *c)
     return (x + sum(zoomed(x, factor) for factor in factors)) / (len(factors) + 1)
 
 
-def snow(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
+def snow(x: np.ndarray, c: Any, rng: PerImageRNG) -> np.ndarray:
     mean, sigma, zoom, threshold, radius, blur, share = c
     flakes = mean + sigma * rng.normal(1, *x.shape[:2])[0, 0].double().numpy()
     flakes = zoomed(flakes[..., None], zoom)
@@ -123,7 +123,7 @@ def snow(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     return share * x + (1 - share) * np.maximum(x, grey * 1.5 + 0.5) + flakes + np.rot90(flakes, 2)
 
 
-def fog(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
+def fog(x: np.ndarray, c: Any, rng: PerImageRNG) -> np.ndarray:
     amplitude, decay = c
     side = next(2**k for k in range(20) if 2**k >= max(x.shape))
     heights, step, wibble = np.zeros((side, side)), side, 100.0
@@ -149,7 +149,7 @@ def fog(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     return x * brightest / (brightest + amplitude)
 
 
-def brightness(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
+def brightness(x: np.ndarray, c: Any, rng: PerImageRNG) -> np.ndarray:
     def brighter(pixel: np.ndarray) -> tuple[float, float, float]:
         hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
         return colorsys.hsv_to_rgb(hue, saturation, min(value + c, 1))
@@ -157,11 +157,11 @@ def brightness(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
     return np.apply_along_axis(brighter, 2, x)
 
 
-def contrast(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
+def contrast(x: np.ndarray, c: Any, rng: PerImageRNG) -> np.ndarray:
     return (x - x.mean((0, 1))) * c + x.mean((0, 1))
 
 
-def elastic_transform(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
+def elastic_transform(x: np.ndarray, c: Any, rng: PerImageRNG) -> np.ndarray:
     amplitude, sigma, reach = c
     height, width, _ = x.shape
     third = min(height, width) // 3
@@ -186,19 +186,19 @@ def elastic_transform(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray
     return sampled(x, rows + down, columns + right, "reflect")
 
 
-def pixelate(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
+def pixelate(x: np.ndarray, c: Any, rng: PerImageRNG) -> np.ndarray:
     image = Image.fromarray(levels(x))
     small = image.resize((int(image.width * c), int(image.height * c)), Image.Resampling.BOX)
     return np.asarray(small.resize(image.size, Image.Resampling.BOX)) / 255
 
 
-def jpeg_compression(x: np.ndarray, c: Any, rng: ImageGenerators) -> np.ndarray:
+def jpeg_compression(x: np.ndarray, c: Any, rng: PerImageRNG) -> np.ndarray:
     file = BytesIO()
     Image.fromarray(levels(x)).save(file, "JPEG", quality=c)
     return np.asarray(Image.open(file)) / 255
 
 
-DEFINITIONS: list[Callable[[np.ndarray, Any, ImageGenerators], np.ndarray]] = [
+DEFINITIONS: list[Callable[[np.ndarray, Any, PerImageRNG], np.ndarray]] = [
     *(gaussian_noise, defocus_blur, glass_blur, motion_blur, zoom_blur, snow, fog, brightness, contrast),
     *(elastic_transform, pixelate, jpeg_compression),
 ]

@@ -33,7 +33,7 @@ from daft.config.schema import Config, DatasetConfig, SplitConfig
 from daft.data import datasets
 from daft.data.images import ImageStore, Resident, Streamed, read_image
 from daft.data.labelled import Labelled
-from daft.data.loader import Loader, batch_ends
+from daft.data.loader import Loader, batch_boundaries
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 CPU = torch.device("cpu")
@@ -616,7 +616,7 @@ def pixels_of(loader: Loader) -> Tensor:
 
 def assert_same_batches(a: Loader, b: Loader, epoch: int) -> None:
     ours, theirs = list(a.epoch(epoch)), list(b.epoch(epoch))
-    assert len(ours) == len(theirs) == a.batches == b.batches
+    assert len(ours) == len(theirs) == a.num_batches == b.num_batches
     for (images, labels), (other_images, other_labels) in zip(ours, theirs, strict=True):
         assert torch.equal(images, other_images)
         assert torch.equal(labels, other_labels)
@@ -747,7 +747,7 @@ def test_batches_are_laid_out_channels_last(many: LoadTraining) -> None:
     ],
 )
 def test_a_last_batch_of_one_image_is_joined_to_the_one_before(images: int, sizes: list[int]) -> None:
-    ends = batch_ends(images, 64)
+    ends = batch_boundaries(images, 64)
     assert [b - a for a, b in itertools.pairwise([0, *ends])] == sizes
     pixels = torch.zeros(images, 3, 1, 1, dtype=torch.uint8)
     loader = Loader(
@@ -763,7 +763,7 @@ def test_a_last_batch_of_one_image_is_joined_to_the_one_before(images: int, size
         workers=0,
     )
     assert [len(labels) for _, labels in loader.epoch(1)] == sizes
-    assert loader.batches == len(sizes)
+    assert loader.num_batches == len(sizes)
 
 
 # --- configuration ---------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def prepare(configure, *overrides):
     model, method = classifier(configure, *overrides)
     batches = torch.randint(256, (2, 8, 3, 32, 32), dtype=torch.uint8)
     probe = {"linear1.weight": torch.full((3, 128), 2.0), "linear1.bias": torch.tensor([1.0, 2.0, 3.0])}
-    return preparation.prepare(method, model, probe=probe, batches=batches)
+    return preparation.prepare(method, model, probed_head=probe, batches=batches)
 
 
 def test_heads_start_zero_from_the_probe_or_random(configure):

@@ -230,7 +230,7 @@ def test_similarities_are_the_records_image_by_image_and_are_measured_once(made,
 
 def test_a_folder_has_the_papers_pictures(made):
     folder = next(iter(made[1].values())).directory.parent
-    loaded = records.load(records.below(folder))
+    loaded = records.load(records.find_runs(folder))
     pictures = {picture.name: picture for picture in gallery.of_runs(loaded)}
     assert [*pictures] == ["overview", "id_ood", "features", "cosine", "l2", "change"]
     assert style.pixels(pictures["change"].draw()).width > 1000
@@ -244,7 +244,7 @@ def test_pictures_are_written_as_png_and_pdf_and_are_the_same_again(made, tmp_pa
     assert {file.name for file in tmp_path.iterdir()} == expected
     assert all(file.stat().st_size < style.LARGEST for file in tmp_path.glob("*.png"))
     assert all(drawn(file) for file in tmp_path.glob("*.png"))
-    loaded = records.load(records.below(folder))
+    loaded = records.load(records.find_runs(folder))
     for picture in (gallery.of_runs(loaded, ["daft"])[-1], gallery.of_extremes(loaded, folder, ["daft"])[0]):
         for kind in ("png", "pdf"):
             file = tmp_path / f"shapes-shapes_resnet10-{picture.name}.{kind}"
@@ -350,7 +350,7 @@ def test_the_lines_of_learning_rates_differ_in_more_than_colour():
         for a in (0.1, 0.01)
         for b in (0.1, 0.3, 1.0)
     ]
-    figure: Any = accuracy.learning_rates(frames.rows(runs), 0.1)
+    figure: Any = accuracy.learning_rates(frames.from_records(runs), 0.1)
     lines = [
         line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_marker() != "None"
     ]

@@ -113,7 +113,7 @@ def test_with_a_holdout_the_choice_is_made_on_it():
     frame["config.training.selection"] = "holdout"
     frame["holdout/accuracy"] = [50.0, 60.0]
     assert selection.select(frame)["run"].tolist() == ["r1"]
-    assert frames.accuracies(frame) == ["id/accuracy", "ood/accuracy"]
+    assert frames.accuracy_columns(frame) == ["id/accuracy", "ood/accuracy"]
 
 
 def test_mean_std_and_n_are_those_of_the_sample():
@@ -171,7 +171,7 @@ def test_a_line_of_a_sweep_names_rates_seed_and_accuracies():
         "status": "finished",
     }
     expected = "daft η_θ=0.01 η_w=1 seed=0: ID 90.00 %, OOD mean 50.12 % (3 s)"
-    assert tables.line(record, fresh=True) == expected
+    assert tables.format_run(record, fresh=True) == expected
 
 
 def test_runs_that_differ_in_more_than_rates_and_seed_are_no_sample():

@@ -27,7 +27,7 @@ FIGURES = Path(__file__).parent / "figures.json"
 
 
 def runs_of(folder: Path) -> pd.DataFrame:
-    """The committed runs of a folder, as `frames.rows` has them."""
+    """The committed runs of a folder, as `frames.from_records` has them."""
     runs = pd.read_csv(folder / "runs.csv", dtype={"run": str})
     return runs.assign(**{"config.training.selection": "paper"})
 

@@ -11,7 +11,7 @@ from daft.common.files import digest
 from daft.config.compose import configuration
 from daft.config.options import CONF
 from daft.config.schema import BackboneConfig, DatasetConfig, MethodConfig, SegmentationConfig, TrainingConfig
-from daft.runs.identity import COUNTS, COUNTS_IF_SET, COUNTS_NOT, run_identity
+from daft.runs.identity import IDENTITY_KEYS, IDENTITY_KEYS_IF_SET, OTHER_KEYS, run_identity
 
 SECTIONS = {
     "dataset": DatasetConfig,
@@ -25,16 +25,16 @@ SECTIONS = {
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_setting_either_counts_or_does_not(section: str):
     """Whoever adds a key decides: a key in neither list would silently not count."""
-    lists = [set(COUNTS[section]), set(COUNTS_IF_SET.get(section, ())), COUNTS_NOT[section]]
+    lists = [set(IDENTITY_KEYS[section]), set(IDENTITY_KEYS_IF_SET.get(section, ())), OTHER_KEYS[section]]
     known = {field.name for field in fields(SECTIONS[section])}
     assert set.union(*lists) == known
     assert sum(map(len, lists)) == len(known)
 
 
-@pytest.mark.parametrize("section", COUNTS_IF_SET)
+@pytest.mark.parametrize("section", IDENTITY_KEYS_IF_SET)
 def test_a_younger_setting_does_not_count_at_its_default(section: str):
     defaults = {field.name: field.default for field in fields(SECTIONS[section])}
-    for key, value in COUNTS_IF_SET[section].items():
+    for key, value in IDENTITY_KEYS_IF_SET[section].items():
         assert getattr(defaults[key], "default", defaults[key]) == value
 
 

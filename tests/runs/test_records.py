@@ -61,7 +61,7 @@ def test_a_record_that_cannot_be_used_is_named_left_out_and_not_touched(
     file.write_bytes(content)
     with pytest.raises(UserError, match=words):
         records.read(tmp_path / "a")
-    frame = frames.frame(records.below(tmp_path))
+    frame = frames.from_directories(records.find_runs(tmp_path))
     assert frame["run"].tolist() == ["0123456789ab"]
     assert str(file) in (complaint := capsys.readouterr().err)
     assert words in complaint
@@ -71,15 +71,15 @@ def test_a_record_that_cannot_be_used_is_named_left_out_and_not_touched(
 
 def test_a_directory_without_a_record_is_none_and_no_complaint(tmp_path: Path, capsys):
     (tmp_path / "running").mkdir()
-    assert frames.frame([tmp_path / "running"]).empty
-    assert records.below(tmp_path) == []
+    assert frames.from_directories([tmp_path / "running"]).empty
+    assert records.find_runs(tmp_path) == []
     assert capsys.readouterr().err == ""
 
 
 def test_a_run_that_two_processes_begin_by_different_names_has_one_directory(tmp_path: Path):
-    with records.claimed(tmp_path / "x-daft-0123456789ab") as first:
+    with records.lock_run(tmp_path / "x-daft-0123456789ab") as first:
         assert first == tmp_path / "x-daft-0123456789ab"
-        with pytest.raises(BusyError) as busy, records.claimed(tmp_path / "x-other-0123456789ab"):
+        with pytest.raises(BusyError) as busy, records.lock_run(tmp_path / "x-other-0123456789ab"):
             pass
     assert busy.value.directory == first
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [first]

@@ -156,7 +156,7 @@ def test_a_result_that_is_none_is_named_and_left_out(run, capsys):
 
 
 def test_a_run_that_another_process_is_at_is_left_alone(run):
-    with records.claimed(run.directory), pytest.raises(BusyError, match="another process"):
+    with records.lock_run(run.directory), pytest.raises(BusyError, match="another process"):
         robustness.evaluate(run, few(run), CPU)
 
 

@@ -21,7 +21,7 @@ def runs(tmp_path: Path) -> Path:
     """A run of each state; `b` is only running while its claim is held."""
     folders = {name: tmp_path / f"{name}-{i:012x}" for i, name in enumerate("abcdef")}
     for folder in folders.values():
-        with records.claimed(folder):
+        with records.lock_run(folder):
             pass
     for name, epoch in (("b", 3), ("c", 7)):
         progress = {"epoch": epoch, "epochs": 20, "seconds": 60.0}
@@ -36,30 +36,30 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_each_state_is_told_from_the_directory(runs: Path):
-    with records.claimed(runs / "b-000000000001"):
-        states = {state.name[0]: state for state in status.look(runs)}
+    with records.lock_run(runs / "b-000000000001"):
+        states = {state.name[0]: state for state in status.list_runs(runs)}
     assert states["b"] == RunState("b-000000000001", "running", 3, 20, 17 * 60.0)
     assert states["c"] == RunState("c-000000000002", "interrupted", 7, 20)
     assert [states[name].state for name in "ade"] == ["finished", "diverged", "failed"]
     assert states["e"].error == "ValueError: what was wrong"
     assert (states["f"].state, "is not a record" in states["f"].error) == ("failed", True)
-    assert {state.name[0]: state.state for state in status.look(runs)}["b"] == "interrupted"
+    assert {state.name[0]: state.state for state in status.list_runs(runs)}["b"] == "interrupted"
 
 
 def test_what_a_sweep_has_not_started_waits_for_as_long_as_the_sweep_goes_on(runs: Path):
     listed = ["a-000000000000", "b-000000000001", "c-000000000002", "g-000000000006"]
-    with records.claimed(runs / "b-000000000001"), Queue(runs / "sweeps" / "1") as queue:
+    with records.lock_run(runs / "b-000000000001"), Queue(runs / "sweeps" / "1") as queue:
         queue.show(listed, listed, {})
-        states = {state.name[0]: state.state for state in status.look(runs)}
+        states = {state.name[0]: state.state for state in status.list_runs(runs)}
         # What another process computes runs; what was interrupted, or is not there yet, waits.
         assert [states[name] for name in "abcg"] == ["finished", "running", "waiting", "waiting"]
         assert len(states) == 7
         queue.show(listed, listed[:3], {})
-        assert len(status.look(runs)) == 6
-    assert [state.state for state in status.look(runs)][2] == "interrupted"
+        assert len(status.list_runs(runs)) == 6
+    assert [state.state for state in status.list_runs(runs)][2] == "interrupted"
     left = json.dumps(status.NOTHING | {"waiting": listed})  # by a driver that was killed
     (runs / "sweeps" / "1" / status.QUEUE).write_text(left)
-    assert "waiting" not in {state.state for state in status.look(runs)}
+    assert "waiting" not in {state.state for state in status.list_runs(runs)}
 
 
 def test_a_run_that_failed_before_it_had_a_directory_is_told_until_a_sweep_tries_it_anew(runs: Path):
@@ -68,24 +68,24 @@ def test_a_run_that_failed_before_it_had_a_directory_is_told_until_a_sweep_tries
     with Queue(runs / "sweeps" / "1") as queue:
         queue.show([*failed], [], failed)
     (runs / "sweeps" / "zz.txt").write_text("no sweep")
-    states = {state.name: state for state in status.look(runs)}
+    states = {state.name: state for state in status.list_runs(runs)}
     assert states["pacs net ft seed=0"] == RunState(
         "pacs net ft seed=0", "failed", error="dataset.root: not there"
     )
     assert states["e-000000000004"].error == "ValueError: what was wrong"  # its own
     with Queue(runs / "sweeps" / "2") as queue:
         queue.show(["another"], [], {})
-    assert "pacs net ft seed=0" in {state.name for state in status.look(runs)}
+    assert "pacs net ft seed=0" in {state.name for state in status.list_runs(runs)}
     with Queue(runs / "sweeps" / "3") as queue:
         queue.show([*failed], [], {})
-    assert "pacs net ft seed=0" not in {state.name for state in status.look(runs)}
+    assert "pacs net ft seed=0" not in {state.name for state in status.list_runs(runs)}
 
 
 def test_looking_takes_no_claim_away(runs: Path):
-    status.look(runs)
-    with records.claimed(runs / "b-000000000001"):
-        assert records.is_claimed(runs / "b-000000000001")
-    assert not records.is_claimed(runs / "b-000000000001")
+    status.list_runs(runs)
+    with records.lock_run(runs / "b-000000000001"):
+        assert records.is_locked(runs / "b-000000000001")
+    assert not records.is_locked(runs / "b-000000000001")
 
 
 def test_the_script_counts_states_and_lists_what_is_not_finished(runs: Path):
@@ -100,4 +100,4 @@ def test_the_script_counts_states_and_lists_what_is_not_finished(runs: Path):
 
 def test_a_folder_without_runs_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=str(tmp_path)):
-        status.look(tmp_path)
+        status.list_runs(tmp_path)

@@ -26,7 +26,7 @@ from hydra.plugins.launcher import Launcher
 
 from daft.common import cli
 from daft.common.errors import UserError
-from daft.config.check import plain
+from daft.config.check import to_dict
 from daft.config.compose import explain
 from daft.report import tables as long_tables
 from daft.runs import frames, records, status
@@ -103,7 +103,7 @@ def claimed_until(directory: Path, condition: Callable[[], bool]) -> Iterator[No
     claimed, left = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with records.claimed(directory):
+        with records.lock_run(directory):
             claimed.set()
             wait_until(lambda: left.is_set() or condition())
 
@@ -197,7 +197,7 @@ def test_lp_ft_of_a_segmentation_takes_the_decoder_of_lps_best_run(command, tmp_
 
     code, output, _ = command(*sweep, "method=lp_ft,lp", "sweep.head_factors=[3,0.01]")  # a wider grid of LP
     assert code == 0
-    folder = frames.frame(path.parent for path in tmp_path.glob("runs/*/record.json"))
+    folder = frames.from_directories(path.parent for path in tmp_path.glob("runs/*/record.json"))
     assert long_tables.markdown(long_tables.aggregate(selection.select(folder), folder)) in output
 
     code, output, _ = command(*sweep, "method=lp_ft", "sweep.head_factors=[10]", "segmentation.lr_head=1e30")
@@ -229,7 +229,7 @@ def test_a_plan_counts_what_is_done_and_runs_nothing(whole, here):
         ("lp_ft_bnc", "lr_backbone", "2", "0"),
         ("lp_ft_bnc", "seeds", "1", "0"),
     ]
-    past = [records.read(path) for path in records.below(folder / "runs") if "-lp-" not in path.name]
+    past = [records.read(path) for path in records.find_runs(folder / "runs") if "-lp-" not in path.name]
     hours = 3 * mean(sum(record["time"].values()) for record in past if record) / 3600
     assert f"9 runs, 6 done, 3 to compute: {hours:.2f} device-hours" in output
     assert re.search(r"^memory of a run: [0-9.]+ GiB$", output, re.MULTILINE)
@@ -254,7 +254,7 @@ def test_a_plan_scales_past_runs_of_a_network_and_times_steps_where_there_are_no
         config = configure(f"method={method}", *small, *splits, *overrides, f"paths.runs={tmp_path}")
         return Cell([], "", config, Protocol(Rates(config.method.lr_backbone), (), (0,)))
 
-    past = {"config": plain(cell("ft", "dataset.train.images=100", "training.epochs=2").config)}
+    past = {"config": to_dict(cell("ft", "dataset.train.images=100", "training.epochs=2").config)}
     past |= {"data": {"images": {"train": 100, "id": 40, "photo": 40}}, "status": "finished"}
     past |= {"time": {"train_s": 700.0, "evaluate_s": 140.0}, "memory": {"host_gib": 1.5, "gpu_gib": 0.5}}
     records.write(tmp_path / "ft-000000000000", RECORD | past)
@@ -272,7 +272,7 @@ def test_a_plan_scales_past_runs_of_a_network_and_times_steps_where_there_are_no
     *known, probe, timed = [stage.estimate for stage in planned]
     assert known == [plan.Estimate(840 / 3600, "measured", 1.5, 0.5), scaled]
     assert probe == "no past run tells the time of a linear probe"
-    assert timed == plan.Estimate(pytest.approx(840 * 2 / 3600), "probed")  # pyright: ignore[reportArgumentType]
+    assert timed == plan.Estimate(pytest.approx(840 * 2 / 3600), "timed")  # pyright: ignore[reportArgumentType]
     assert plan.peak_memory(planned, "host_gib") == (1.5, False)
 
 
@@ -294,7 +294,9 @@ def test_a_plan_without_images_counts_a_run_that_several_cells_share_once(comman
 
 def test_work_that_is_told_in_steps_is_counted_in_steps(configure):
     images = {"train": 100, "id": 40, "photo": 40}
-    config = plain(configure("method=ft", "training.epochs=4", "training.steps=32", "training.batch_size=8"))
+    config = to_dict(
+        configure("method=ft", "training.epochs=4", "training.steps=32", "training.batch_size=8")
+    )
     # 32 batches of 8 forward and backward; 40 to select each epoch; all 80 before and after.
     assert plan.forward_passes(config, images) == 3 * 32 * 8 + 4 * 40 + 2 * 80
 
@@ -341,7 +343,7 @@ def test_a_failed_run_stops_no_other_is_tried_twice_and_shown_when_it_fails(tmp_
     assert output.count("| lp |") == 1
     jobs = list(tmp_path.glob("runs/sweeps/*/*/error.txt"))
     assert len(jobs) == 2 * 4
-    states = {state.state for state in status.look(tmp_path / "runs")}
+    states = {state.state for state in status.list_runs(tmp_path / "runs")}
     assert states == {"finished", "failed"}
 
 
@@ -494,7 +496,7 @@ def test_what_is_in_a_read_only_folder_is_shown_and_what_is_not_is_refused_in_on
     code, output, errors = here(folder, "method=lp")
     assert (code, errors) == (0, "")
     assert table(output)[-1] in table(whole[1])
-    assert {state.state for state in status.look(folder / "runs")} == {"finished"}
+    assert {state.state for state in status.list_runs(folder / "runs")} == {"finished"}
     code, _, errors = here(folder, "method=lp", "sweep.seeds=[0,1,2]")
     assert code == 1
     assert re.fullmatch(rf"train\.py: .*Read-only file system: '{folder}/.*'.*\n", errors), errors
@@ -666,4 +668,4 @@ def test_a_launcher_that_is_not_installed_is_named_with_what_installs_it():
 
 def test_processes_share_the_gpus_evenly(tmp_path):
     """Locks of one process conflict as those of several do."""
-    assert [gpus.pin(["0", "1", "2"], tmp_path) for _ in range(5)] == ["0", "1", "2", "0", "1"]
+    assert [gpus.claim_gpu(["0", "1", "2"], tmp_path) for _ in range(5)] == ["0", "1", "2", "0", "1"]

@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from daft.common.errors import ConfigError
-from daft.config.check import for_schema, validate_section
+from daft.config.check import rewrite_overrides, validate_section
 from daft.config.schema import SweepConfig
 from daft.runs import frames
 from daft.sweep import selection
@@ -287,7 +287,7 @@ def test_the_table_selects_the_rates_that_the_sweep_chose():
 
 def options(name: str, *overrides: str) -> SweepConfig:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", [f"sweep={name}", *for_schema(list(overrides))])
+        cfg = compose("train", [f"sweep={name}", *rewrite_overrides(list(overrides))])
     return validate_section(cfg, "sweep", SweepConfig)
 
 

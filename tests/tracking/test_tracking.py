@@ -14,7 +14,7 @@ import wandb
 from PIL import Image
 
 from daft import experiment
-from daft.config.check import plain
+from daft.config.check import to_dict
 from daft.data.corruptions import CORRUPTIONS, SEVERITIES
 from daft.runs import frames, records, robustness
 from daft.tracking import mirror, sync
@@ -39,7 +39,7 @@ def record(name: str, method: str = "ft", rate: float | None = 0.1, **changes: A
 def written(folder: Path, *made: dict[str, Any]) -> list[Path]:
     for one in made:
         records.write(folder / one["run"], one)
-    return records.below(folder)
+    return records.find_runs(folder)
 
 
 def synced(directories: list[Path]) -> list[str]:
@@ -77,7 +77,7 @@ def test_a_run_that_broke_off_online_is_completed_without_a_line_twice(online: S
     described = mirror.description("b1", broken["config"])
     with mirror.Mirror(described, tmp_path, "online") as broken_off:
         for row in HISTORY[:2]:
-            broken_off.epoch(row)
+            broken_off.log_epoch(row)
     assert (online.run("b1").state, online.run("b1").history) == ("failed", HISTORY[:2])
     directories = written(tmp_path / "runs", broken, whole)
     assert synced(directories) == ["complete", "send"]
@@ -95,9 +95,9 @@ def test_an_epoch_lost_to_a_kill_is_mended_at_the_end(online: Service, tmp_path:
     made = record("b3")
     described = mirror.description("b3", made["config"])
     with mirror.Mirror(described, tmp_path, "online") as run:
-        run.epoch(HISTORY[0])  # killed after the second epoch's checkpoint, before its line was sent
+        run.log_epoch(HISTORY[0])  # killed after the second epoch's checkpoint, before its line was sent
     with mirror.Mirror(described, tmp_path, "online") as run:
-        run.epoch(HISTORY[2])
+        run.log_epoch(HISTORY[2])
         run.finish(made)
     assert online.run("b3").history[:3] == HISTORY
     assert synced(written(tmp_path / "runs", made)) == ["update"]  # its stage is known now
@@ -177,11 +177,11 @@ def test_stages_are_told_from_the_records_alone():
     ]
     for made, head in zip(daft, (1.0, 1.0, 3.0, 1.0), strict=False):
         made["config"]["method"]["lr_head"] = head
-    stages = sync.stages(frames.rows(daft), [["table2"]] * 5)
+    stages = sync.stages(frames.from_records(daft), [["table2"]] * 5)
     assert stages == ["lr_backbone", "selected", "lr_head", "selected", "lr_backbone"]
     daft[0]["config"]["training"]["epochs"] = 7
-    assert sync.stages(frames.rows(daft), [["table2"]] * 5)[:4] == [None] * 4
-    assert sync.stages(frames.rows(daft), [[], *[["table2"]] * 4])[:2] == ["selected", "selected"]
+    assert sync.stages(frames.from_records(daft), [["table2"]] * 5)[:4] == [None] * 4
+    assert sync.stages(frames.from_records(daft), [[], *[["table2"]] * 4])[:2] == ["selected", "selected"]
 
 
 def test_the_anchor_of_a_segmentation_is_its_own():
@@ -190,15 +190,15 @@ def test_the_anchor_of_a_segmentation_is_its_own():
         made["config"]["method"]["lr_head"] = head
         made["config"]["segmentation"] = {"lr_head": 0.01}
         made["metrics"] = {"id/miou": miou}
-    assert sync.stages(frames.rows(runs), [[], []]) == ["lr_backbone", "selected"]
+    assert sync.stages(frames.from_records(runs), [[], []]) == ["lr_backbone", "selected"]
     runs[0]["metrics"] = {"id/miou": 60.0}
-    assert sync.stages(frames.rows(runs), [[], []]) == ["selected", "lr_head"]
+    assert sync.stages(frames.from_records(runs), [[], []]) == ["selected", "lr_head"]
 
 
 def test_groups_are_cells_unless_named_and_settings_of_a_table_make_its_tag(configure):
     def described(*overrides: str) -> dict[str, Any]:
         config = configure("dataset=pacs", "backbone=resnet18_tin64", *overrides)
-        return mirror.description("x", plain(config))
+        return mirror.description("x", to_dict(config))
 
     table = ["training.epochs=10", "training.precision=bf16"]
     assert described(*table)["tags"] == ["small"]
@@ -233,7 +233,7 @@ def test_a_record_that_a_process_is_at_is_left_for_later(online: Service, tmp_pa
     (directory,) = written(tmp_path / "runs", record("b7"))
     service = sync.Service()
     todo = sync.needs(service, sync.entries([directory], service.account))
-    with records.claimed(directory):
+    with records.lock_run(directory):
         assert [entry.directory for entry in sync.send(service, todo)] == [directory]
     assert not online.runs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daft.training.interruption import SIGNALS, SavesFirst
+from daft.training.interruption import SIGNALS, SaveOnSignal
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +23,9 @@ def handlers() -> Iterator[None]:
 def test_a_signal_in_a_step_acts_after_it_and_after_saving(number: int):
     done: list[str] = []
     signal.signal(number, lambda *_: done.append("acted"))
-    with SavesFirst(lambda: done.append("saved")) as interruption:
+    with SaveOnSignal(lambda: done.append("saved")) as interruption:
         for _ in range(2):
-            with interruption.step():
+            with interruption.uninterrupted():
                 signal.raise_signal(number)
                 done.append("step")
     assert done == ["step", "saved", "acted"] * 2  # one that is only logged leaves it in force
@@ -35,8 +35,8 @@ def test_a_signal_between_steps_does_not_wait():
     done: list[str] = []
 
     def work() -> None:
-        with SavesFirst(lambda: done.append("saved")) as interruption:
-            with interruption.step():
+        with SaveOnSignal(lambda: done.append("saved")) as interruption:
+            with interruption.uninterrupted():
                 done.append("step")
             signal.raise_signal(signal.SIGINT)
             done.append("never")
@@ -56,7 +56,7 @@ def test_a_worker_that_is_interrupted_with_its_driver_and_then_ended_by_it_saves
             signal.raise_signal(signal.SIGTERM)
         done.append("saved")
 
-    with SavesFirst(save) as interruption, interruption.step():
+    with SaveOnSignal(save) as interruption, interruption.uninterrupted():
         signal.raise_signal(signal.SIGINT)
         if when == "in the step":
             signal.raise_signal(signal.SIGTERM)
@@ -68,7 +68,7 @@ def test_a_second_ctrl_c_waits_for_nothing_and_saves_no_half_step():
     done: list[str] = []
 
     def work() -> None:
-        with SavesFirst(lambda: done.append("saved")) as interruption, interruption.step():
+        with SaveOnSignal(lambda: done.append("saved")) as interruption, interruption.uninterrupted():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             done.append("never")
@@ -82,14 +82,14 @@ def test_handlers_are_as_before_afterwards_and_what_was_ignored_still_is():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     before = [signal.getsignal(number) for number in SIGNALS]
     saved: list[int] = []
-    with SavesFirst(lambda: saved.append(1)):
+    with SaveOnSignal(lambda: saved.append(1)):
         signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert not saved
 
 
 def test_a_forked_worker_dies_of_a_signal_and_saves_nothing(tmp_path: Path):
-    with SavesFirst((tmp_path / "saved").touch):
+    with SaveOnSignal((tmp_path / "saved").touch):
         child = os.fork()
         if child == 0:
             signal.raise_signal(signal.SIGTERM)
@@ -103,7 +103,7 @@ def test_a_thread_that_may_not_set_handlers_works_without():
     done: list[str] = []
 
     def work() -> None:
-        with SavesFirst(lambda: None) as interruption, interruption.step():
+        with SaveOnSignal(lambda: None) as interruption, interruption.uninterrupted():
             done.append("step")
 
     thread = threading.Thread(target=work)

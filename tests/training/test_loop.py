@@ -11,7 +11,7 @@ from torch import nn
 from daft.data.images import Resident
 from daft.data.loader import Loader
 from daft.training import loop
-from daft.training.checkpoints import LAST, Checkpoints, Fit
+from daft.training.checkpoints import LAST, Checkpoints, TrainingState
 from daft.training.schedules import Schedule
 
 
@@ -44,10 +44,10 @@ def fit(folder, *, model=None, epochs=4, evaluate=None, lr=0.1, **options):
         model,
         options.pop("loader", loader()),
         [{"name": "head", "params": list(model.parameters()), "lr": lr, "initial_lr": lr}],
-        loop.Recipe(
+        loop.LoopHooks(
             set_train_mode=train_mode,
             evaluate=evaluate or (lambda m: float(next(scores))),
-            **{f.name: options.pop(f.name) for f in fields(loop.Recipe) if f.name in options},
+            **{f.name: options.pop(f.name) for f in fields(loop.LoopHooks) if f.name in options},
         ),
         epochs=epochs,
         momentum=0.9,
@@ -151,7 +151,7 @@ def test_a_run_that_was_cut_off_ends_bit_equal_to_one_that_was_not(tmp_path, mon
 
             patch.setattr(torch, "save", failing)
         with pytest.raises(KeyboardInterrupt):
-            run(folder, step=step, report=report)
+            run(folder, compute_loss=step, report=report)
     resumed, refitted = run(folder)
     assert refitted.best_epoch == fitted.best_epoch == 2
     assert without_times(refitted) == without_times(fitted)
@@ -199,9 +199,9 @@ def test_an_interrupted_epoch_goes_on_with_its_next_step_and_ends_bit_equal(tmp_
 
     data = Interrupting(**{f.name: getattr(loader(), f.name) for f in fields(Loader)})
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "cut", loader=data, step=step, evaluate=evaluate)
+        fit(tmp_path / "cut", loader=data, compute_loss=step, evaluate=evaluate)
     assert [len(taken)] == interrupted == [9 if when == "in the evaluation" else 8]
-    resumed, refitted = fit(tmp_path / "cut", step=step, evaluate=lambda model: 5.0)
+    resumed, refitted = fit(tmp_path / "cut", compute_loss=step, evaluate=lambda model: 5.0)
     assert len(taken) == STEPS  # none is done twice
     assert without_times(refitted) == without_times(fitted)
     assert_equal(whole, resumed)
@@ -214,7 +214,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path):
         loss = loop.cross_entropy(model, batch)["loss"]
         return {"loss": loss * (math.nan if len(epochs) == 1 else 1)}
 
-    _, fitted = fit(tmp_path, step=step, report=epochs.append)
+    _, fitted = fit(tmp_path, compute_loss=step, report=epochs.append)
     assert fitted.diverged
     assert fitted.best_epoch == 1
     assert [row["epoch"] for row in fitted.history] == [1, 2]
@@ -258,7 +258,7 @@ def test_the_polynomial_schedule_is_torchs_stepped_at_every_step(tmp_path):
         epochs=2,
         steps=7,
         poly_power=0.9,
-        step=step,
+        compute_loss=step,
         before_epoch=lambda epoch, optimizer: optimizers.append(optimizer),
     )
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
@@ -305,7 +305,7 @@ def test_a_run_of_steps_that_was_cut_off_in_a_pass_ends_bit_equal_and_keeps_its_
         return loop.cross_entropy(model, batch)
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", step=step)
+        run(tmp_path / "cut", compute_loss=step)
     resumed, refitted = run(tmp_path / "cut")
     assert [row["train/loss"] for row in refitted.history] == [row["train/loss"] for row in fitted.history]
     for key, value in whole.state_dict().items():
@@ -317,13 +317,13 @@ def test_nothing_to_train_trains_nothing(tmp_path):
         Net(),
         loader(),
         [],
-        loop.Recipe(lambda m: pytest.fail("trained"), lambda m: pytest.fail("evaluated")),
+        loop.LoopHooks(lambda m: pytest.fail("trained"), lambda m: pytest.fail("evaluated")),
         epochs=3,
         momentum=0.9,
         weight_decay=0,
         folder=tmp_path,
     )
-    assert fitted == Fit()
+    assert fitted == TrainingState()
 
 
 def test_a_checkpoint_of_a_run_that_was_interrupted_under_older_names_goes_on_bit_equal(tmp_path):
@@ -338,7 +338,7 @@ def test_a_checkpoint_of_a_run_that_was_interrupted_under_older_names_goes_on_bi
         return loop.cross_entropy(model, batch)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "cut", step=step, evaluate=lambda model: 5.0)
+        fit(tmp_path / "cut", compute_loss=step, evaluate=lambda model: 5.0)
     file = tmp_path / "cut" / LAST
     checkpoint = torch.load(file, weights_only=True)
     part = checkpoint.pop("epoch_progress")

@@ -170,7 +170,7 @@ def test_conversion_fits_the_encoder_alone_and_leaves_the_networks_function(conf
     with torch.no_grad():
         logits = model(images[0].double() / 255)
     method = configure(*TINY, "method=daft").method
-    prepared = preparation.prepare(method, model, probe=None, batches=images.double() / 255)
+    prepared = preparation.prepare(method, model, probed_head=None, batches=images.double() / 255)
     assert set(prepared.shift) == {f"backbone.{name}" for name in batchnorm_layers(model.backbone)}
     after = model.state_dict()
     moved = {key for key in after if not torch.equal(before[key], after[key])}
@@ -284,10 +284,10 @@ def test_every_method_runs_and_lp_ft_starts_from_lps_decoder(tiny, tmp_path):
     for name, parameter in open_run(runs["lp_ft"].directory).network(CPU).named_parameters():
         # five steps of 1e-12 with gradients far below 1e3
         assert torch.allclose(parameter, lp[name], rtol=0, atol=1e-8), name
-    assert len(records.below(tmp_path / "runs")) == 4  # LP-FT found LP's run
+    assert len(records.find_runs(tmp_path / "runs")) == 4  # LP-FT found LP's run
     assert runs["lp_ft"].record["probe"]["run"] == runs["lp"].record["run"]
 
-    frame = frames.frame(run.directory for run in runs.values())
+    frame = frames.from_directories(run.directory for run in runs.values())
     assert "| method | η_θ | η_w | n | ID mIoU % | painting mIoU % | OOD mean mIoU %" in tables.markdown(
         tables.aggregate(selection.select(frame), frame)
     )

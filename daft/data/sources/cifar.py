@@ -40,7 +40,7 @@ NEEDED = {
 CORRUPTED = "cifar10-c/"
 """Before the name of a corruption: the path of a split of CIFAR-10-C, its five severities together."""
 
-FINGERPRINTED = 100
+HASH_STRIDE = 100
 """Of the images of a corruption, every so many go into its fingerprint."""
 
 Pixels = tuple[np.ndarray, np.ndarray]
@@ -135,7 +135,7 @@ def corrupted(root: Path, corruption: str) -> Pixels:
 def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
     """Of what `corrupted` gives: shape, labels, and the pixels of some images, evenly spaced."""
     known = hashlib.sha256(str(images.shape).encode() + labels.tobytes())
-    known.update(np.ascontiguousarray(images[:, ::FINGERPRINTED]).data)
+    known.update(np.ascontiguousarray(images[:, ::HASH_STRIDE]).data)
     return known.hexdigest()
 
 

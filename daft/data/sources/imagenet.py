@@ -14,7 +14,7 @@ from typing import TypedDict
 import pandas as pd
 import scipy.io
 
-from daft.common.errors import UserError, some
+from daft.common.errors import UserError, join_first
 from daft.config.schema import DatasetConfig, SplitConfig
 from daft.data.labelled import Labelled
 
@@ -71,13 +71,13 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
         found = [(wnid, file) for wnid in labels for file in sorted((folder / wnid).glob("[!.]*.JPEG"))]
     if lost := sorted(labels.keys() - {wnid for wnid, _ in found}):
         raise UserError(
-            f"{folder} has no image of {len(lost)} of {len(labels)} subclasses: {some(lost)}; expected "
+            f"{folder} has no image of {len(lost)} of {len(labels)} subclasses: {join_first(lost)}; expected "
             f"{part}/<WordNet id>/*.JPEG" + (", or all of val in one folder" if part == "val" else "")
         )
     least, held = split.least_per_folder or 0, Counter(wnid for wnid, _ in found)
     if few := [f"{wnid} ({held[wnid]})" for wnid in sorted(labels) if held[wnid] < least]:
         raise UserError(
-            f"{folder} has fewer than {least} images of {some(few)}; unpack them again, or set "
+            f"{folder} has fewer than {least} images of {join_first(few)}; unpack them again, or set "
             f"dataset.{name}.least_per_folder=null"
         )
     # One name per image, whether val is sorted into folders or not, so that one set has one identity.

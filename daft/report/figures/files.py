@@ -45,7 +45,7 @@ def pictures(
     if problems and not found:
         raise UserError(problems[0])
     for problem in problems:
-        progress.left_out(problem)
+        progress.warn_left_out(problem)
     if not found:
         raise UserError(f"{folder}: the runs there have none of {', '.join(kinds) or 'the pictures'}")
     return found
@@ -69,16 +69,16 @@ def write(pictures: dict[str, Picture], out: Path) -> None:
             if len(pictures) == 1:
                 raise
             del pictures[name]
-            progress.left_out(f"{name}: {error}")
+            progress.warn_left_out(f"{name}: {error}")
 
 
 def _load(what: str, runs: Path, dataset: str | None) -> tuple[Path, Records]:
     """The folder of runs, and the records there that are asked for; raises UserError if there are none."""
     table = paper.load(what) if what in paper.names() else None
     folder = runs if table else Path(what)
-    loaded = records.load(records.below(folder))
+    loaded = records.load(records.find_runs(folder))
     if table:
-        members = table.members(frames.rows(loaded)) if loaded else []
+        members = table.members(frames.from_records(loaded)) if loaded else []
         loaded = [record for record, wanted in zip(loaded, members, strict=True) if wanted]
     if dataset:
         loaded = [record for record in loaded if record["config"]["dataset"]["name"] == dataset]

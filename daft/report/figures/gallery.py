@@ -16,7 +16,7 @@ from daft.runs import frames, similarity
 from daft.sweep import selection
 
 Measure = Callable[[Path], similarity.Similarities]
-"""Of a run's directory: `daft.similarity.similarities`, which takes the run's network and images."""
+"""Of a run's directory: `daft.runs.similarity.similarities`, which takes the run's network and images."""
 
 
 class Picture(NamedTuple):
@@ -60,7 +60,7 @@ def of_runs(loaded: Sequence[dict[str, Any]], methods: Sequence[str] = ()) -> li
     methods: of Figures 1 and 2, instead of the paper's. Raises UserError if one is not there, or if runs of a
     method are no sample.
     """
-    runs = frames.rows(loaded)
+    runs = frames.from_records(loaded)
     chosen = selection.select(runs)
     if chosen.empty:
         return []
@@ -176,7 +176,7 @@ def named(kind: str, pictures: Sequence[Picture]) -> list[Picture]:
 
 def groups(loaded: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The records by dataset and backbone, by a name for files."""
-    runs = frames.rows(loaded)
+    runs = frames.from_records(loaded)
     if runs.empty:
         return {}
     found: dict[str, list[dict[str, Any]]] = {}
@@ -189,5 +189,5 @@ def groups(loaded: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def selected(loaded: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records at the selected rates."""
-    chosen = set(selection.select(frames.rows(loaded))["run"])
+    chosen = set(selection.select(frames.from_records(loaded))["run"])
     return [record for record in loaded if record["run"] in chosen]

@@ -38,8 +38,8 @@ ACCURACIES |= {"id/miou": "ID mIoU (%)", "ood/miou": "mean OOD mIoU (%)"}
 
 
 def frame(loaded: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """`frames.rows` with what these pictures need besides: IMAGES, BATCHES, EPOCHS, and `bn_shift`."""
-    runs = frames.rows(loaded)
+    """`frames.from_records` and what these pictures need besides: IMAGES, BATCHES, EPOCHS, `bn_shift`."""
+    runs = frames.from_records(loaded)
     counted = [record.get("data", {}).get("images", {}) for record in loaded]  # records of before have none
     runs[IMAGES] = [images.get("train") for images in counted]
     shifts = [record.get("bn_shift", []) for record in loaded]

@@ -195,7 +195,7 @@ def test_masks_that_are_none_are_named(miniature, tmp_path):
 # What is published
 
 
-COUNTS = {
+IDENTITY_KEYS = {
     "cifar10": [50_000, 10_000, 2_000, 7_200],
     "living17": [None, 1_700, 1_700],
     "entity30": [None, 6_000, 6_000],
@@ -206,10 +206,10 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", IDENTITY_KEYS)
 def test_known_counts_are_those_of_the_published_files(name):
     cfg = validate(composed(name)).dataset
-    assert [split.known_images for split in (cfg.train, cfg.id, *cfg.ood.values())] == COUNTS[name]
+    assert [split.known_images for split in (cfg.train, cfg.id, *cfg.ood.values())] == IDENTITY_KEYS[name]
 
 
 @pytest.mark.parametrize("name", BREEDS)
@@ -249,7 +249,7 @@ def test_domainnet_and_fmow_have_their_classes_in_published_order():
     assert fmow == sorted(fmow)
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", IDENTITY_KEYS)
 def test_no_split_is_thinned_and_ood_means_are_the_papers(name):
     cfg = validate(composed(name)).dataset
     assert all(split.images is None for split in (cfg.train, cfg.id, *cfg.ood.values()))
