@@ -75,7 +75,7 @@ def run(config: Config, track: Track = untracked) -> RunResult:
     """
     device, precision = machine.set_up(config)
     listing = datasets.listing(config)  # enough to know which run this is
-    identity = _identity(config, precision, listing.fingerprints())
+    identity = run_identity(config, precision, *_fingerprint(config, listing))
     run_id = digest(identity)
     directory = records.run_directory(config, run_id)
     if (record := records.read(directory)) is not None:
@@ -84,9 +84,10 @@ def run(config: Config, track: Track = untracked) -> RunResult:
         if (record := records.read(directory)) is not None:  # another process has just finished it
             return RunResult(directory, record, fresh=False)
         with _failure_noted(directory):
+            clock = machine.Clock("prepare_s")
             context = RunContext.of(config, listing, identity, device, precision, directory)
             with track(config, run_id, directory) as tracker:
-                record = _fine_tune(context, track, tracker)
+                record = _fine_tune(context, track, tracker, clock)
                 if tracker:
                     tracker.finish(record)
         return RunResult(directory, record, fresh=True)
@@ -102,15 +103,16 @@ def directory_of(config: Config) -> Path:
     settings = to_dict(config)
     inputs = json.dumps([settings["dataset"], settings["backbone"], config.training.selection])
     if inputs not in _fingerprints:
-        _fingerprints[inputs] = datasets.listing(config).fingerprints()
-    return records.run_directory(config, digest(_identity(config, precision, _fingerprints[inputs])))
+        _fingerprints[inputs] = _fingerprint(config, datasets.listing(config))
+    return records.run_directory(config, digest(run_identity(config, precision, *_fingerprints[inputs])))
 
 
-_fingerprints: dict[str, dict[str, str]] = {}
+_fingerprints: dict[str, tuple[dict[str, str], str]] = {}
 
 
-def _identity(config: Config, precision: str, images: dict[str, str]) -> dict[str, Any]:
-    return run_identity(config, precision, images, checkpoints.fingerprint(config.backbone))
+def _fingerprint(config: Config, listing: datasets.Listing) -> tuple[dict[str, str], str]:
+    """What identifies the images of every split, and the weights."""
+    return listing.fingerprints(), checkpoints.fingerprint(config.backbone)
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class RunContext:
     ) -> "RunContext":
         """Load backbone and images; raises UserError if one does not take the other."""
         environment = machine.environment(device)
+        machine.reset_memory(device)
         task = tasks.of(config, listing.classes)
         backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
         images = datasets.load(config, listing, device)
@@ -189,19 +192,23 @@ class RunContext:
                 ) from error
 
 
-def _fine_tune(context: RunContext, track: Track, tracker: Tracker | None) -> dict[str, Any]:
+def _fine_tune(
+    context: RunContext, track: Track, tracker: Tracker | None, clock: machine.Clock
+) -> dict[str, Any]:
     """The experiment itself; returns the record that it has written."""
-    clock = _Clock()
-    with clock("prepare_s"):
-        pretrained = _pretrained_features(context)
-        before = {name: pretrained(loader) for name, loader in context.images.evaluation.items()}
+    pretrained = _pretrained_features(context)
+    before = {name: pretrained(loader) for name, loader in context.images.evaluation.items()}
+    try:
         probed = _probed_head(context, pretrained, track)
         prepared = _prepare(context, probed)
-        start = distortion.snapshot(prepared.model)  # Eq. 6 compares with the converted network
-    with clock("train_s"):
-        fitted = _fit(context, prepared, tracker)
-    with clock("evaluate_s"):
-        metrics, distorted = ({}, {}) if fitted.diverged else _measure(context, prepared, before)
+    except ValueError as error:
+        raise UserError(f"method={context.config.method.name}: {error}") from error
+    start = distortion.snapshot(prepared.model)  # Eq. 6 compares with the converted network
+    clock.next("train_s")
+    fitted = _fit(context, prepared, tracker)
+    clock.next("evaluate_s")
+    metrics, distorted = ({}, {}) if fitted.diverged else _measure(context, prepared, before)
+    clock.stop()
     state = {key: value.cpu().contiguous() for key, value in prepared.model.state_dict().items()}
     write_atomically(context.directory / records.MODEL, lambda path: save_file(state, path))
     record = {
@@ -281,15 +288,12 @@ def _prepare(context: RunContext, probed: _ProbedHead | None) -> Prepared:
     method, train = context.config.method, context.images.train
     batches = method.conversion_batches or train.num_batches
     torch.manual_seed(derive_seed(context.config.seed, 0))  # a random head depends on the seed alone
-    try:
-        prepared = preparation.prepare(
-            method,
-            context.task.network(context.backbone),
-            probed_head=probed and probed.state,
-            batches=progress.track(islice(train.epoch(), batches), "BN conversion", batches),
-        )
-    except ValueError as error:
-        raise UserError(f"method={method.name}: {error}") from error
+    prepared = preparation.prepare(
+        method,
+        context.task.network(context.backbone),
+        probed_head=probed and probed.state,
+        batches=progress.track(islice(train.epoch(), batches), "BN conversion", batches),
+    )
     prepared.model.to(memory_format=torch.channels_last)
     return prepared
 
@@ -369,16 +373,3 @@ def _failure_noted(directory: Path) -> Iterator[None]:
         with suppress(OSError):  # a full disk: what matters is the error itself
             write_atomically(directory / records.ERROR, traceback.format_exc())
         raise
-
-
-class _Clock:
-    """Seconds per phase; a resumed run counts from its last start."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[phase] = time.perf_counter() - started

@@ -32,17 +32,17 @@ def main() -> int:
 
     import torch
 
-    from daft.report import corrupted, paper
+    from daft.report import paper, robustness
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True
     table = paper.load(args.what) if args.what in options("table") else None
-    kind = args.on or corrupted.kind_of(table)
-    chosen, whole = corrupted.chosen(args.runs if table else Path(args.what), table)
-    whole &= corrupted.evaluate(chosen, kind, device, args.batch_size, args.images)
-    corrupted.write(chosen, kind, args.images, args.out)
+    kind = args.on or robustness.kind_of(table)
+    chosen, whole = robustness.chosen(args.runs if table else Path(args.what), table)
+    whole &= robustness.evaluate(chosen, kind, device, args.batch_size, args.images)
+    robustness.write(chosen, kind, args.images, args.out)
     return 0 if whole else 1
 
 

@@ -222,7 +222,8 @@ def test_a_killed_process_leaves_no_record_and_its_successor_the_same_as_if_it_h
 
 
 def test_a_sweep_ends_with_one_table_of_all_its_runs(folders, tmp_path):
-    told = ["-m", *TINY, "method=lp,daft", "seed=0,1", "training.epochs=1", *folders]
+    few = ["training.epochs=1", "compute.threads=1"]
+    told = ["-m", *TINY, "method=lp,daft", "seed=0,1", *few, *folders]
     code, output, errors = Forked(tmp_path / "printed", *told).end()
     assert code == 0, errors
     summary = output[output.index("Sweep") :]
@@ -305,3 +306,12 @@ def test_a_linear_probe_on_a_gpu_in_fp32_agrees_with_the_cpu(tiny, tmp_path):
     for split in ("id", "photo", "neon"):
         on_cpu, on_gpu = (run.record["metrics"][f"{split}/accuracy"] for run in runs)
         assert on_gpu == pytest.approx(on_cpu, abs=2.5)
+
+
+def test_what_the_probe_refuses_is_said_in_one_line_with_the_method(tiny, monkeypatch):
+    def refusing(*_, **__):
+        raise ValueError("training features are constant: their standard deviation is 0")
+
+    monkeypatch.setattr(experiment.probe, "fit_probe", refusing)
+    with pytest.raises(UserError, match="method=lp: training features are constant"):
+        experiment.run(tiny("method=lp"))

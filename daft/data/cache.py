@@ -10,7 +10,7 @@ import functools
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -146,10 +146,9 @@ def _make(
     shards: dict[Path, list[Path]], read: Callable[[Path], Tensor | None], threads: int, what: str
 ) -> None:
     paths = [path for part in shards.values() for path in part]
-    images = parallel_map(read, paths, threads, what, QUEUED)
-    for shard, part in shards.items():
-        write_atomically(shard, functools.partial(_write, islice(images, len(part)), len(part)))
-    images.close()
+    with closing(parallel_map(read, paths, threads, what, QUEUED)) as images:
+        for shard, part in shards.items():
+            write_atomically(shard, functools.partial(_write, islice(images, len(part)), len(part)))
     _mapped.cache_clear()  # a damaged shard that was replaced may still be mapped
 
 

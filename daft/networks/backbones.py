@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from daft.common.errors import UserError, first_line
 from daft.config.schema import BackboneConfig
-from daft.networks import checkpoints, sources
+from daft.networks import builders, checkpoints
 from daft.networks.checkpoints import LoadReport
 
 
@@ -40,10 +40,10 @@ class FeatureExtractor(nn.Module):
 def load(cfg: BackboneConfig) -> FeatureExtractor:
     """The configured network in test mode with its pretrained weights, in float32 on the CPU.
 
-    Raises UserError as `sources.build` and `checkpoints.load_into`, and if the features are not vectors or
+    Raises UserError as `builders.build` and `checkpoints.load_into`, and if the features are not vectors or
     not as wide as configured, or the hub's weights expect another normalisation.
     """
-    network = sources.build(cfg, pretrained=True)
+    network = builders.build(cfg, pretrained=True)
     if cfg.weights == "file":
         weights = checkpoints.load_into(network, cfg)
     else:
@@ -61,7 +61,7 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
 
 def untrained(cfg: BackboneConfig) -> FeatureExtractor:
     """The configured network without pretrained weights, for weights that are loaded into it afterwards."""
-    return _extractor(sources.build(cfg, pretrained=False), cfg)
+    return _extractor(builders.build(cfg, pretrained=False), cfg)
 
 
 def _require_normalisation(network: nn.Module, cfg: BackboneConfig) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from daft.common.errors import UserError, first_line, join_first
 from daft.common.files import checksum, digest
 from daft.config.schema import BackboneConfig
-from daft.networks import sources, torchscript
+from daft.networks import builders, torchscript
 
 PACKAGE = "package:"
 """Prefix of checkpoints that are part of this package."""
@@ -55,10 +55,10 @@ def fingerprint(cfg: BackboneConfig) -> str:
     """What identifies the weights: for a checkpoint its sha256 and the part that is read, else their source.
 
     Weights that a function of yours makes are known by what they are: `state_fingerprint`. Raises UserError
-    if the checkpoint is not there or fails its checksum, and as `sources.build`.
+    if the checkpoint is not there or fails its checksum, and as `builders.build`.
     """
     if cfg.source == "import" and cfg.weights != "file":
-        return f"{cfg.weights}:{state_fingerprint(sources.build(cfg, pretrained=True))}"
+        return f"{cfg.weights}:{state_fingerprint(builders.build(cfg, pretrained=True))}"
     if cfg.weights == "hub":
         entry = timm.get_pretrained_cfg(cfg.model)
         return f"hub:{entry.hf_hub_id}:{entry.tag}:{entry.url}" if entry else "hub"

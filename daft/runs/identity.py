@@ -9,7 +9,7 @@ from daft.config.schema import Config
 from daft.runs.records import PROTOCOL
 
 SEGMENTATION_PROTOCOL = 2
-"""Raised when the same segmentation would, but no other run."""
+"""Raised when the same segmentation would give other numbers, but no other run."""
 
 IDENTITY_KEYS = {
     "dataset": ("train_transform", "eval_transform", "ood_mean"),

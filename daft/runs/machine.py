@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,27 @@ from daft.config.schema import Config
 LIBRARIES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
 
 
+def device_and_precision(config: Config) -> tuple[torch.device, str]:
+    """Device and precision of a run; raises UserError if the device is not here."""
+    name, precision = config.compute.device, config.training.precision
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(f"compute.device={name}: {found} CUDA device(s) found; use auto or cpu")
+    if precision == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
+    return device, precision
+
+
 def set_up(config: Config) -> tuple[torch.device, str]:
     """Make the process ready for a run; its device and precision, as `device_and_precision`."""
     device, precision = device_and_precision(config)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
     torch.backends.cudnn.benchmark = True
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     return device, precision
 
 
@@ -38,6 +52,29 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": gpu or f"{device.type} ({platform.machine()})",
         "threads": torch.get_num_threads(),
     }
+
+
+class Clock:
+    """Seconds of the phases of a run, one after the other; a resumed run counts from its last start."""
+
+    def __init__(self, phase: str) -> None:
+        self.seconds: dict[str, float] = {}
+        self._phase, self._since = phase, time.perf_counter()
+
+    def stop(self) -> None:
+        """End the phase."""
+        self.seconds[self._phase] = time.perf_counter() - self._since
+
+    def next(self, phase: str) -> None:
+        """End the phase, and begin another."""
+        self.stop()
+        self._phase, self._since = phase, time.perf_counter()
+
+
+def reset_memory(device: torch.device) -> None:
+    """Begin to measure the GPU's peak anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def memory(device: torch.device) -> dict[str, float]:
@@ -72,18 +109,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def device_and_precision(config: Config) -> tuple[torch.device, str]:
-    """Device and precision of a run; raises UserError if the device is not here."""
-    name, precision = config.compute.device, config.training.precision
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UserError(f"compute.device={name}: {found} CUDA device(s) found; use auto or cpu")
-    if precision == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if has_bf16 else "fp32"
-    return device, precision

@@ -97,7 +97,7 @@ class Checkpoints:
         checkpoint = torch.load(file, map_location=self.device, weights_only=True)
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        progress = _with_present_names(checkpoint)["epoch_progress"]
+        progress = _with_present_names(checkpoint).get("epoch_progress")
         if progress is None:
             return TrainingState(**checkpoint["fit"]), nothing
         return TrainingState(**checkpoint["fit"]), EpochProgress(**progress)
@@ -112,7 +112,7 @@ class Checkpoints:
 
 
 def _with_present_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint as it is written now; until version 0.1.0 an epoch's progress had other names."""
+    """A checkpoint as it is written now: first it had no progress in an epoch, then `part` with `luck`."""
     if "part" in checkpoint:
         part = checkpoint["part"] and dict(checkpoint["part"])
         if part:

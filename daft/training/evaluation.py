@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from daft.common import progress
-from daft.common.files import cached_file, digest
+from daft.common.files import Content, cached_file, digest
 from daft.data.loader import Batch, Loader
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -97,7 +97,8 @@ class PretrainedFeatures:
         """As `features`; the backbone must not have been trained yet, unless they are there already."""
         file = self.folder / f"{loader.name}-{digest([self.identity, loader.identity])}.safetensors"
 
-        def content() -> bytes:
-            return safetensors.torch.save({"features": features(self.backbone, loader, self.cast).cpu()})
+        def content() -> Content:
+            extracted = {"features": features(self.backbone, loader, self.cast).cpu()}
+            return lambda path: safetensors.torch.save_file(extracted, path)
 
         return safetensors.torch.load_file(cached_file(file, content), device=str(loader.device))["features"]

@@ -81,7 +81,8 @@ def fit(
     schedule = Schedule(epochs, steps or epochs * loader.num_batches, poly_power)
     checkpoints = Checkpoints(folder, model, optimizer)
     fitted, done = checkpoints.resume()
-    with _Bar(fitted, done, schedule, f"selection/{hooks.metric}") as bar:
+    metric = f"selection/{hooks.metric}"
+    with _Bar(fitted, done, schedule, metric) as bar:
         trainer = _Trainer(model, loader, optimizer, hooks, schedule, bar)
         for epoch in range(len(fitted.history) + 1, epochs + 1):
             if fitted.diverged:
@@ -98,12 +99,12 @@ def fit(
                 "epoch": epoch,
                 **({"step": schedule.steps_of_epoch(epoch).stop} if steps else {}),
                 "train/loss": loss,
-                f"selection/{hooks.metric}": score,
+                metric: score,
                 **{f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups},
                 "seconds": seconds,
                 "images/s": done.images / seconds,
             }
-            _select(fitted, row, score, keep)
+            _select(fitted, row, metric, keep)
             checkpoints.save(fitted)
             bar.show(loss, score)
             hooks.report(row)
@@ -112,9 +113,9 @@ def fit(
     return fitted
 
 
-def _select(fitted: TrainingState, row: dict[str, float], score: float, keep: str) -> None:
-    """Add an epoch to the history, and make it the best one if it is."""
-    metric = next(key for key in row if key.startswith("selection/"))
+def _select(fitted: TrainingState, row: dict[str, float], metric: str, keep: str) -> None:
+    """Add an epoch to the history, and make it the best one if it is; NaN has diverged."""
+    score = row[metric]
     best = fitted.history[fitted.best_epoch - 1][metric] if fitted.best_epoch else -math.inf
     fitted.history.append(row)
     fitted.diverged = math.isnan(score)

@@ -1,4 +1,4 @@
-"""Claims about daft.probe, checked against scikit-learn, autograd and hand-made cases."""
+"""Claims about daft.methods.probe, checked against scikit-learn, autograd and hand-made cases."""
 
 # ruff: noqa: N803, N806 (C is the name of this quantity everywhere, scikit-learn included)
 

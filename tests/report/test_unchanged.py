@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from daft.report import corruption_errors, layouts, paper, tables
+from daft.report import layouts, paper, robustness, tables
 from daft.report.figures import accuracy, features, sensitivity
 from daft.runs import frames
 from daft.sweep import selection
@@ -95,7 +95,7 @@ def test_the_long_table_of_a_folder_is_the_committed_one(study: str | None):
 
 def test_the_table_of_corruption_errors_is_the_committed_one():
     means = pd.read_csv(RESULTS / "robustness" / "robustness.csv")
-    text = corruption_errors.markdown(means, "generated")
+    text = robustness.markdown(means, "generated")
     assert text == (RESULTS / "robustness" / "robustness.md").read_text()
 
 
@@ -164,3 +164,9 @@ def test_every_picture_of_the_committed_runs_shows_the_same(name: str):
 
 def test_no_picture_is_left_out():
     assert set(json.loads(FIGURES.read_text())) == {*PICTURES}
+
+
+def test_the_sweeps_of_every_table_are_what_they_were():
+    """What `make TABLE` runs, from before the code was rearranged."""
+    lines = [f"{name}: {' '.join(sweep)}" for name in paper.names() for sweep in paper.load(name).sweeps()]
+    assert lines == Path(__file__).with_name("sweeps.txt").read_text().splitlines()

@@ -327,7 +327,7 @@ def test_nothing_to_train_trains_nothing(tmp_path):
 
 
 def test_a_checkpoint_of_a_run_that_was_interrupted_under_older_names_goes_on_bit_equal(tmp_path):
-    """Until version 0.1.0 what an epoch had done was `part`, with its `luck`."""
+    """What an epoch had done was once called `part`, with its `luck`."""
     whole, fitted = fit(tmp_path / "whole", evaluate=lambda model: 5.0)
     taken = []
 
@@ -344,6 +344,24 @@ def test_a_checkpoint_of_a_run_that_was_interrupted_under_older_names_goes_on_bi
     part = checkpoint.pop("epoch_progress")
     assert part["steps"] == 2
     torch.save(checkpoint | {"part": part | {"luck": part.pop("rng_state")}}, file)
+    resumed, refitted = fit(tmp_path / "cut", evaluate=lambda model: 5.0)
+    assert without_times(refitted) == without_times(fitted)
+    assert_equal(whole, resumed)
+
+
+def test_a_checkpoint_from_before_epochs_could_be_interrupted_goes_on_after_its_last_epoch(tmp_path):
+    whole, fitted = fit(tmp_path / "whole", evaluate=lambda model: 5.0)
+
+    def report(row):
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", evaluate=lambda model: 5.0, report=report)
+    file = tmp_path / "cut" / LAST
+    checkpoint = torch.load(file, weights_only=True)
+    assert checkpoint.pop("epoch_progress") is None
+    torch.save(checkpoint, file)
     resumed, refitted = fit(tmp_path / "cut", evaluate=lambda model: 5.0)
     assert without_times(refitted) == without_times(fitted)
     assert_equal(whole, resumed)

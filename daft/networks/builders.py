@@ -76,6 +76,8 @@ def _require_hub(model: str) -> None:
     try:
         if not hub.HF_HUB_OFFLINE:  # else the client reads its cache, and says so if there is nothing in it
             requests.head(hub.ENDPOINT, timeout=5)
+    except (requests.exceptions.SSLError, requests.exceptions.ProxyError):
+        return  # the hub's client may have certificates and ways of its own
     except requests.RequestException:
         raise UserError(
             f"backbone.weights=hub: no connection to {hub.ENDPOINT} for {model}; with the weights in "
