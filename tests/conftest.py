@@ -43,8 +43,12 @@ def interruptible() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Tests are small: threads cost more than they give, and one thread is reproducible."""
+    """Tests are small: threads cost more than they give, and one thread is reproducible.
+
+    Where other processes are at work too, several threads cost ten times as much: they spin for each other.
+    """
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 
 @pytest.fixture(scope="session")
