@@ -19,9 +19,9 @@ def main() -> None:
     args = parser.parse_args()
 
     from daft.report import page
-    from daft.runs import records, robustness
+    from daft.runs import records, results
 
-    loaded = robustness.load(records.find_runs(args.runs))
+    loaded = results.load(records.find_runs(args.runs))
     if not loaded:
         raise UserError(f"{args.runs}: no records below this folder")
     write_atomically(args.out, page.render_page(loaded, f"Runs of {args.runs}", args.runs))

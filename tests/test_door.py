@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from daft.runs.robustness import KINDS
+from daft.runs.results import KINDS
 from tests.helpers.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]

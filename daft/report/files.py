@@ -8,13 +8,13 @@ import pandas as pd
 from daft.common.errors import UserError
 from daft.common.files import write_atomically
 from daft.report import layouts, paper, tables
-from daft.runs import frames, records, robustness
+from daft.runs import frames, records, results
 from daft.sweep import selection
 
 
 def write_table(table: paper.PaperTable, runs: Path, out: Path) -> str:
     """Write a table of the paper with the numbers of these runs in every layout; returns the Markdown."""
-    compared = paper.compare(table, frames.from_records(robustness.load(records.find_runs(runs))))
+    compared = paper.compare(table, frames.from_records(results.load(records.find_runs(runs))))
     write_atomically(out / f"{table.name}.csv", compared.to_csv(index=False))
     for suffix, render in layouts.RENDERERS.items():
         write_atomically(out / f"{table.name}.{suffix}", render(table, compared))
@@ -27,7 +27,7 @@ def write_folder(folder: Path, out: Path, over: str = "") -> str:
     over: the setting whose values have a table each. Raises UserError if there are no runs, or if they have
     no such setting.
     """
-    runs = frames.from_records(robustness.load(records.find_runs(folder)))
+    runs = frames.from_records(results.load(records.find_runs(folder)))
     if runs.empty:
         raise UserError(f"{folder}: no records below this folder, and no table of that name")
     setting = f"config.{over}"

@@ -13,8 +13,8 @@ from daft.common.files import write_atomically
 from daft.data.corruptions import CORRUPTIONS
 from daft.report import paper, tables
 from daft.report.methods import in_order
-from daft.runs import frames, records, reopened, robustness
-from daft.runs.robustness import KINDS, MEAN, Kind
+from daft.runs import frames, records, reopened, results, robustness
+from daft.runs.results import KINDS, MEAN, Kind
 from daft.sweep import selection
 
 IMAGES: dict[Kind, str] = {"cifar10_c": "images of CIFAR-10-C", "generated": "ID images, corrupted here,"}
@@ -83,7 +83,7 @@ def evaluate(
             progress.warn_left_out(error)
             whole = False
             continue
-        mean = robustness.metrics(result).get(f"{MEAN}/{kind}_error")
+        mean = results.metrics(result).get(f"{MEAN}/{kind}_error")
         error = "not finite" if mean is None else f"{mean:.2f} %"
         size = f"{result['images']:,} images x 75, {result['seconds']:.0f} s"
         print(f"{run}: mean error {error} ({size})", flush=True)
@@ -92,7 +92,7 @@ def evaluate(
 
 def write(directories: Sequence[Path], kind: Kind, images: int | None, out: Path | None) -> None:
     """Print the table of these runs, and write it to a folder as robustness.md and robustness.csv."""
-    means = aggregate(robustness.load(directories, images), kind)
+    means = aggregate(results.load(directories, images), kind)
     if means.empty:
         return
     text = markdown(means, kind)

@@ -3,13 +3,12 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,23 +23,10 @@ from daft.data.labelled import Labelled
 from daft.data.loader import Batch, Loader, batch_boundaries
 from daft.data.sources import cifar
 from daft.data.transforms import NO_UNIFORMS, transform
-from daft.runs import machine, records
+from daft.runs import machine, records, results
 from daft.runs.reopened import FinishedRun
+from daft.runs.results import Kind
 from daft.training import evaluation
-
-FORMAT = 1
-"""Raised when the layout of a result changes."""
-
-RESULT = "robustness-{}.json"
-"""Beside the record, for each set of corrupted images and precision."""
-
-MEAN = "mce"
-"""The plain mean over the corruptions, which the paper calls so; not normalised by another network."""
-
-Kind = Literal["cifar10_c", "generated"]
-"""Corrupted images as published, or generated from a run's ID images."""
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -203,16 +189,16 @@ def evaluate(run: FinishedRun, corrupted: Corrupted, device: torch.device) -> di
     """
     precision = run.record["identity"]["training"]["precision"]
     facts = {
-        "format": FORMAT,
+        "format": results.FORMAT,
         "kind": corrupted.kind,
         "identity": corrupted.identity,
         "precision": precision,
         "images": corrupted.images,
         "whole": corrupted.whole,
     }
-    file = run.directory / RESULT.format(digest(facts))
+    file = run.directory / results.FILE.format(digest(facts))
     with records.lock_run(run.directory):
-        result = _read(file) or facts | {"errors": {name: {} for name in CORRUPTIONS}, "seconds": 0.0}
+        result = results.read(file) or facts | {"errors": {name: {} for name in CORRUPTIONS}, "seconds": 0.0}
         done = result["errors"]
         missing = [(name, s) for name in CORRUPTIONS for s in SEVERITIES if str(s) not in done[name]]
         if not missing:
@@ -227,59 +213,3 @@ def evaluate(run: FinishedRun, corrupted: Corrupted, device: torch.device) -> di
             result["seconds"] += time.perf_counter() - started
             write_atomically(file, json.dumps(result, indent=1) + "\n")
     return result
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    """A result, whole or begun; raises UserError if the file is none of this version."""
-    if not file.exists():
-        return None
-    try:
-        result = json.loads(file.read_text())
-        if result["format"] != FORMAT:
-            raise UserError(f"{file}: result of format {result['format']}; this version reads {FORMAT}")
-        for name in CORRUPTIONS:
-            dict(result["errors"][name])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is no result ({error!r}); move it away to evaluate again") from error
-    return result
-
-
-def metrics(result: dict[str, Any]) -> dict[str, float]:
-    """`corruption/kind_error`, its mean over severities, and the mean of all; none of a result just begun."""
-    errors = {name: [found.get(str(s)) for s in SEVERITIES] for name, found in result["errors"].items()}
-    if any(error is None for found in errors.values() for error in found):
-        return {}
-    means = {name: float(np.mean(found)) for name, found in errors.items()}
-    means[MEAN] = float(np.mean([*means.values()]))
-    return {f"{name}/{result['kind']}_error": error for name, error in means.items()}
-
-
-def load(directories: Iterable[Path], images: int | None = None) -> list[dict[str, Any]]:
-    """`records.load` with the errors of each run among its metrics: of whole sets, or of so many images.
-
-    Only those in the run's own precision, of corruptions as they are generated now; of several the newest.
-    The record's `corrupted` says, by kind, of how many `images` in each block, of a `whole` of how many.
-    """
-    loaded = []
-    for directory in directories:
-        for record in records.load([directory]):
-            for file in sorted(directory.glob(RESULT.format("*")), key=lambda file: file.stat().st_mtime_ns):
-                try:
-                    result = _read(file)
-                except UserError as error:
-                    progress.console.print(f"left out: {error}", soft_wrap=True, markup=False)
-                    continue
-                if result and _counts(result, record, images):
-                    record["metrics"] |= metrics(result)
-                    of_kind = {key: result[key] for key in ("images", "whole")}
-                    record["corrupted"] = record.get("corrupted", {}) | {result["kind"]: of_kind}
-            loaded.append(record)
-    return loaded
-
-
-def _counts(result: dict[str, Any], record: dict[str, Any], images: int | None) -> bool:
-    return (
-        result["images"] == (images or result["whole"])
-        and result["precision"] == record["identity"]["training"]["precision"]
-        and (result["kind"] != "generated" or result["identity"][0] == corruptions.VERSION)
-    )

@@ -15,7 +15,7 @@ from daft.common import progress
 from daft.common.errors import BusyError, UserError, join_first
 from daft.common.files import digest
 from daft.report import paper
-from daft.runs import frames, records, robustness
+from daft.runs import frames, records, results
 from daft.sweep import selection
 from daft.tracking import mirror
 
@@ -111,7 +111,7 @@ def entries(
 
     account: the entity of those that name none. project, entity: in place of what each names.
     """
-    loaded = {path: record for path in directories for record in robustness.load([path])}
+    loaded = {path: record for path in directories for record in results.load([path])}
     described = [mirror.description(record["run"], record["config"]) for record in loaded.values()]
     if not described:
         return []

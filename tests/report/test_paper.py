@@ -12,7 +12,7 @@ import yaml
 from daft.common.errors import UserError
 from daft.data.corruptions import CORRUPTIONS
 from daft.report import layouts, paper
-from daft.runs import frames, robustness
+from daft.runs import frames, results
 from daft.sweep.protocol import Protocol, Rates
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +77,7 @@ def test_every_cell_names_options_of_the_configuration_and_splits_that_the_datas
     for dataset, columns in table.datasets.items():
         config = yaml.safe_load((ROOT / "conf" / "dataset" / f"{dataset}.yaml").read_text())
         own = table.metric in ("accuracy", "miou")
-        splits = {"id", *config["ood"]} if own else {*CORRUPTIONS, robustness.MEAN}
+        splits = {"id", *config["ood"]} if own else {*CORRUPTIONS, results.MEAN}
         assert set(columns.splits) <= splits
 
 

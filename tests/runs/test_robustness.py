@@ -23,7 +23,7 @@ from daft.data.images import ImageStore
 from daft.data.labelled import Labelled
 from daft.data.loader import Loader
 from daft.report import paper
-from daft.runs import frames, records, robustness
+from daft.runs import frames, records, results, robustness
 from daft.runs.reopened import FinishedRun, open_run
 from daft.training import evaluation
 from tests.conftest import ROOT
@@ -63,8 +63,8 @@ def few(run: FinishedRun, batch_size: int = 4) -> robustness.Corrupted:
     return robustness.of_run(run, "generated", CPU, batch_size, FEW)
 
 
-def results(run: FinishedRun) -> list[Path]:
-    return sorted(run.directory.glob(robustness.RESULT.format("*")))
+def result_files(run: FinishedRun) -> list[Path]:
+    return sorted(run.directory.glob(results.FILE.format("*")))
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def test_an_error_is_the_share_of_corrupted_images_that_the_network_misses(run):
                 image = corrupt(images[i : i + 1], name, severity, [number])
                 wrong += int(model(image).argmax() != labels[i])
             assert result["errors"][name][str(severity)] == pytest.approx(100 * wrong / FEW)
-    means = robustness.metrics(result)
+    means = results.metrics(result)
     fog = np.mean([result["errors"]["fog"][str(s)] for s in SEVERITIES])
     assert means["fog/generated_error"] == pytest.approx(fog)
     all_of_them = [means[f"{name}/generated_error"] for name in CORRUPTIONS]
@@ -103,10 +103,10 @@ def test_what_is_measured_stays_and_what_was_cut_off_goes_on(run, monkeypatch):
     stop = 7
     with pytest.raises(KeyboardInterrupt):
         robustness.evaluate(run, images, CPU)
-    (file,) = results(run)
+    (file,) = result_files(run)
     begun = json.loads(file.read_text())
     assert sum(len(found) for found in begun["errors"].values()) == 7
-    assert robustness.metrics(begun) == {}
+    assert results.metrics(begun) == {}
     stop = None
     whole = robustness.evaluate(run, images, CPU)
     assert len(calls) == 75
@@ -121,37 +121,37 @@ def test_what_would_give_other_numbers_has_a_file_of_its_own(run, monkeypatch):
     monkeypatch.setattr(evaluation, "accuracy", lambda *_: 90.0)
     robustness.evaluate(run, few(run), CPU)
     robustness.evaluate(run, few(run, batch_size=7), CPU)  # the same numbers
-    assert len(results(run)) == 1
+    assert len(result_files(run)) == 1
     robustness.evaluate(run, robustness.of_run(run, "generated", CPU, 4, 20), CPU)
-    assert len(results(run)) == 2
+    assert len(result_files(run)) == 2
     monkeypatch.setattr(corruptions, "VERSION", corruptions.VERSION + 1)
     robustness.evaluate(run, few(run), CPU)
-    assert len(results(run)) == 3
+    assert len(result_files(run)) == 3
     identity = run.record["identity"] | {"training": {"precision": "bf16"}}
     robustness.evaluate(replace(run, record=run.record | {"identity": identity}), few(run), CPU)
-    assert len(results(run)) == 4
+    assert len(result_files(run)) == 4
 
 
 def test_the_errors_of_whole_sets_are_among_the_metrics_of_a_record(run, monkeypatch):
     monkeypatch.setattr(evaluation, "accuracy", lambda *_: 90.0)
     robustness.evaluate(run, few(run), CPU)
-    (record,) = robustness.load([run.directory])
+    (record,) = results.load([run.directory])
     assert record == run.record
-    (record,) = robustness.load([run.directory], images=FEW)
+    (record,) = results.load([run.directory], images=FEW)
     assert record["metrics"]["mce/generated_error"] == pytest.approx(10)
     assert record["corrupted"] == {"generated": {"images": FEW, "whole": 40}}
     robustness.evaluate(run, robustness.of_run(run, "generated", CPU, 40), CPU)
-    (record,) = robustness.load([run.directory])
+    (record,) = results.load([run.directory])
     assert record["metrics"].items() >= run.record["metrics"].items()
     assert record["metrics"]["fog/generated_error"] == pytest.approx(10)
     monkeypatch.setattr(corruptions, "VERSION", corruptions.VERSION + 1)
-    (record,) = robustness.load([run.directory])
+    (record,) = results.load([run.directory])
     assert record == run.record
 
 
 def test_a_result_that_is_none_is_named_and_left_out(run, capsys):
-    (run.directory / robustness.RESULT.format("0")).write_text("{")
-    assert robustness.load([run.directory]) == [run.record]
+    (run.directory / results.FILE.format("0")).write_text("{")
+    assert results.load([run.directory]) == [run.record]
     assert "robustness-0.json is no result" in capsys.readouterr().err
 
 
@@ -177,7 +177,7 @@ def test_cifar_10_c_gives_the_errors_that_its_files_give_as_ood_sets(configure, 
     done = experiment.run(replace(config, dataset=replace(config.dataset, **unknown)))
     run = open_run(done.directory)
     result = robustness.evaluate(run, robustness.of_run(run, "cifar10_c", CPU, 7), CPU)
-    errors = robustness.metrics(result)
+    errors = results.metrics(result)
     for name in CORRUPTIONS:
         accuracy = done.record["metrics"][f"{name}/accuracy"]
         assert errors[f"{name}/cifar10_c_error"] == pytest.approx(100 - accuracy)
@@ -286,9 +286,9 @@ def test_the_script_evaluates_the_runs_of_a_folder_once_and_writes_their_table(r
     arguments = [folder, "--images", FEW, "--device", "cpu", "--threads", 1]
     code, output, _ = script(*arguments, "--out", tmp_path / "out")
     assert code == 0
-    (file,) = results(run)
+    (file,) = result_files(run)
     result, written = json.loads(file.read_text()), file.stat().st_mtime_ns
-    mean = robustness.metrics(result)["mce/generated_error"]
+    mean = results.metrics(result)["mce/generated_error"]
     assert f"{run}: mean error {mean:.2f} % (10 images x 75" in output
     table = pd.read_csv(tmp_path / "out" / "robustness.csv").set_index("metric")
     assert table.loc["mce/generated_error", "mean"] == pytest.approx(mean)

@@ -16,7 +16,7 @@ from PIL import Image
 from daft import experiment
 from daft.config.check import to_dict
 from daft.data.corruptions import CORRUPTIONS, SEVERITIES
-from daft.runs import frames, records, robustness
+from daft.runs import frames, records, results
 from daft.tracking import mirror, sync
 from tests.helpers.fake_wandb import ENTITY, Service
 from tests.report.test_page import run as fabricated
@@ -148,11 +148,11 @@ def test_what_is_measured_after_the_run_is_added_to_it(online: Service, tmp_path
     directories = written(tmp_path / "runs", made)
     assert synced(directories) == ["send"]
     before = copy.deepcopy(online.run("b4"))
-    facts = {"format": robustness.FORMAT, "kind": "cifar10_c", "images": 9, "whole": 9, "precision": "fp32"}
+    facts = {"format": results.FORMAT, "kind": "cifar10_c", "images": 9, "whole": 9, "precision": "fp32"}
     errors = {name: {str(s): 10.0 * s for s in SEVERITIES} for name in CORRUPTIONS}
-    (directories[0] / robustness.RESULT.format("x")).write_text(json.dumps(facts | {"errors": errors}))
+    (directories[0] / results.FILE.format("x")).write_text(json.dumps(facts | {"errors": errors}))
     assert synced(directories) == ["update"]
-    added = {f"{name}/cifar10_c_error": 30.0 for name in (*CORRUPTIONS, robustness.MEAN)}
+    added = {f"{name}/cifar10_c_error": 30.0 for name in (*CORRUPTIONS, results.MEAN)}
     assert online.run("b4").summary == before.summary | added
     assert (online.run("b4").lines, online.run("b4").config) == (before.lines, before.config)
     assert synced(directories) == []
