@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from daft.config.compose import configuration
 from daft.config.schema import Config
@@ -48,6 +49,7 @@ def one_thread() -> None:
     Where other processes are at work too, several threads cost ten times as much: they spin for each other.
     """
     torch.set_num_threads(1)
+    threadpool_limits(1)  # of NumPy's and scikit-learn's BLAS
     os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 
