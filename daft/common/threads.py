@@ -11,14 +11,22 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+def available_cpus() -> int:
+    """Processors that this process may use: its affinity and its container's limit count, not the machine."""
+    import joblib  # half a second
+
+    return joblib.cpu_count()
+
+
 def parallel_map(
     work: Callable[[T], R], items: Sequence[T], threads: int | None, description: str, queued: int = 4096
 ) -> Generator[R, None, None]:
     """`work` of each item, in order, with a progress bar; at most `queued` items are begun ahead of need.
 
-    threads: None for as many as the processors suggest. Closing the generator drops what is not begun.
+    threads: None for one per processor that this process may use. Closing the generator drops what is not
+    begun.
     """
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(threads or available_cpus())
     try:
         chunks = (pool.map(work, items[i : i + queued]) for i in range(0, len(items), queued))
         yield from progress.track(chain.from_iterable(chunks), description, len(items))

@@ -1,6 +1,5 @@
 """From a dataset's configuration to loaders for training, ID and OOD evaluation."""
 
-import os
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from daft.common.errors import UserError
+from daft.common.threads import available_cpus
 from daft.config.operations import Operation
 from daft.config.schema import Config, DatasetConfig, SplitConfig
 from daft.config.sources import SOURCES
@@ -76,7 +76,7 @@ def listing(config: Config) -> Listing:
 def load(config: Config, listed: Listing, device: torch.device) -> Data:
     """Decode, map or prepare to stream every split; raises UserError naming all unreadable images."""
     cfg, compute = config.dataset, config.compute
-    workers = compute.workers if compute.workers is not None else os.cpu_count() or 1
+    workers = available_cpus() if compute.workers is None else compute.workers
     store = ImageStore(
         compute.resident_gib, max(workers, 1), Path(config.paths.cache), device, cfg.cache_side
     )

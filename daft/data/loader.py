@@ -1,15 +1,22 @@
 """Batches of one split, the same ones whatever holds the images and however many workers read them."""
 
+import functools
+import math
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
+from daft.common import progress
+from daft.common.errors import UserError, first_line
 from daft.config.operations import Operation
 from daft.data.cache import Cached
 from daft.data.images import Resident, Streamed
@@ -17,6 +24,17 @@ from daft.data.transforms import RGB, num_uniforms, transform
 
 Batch = tuple[Tensor, Tensor]
 """uint8 images [B, 3, H, W] and int64 labels [B], or uint8 masks [B, H, W]"""
+
+PREFETCHED = 2
+"""Batches that a worker reads ahead."""
+
+STALL_SECONDS = 60.0
+"""Without a single image from any worker, after which the run ends."""
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Where Linux keeps what a worker hands over; 64 MiB in a container, unless it is given more."""
+
+MIB = 2**20
 
 
 @dataclass
@@ -60,7 +78,7 @@ class Loader:
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an image after the operations."""
         held = self.images
-        first = held.pixels[:1] if isinstance(held, Resident) else held.read(0)[None]
+        first = held.pixels[:1] if isinstance(held, Resident) else _read(held, 0)[None]
         shape = transform(first, self._operations, torch.full((1, num_uniforms(self._operations)), 0.5)).shape
         return RGB, shape[-2], shape[-1]
 
@@ -105,22 +123,49 @@ class Loader:
     def _streamed_batches(self, chunks: list[Tensor], uniforms: Tensor) -> Iterator[Batch]:
         assert not isinstance(self.images, Resident)
         if self._stream is None:
+            size = math.prod(self.shape()) * self.batch_size
+            workers = _fitting_workers(self.workers, size * (PREFETCHED + 1)) if self.workers else 0
+            self._files = _Files(self.images, self.labels, self._operations)
             self._sampler = _BatchSampler()
             self._stream = DataLoader(
-                _Files(self.images, self.labels, self._operations),
+                self._files,
                 batch_sampler=self._sampler,
-                collate_fn=tuple,  # `_Files` gives whole batches
-                num_workers=self.workers,
-                persistent_workers=self.workers > 0 and self.shuffle,  # training alone reads every epoch
+                collate_fn=_as_it_is,  # `_Files` gives whole batches
+                num_workers=workers,
+                prefetch_factor=PREFETCHED if workers else None,
+                timeout=STALL_SECONDS if workers else 0,
+                persistent_workers=workers > 0 and self.shuffle,  # training alone reads every epoch
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # else each epoch would draw from the global one
             )
         self._sampler.chunks, self._sampler.uniforms = chunks, uniforms
-        for images, labels in self._stream:
+        for images, labels in self._handed_over(self._stream):
             yield (
                 images.to(self.device, non_blocking=True),
                 labels.to(self.device, non_blocking=True),
             )
+
+    def _handed_over(self, stream: DataLoader[Batch]) -> Iterator[Batch]:
+        """What the workers give; raises UserError if one of them fails, dies or stalls."""
+        batches = iter(stream)
+        while True:
+            images_read = self._files.images_read.item()
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:  # torch's word for a worker that died, or a time-out
+                if "timed out" in str(error) and self._files.images_read.item() != images_read:
+                    continue  # slow, but at work
+                _kill_workers(batches)
+                raise UserError(
+                    f"compute.workers={stream.num_workers}: one that reads dataset.{self.name} died or "
+                    f"stalled ({first_line(error)}); use fewer if memory is short, or 0 to read in the run's "
+                    "own process"
+                ) from error
+            if isinstance(batch, str):
+                raise UserError(f"dataset.{self.name}: {batch}")
+            if batch is None:
+                return
+            yield batch
 
 
 def derive_seed(*numbers: int) -> int:
@@ -151,14 +196,84 @@ class _BatchSampler:
             yield list(zip(chunk.tolist(), self.uniforms[chunk].tolist(), strict=True))
 
 
+def _as_it_is(batch: Batch | str) -> Batch | str:
+    return batch
+
+
+def _fitting_workers(workers: int, size: int) -> int:
+    """As many workers as the shared memory has room for, if each keeps so many bytes there."""
+    if not SHARED_MEMORY.is_dir():  # not on Linux
+        return workers
+    fitting = min(workers, shutil.disk_usage(SHARED_MEMORY).free // size)
+    if fitting < workers:
+        _say_once(
+            f"compute.workers: {fitting} instead of {workers}, for each needs {size / MIB:,.0f} MiB of "
+            f"{SHARED_MEMORY}, {_room()}"
+        )
+    return fitting
+
+
+def _room() -> str:
+    room = shutil.disk_usage(SHARED_MEMORY)
+    return (
+        f"where {room.free / MIB:,.0f} of {room.total / MIB:,.0f} MiB are free; a container gets more by "
+        "docker run --shm-size=8g"
+    )
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    progress.console.print(text, style="yellow", soft_wrap=True, markup=False, highlight=False)
+
+
+def _read(files: Streamed | Cached, index: int) -> Tensor:
+    try:
+        return files.read(index)
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for what it could read before
+        raise UserError(f"{files.paths[index]} cannot be read any more ({first_line(error)})") from error
+
+
+def _kill_workers(batches: Any) -> None:
+    """End the workers of torch's iterator; one that is stopped would not hear a gentler signal."""
+    for worker in getattr(batches, "_workers", []):
+        worker.kill()
+    with suppress(RuntimeError):  # which says that they were killed
+        batches._shutdown_workers()
+
+
 class _Files(TorchDataset[Batch]):
     def __init__(self, files: Streamed | Cached, labels: Tensor, operations: Sequence[Operation]) -> None:
         self.files, self.labels, self.operations = files, labels, operations
+        self.images_read = torch.zeros((), dtype=torch.int64).share_memory_()
+        """by all workers; two that count at once may lose one, but never stand still"""
 
-    def __getitems__(self, items: list[tuple[int, list[float]]]) -> Batch:
-        """A whole batch: images of one size, the usual case, are transformed together."""
+    def __getitems__(self, items: list[tuple[int, list[float]]]) -> Batch | str:
+        """A whole batch, or why there is none: what torch makes of an error in a worker has a traceback."""
+        try:
+            batch = self._batch(items)
+        except UserError as error:
+            return str(error)
+        if get_worker_info() is not None:
+            try:
+                for tensor in batch:
+                    tensor.share_memory_()  # torch would do it in a thread, where an error is lost
+            except (RuntimeError, OSError) as error:
+                return (
+                    f"a worker cannot hand over a batch ({first_line(error)}) by {SHARED_MEMORY}, {_room()}; "
+                    "or use fewer compute.workers, 0 to read in the run's own process"
+                )
+        return batch
+
+    def _read(self, index: int) -> Tensor:
+        self.images_read += 1
+        return _read(self.files, index)
+
+    def _batch(self, items: list[tuple[int, list[float]]]) -> Batch:
+        """Images of one size, the usual case, are transformed together."""
         indices, rows = zip(*items, strict=True)
-        images, uniforms = [self.files.read(i) for i in indices], torch.tensor(rows)
+        images, uniforms = [self._read(i) for i in indices], torch.tensor(rows)
         if len({image.shape for image in images}) == 1:
             batch = transform(torch.stack(images), self.operations, uniforms)
         else:

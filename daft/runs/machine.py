@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from daft.common.errors import UserError
+from daft.common.threads import available_cpus
 from daft.config.schema import Config
 
 LIBRARIES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
@@ -36,10 +37,14 @@ def device_and_precision(config: Config) -> tuple[torch.device, str]:
 def set_up(config: Config) -> tuple[torch.device, str]:
     """Make the process ready for a run; its device and precision, as `device_and_precision`."""
     device, precision = device_and_precision(config)
-    if config.compute.threads:
-        torch.set_num_threads(config.compute.threads)
+    torch.set_num_threads(num_threads(config))
     torch.backends.cudnn.benchmark = True
     return device, precision
+
+
+def num_threads(config: Config) -> int:
+    """CPU threads of a run: as configured, or torch's own number within what this process may use."""
+    return config.compute.threads or min(torch.get_num_threads(), available_cpus())
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def seconds_per_image(config: Config, listed: Listing) -> float:
     device, precision = machine.device_and_precision(config)
     console.print(f"timing {config.backbone.name} on {config.dataset.name} …", highlight=False)
     threads = torch.get_num_threads()
-    torch.set_num_threads(config.compute.threads or threads)
+    torch.set_num_threads(machine.num_threads(config))
     try:
         task = tasks.of(config, listed.classes)
         model = task.network(task.backbone(pretrained=False).to(device))
