@@ -35,6 +35,14 @@ TINY = [
     *FAST,
 ]
 
+LONG = ("test_driver.py", "test_quality.py", "test_doctor.py", "test_experiment.py")
+"""Files that take longest."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: a file is one process's, and none should be left alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:

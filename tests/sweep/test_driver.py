@@ -371,9 +371,9 @@ def test_a_record_that_cannot_be_used_is_named_and_left_alone_and_the_rest_is_sh
     [("driver", []), ("worker", WORKERS), ("all", ["hydra/launcher=workers", "hydra.launcher.n_jobs=1"])],
 )
 def test_killed_at_a_random_time_the_same_command_repeats_nothing_and_ends_in_the_bits_of_one_process(
-    victim, launcher, whole, tmp_path, monkeypatch
+    victim, launcher, whole, tmp_path, monkeypatch, here
 ):
-    folder, output = whole
+    folder, cells = whole[0], ["method=lp,ft,daft"]
     chance = random.Random(victim)
     begun: list[Forked] = []
     killed = threading.Event()
@@ -387,19 +387,23 @@ def test_killed_at_a_random_time_the_same_command_repeats_nothing_and_ends_in_th
         return killed.is_set() and any("-ft-s1-" in run for run in stamps(tmp_path))
 
     def begin() -> Forked:
-        begun.append(start(tmp_path, *whole_cells(folder), *launcher))
+        begun.append(start(tmp_path, *cells, *launcher))
         return begun[-1]
 
-    when = Kill(victim, seconds=chance.uniform(0, 0.5), runs=chance.randrange(1, 10))
+    when = Kill(victim, seconds=chance.uniform(0, 0.5), runs=chance.randrange(1, 6))
     with claimed_until(tmp_path / "runs" / withheld, killed_and_gone_on):
         told, again = disturbed(begin, tmp_path, [when])
     assert len(told) == 1
     assert again == 0
     _, resumed, errors = begun[-1].end()
     assert not errors
-    assert contents(tmp_path) == contents(folder)
-    assert table(resumed) == table(output)
-    at = stamps(tmp_path)
+    _, alone, _ = here(folder, *cells)
+    assert table(resumed) == table(alone)
+    at, whole_contents = stamps(tmp_path), contents(folder)
+    assert len(at) == 2 + (3 + 1) + (
+        3 + 2 + 1
+    )  # LP; FT's grid and other seed; DAFT's two grids and other seed
+    assert contents(tmp_path).items() <= whole_contents.items()
     (other_seed,) = (run for run in at if "-ft-s1-" in run)
     assert at[other_seed] < at[withheld]
 
