@@ -7,9 +7,9 @@ The staged sweeper imports this where both libraries are installed: pip install 
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, LocalQue
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 from omegaconf import OmegaConf
 
-from daft.common.errors import ConfigError
+from daft.common.errors import ConfigError, UserError, first_line
 from daft.sweep.gpus import VISIBLE
 
 Overrides = Sequence[Sequence[str]]
@@ -50,8 +50,8 @@ _store.store(group="hydra/launcher", name="submitit_local_jobs", node=LocalJobsC
 def _slots(n_jobs: int) -> int:
     import joblib
 
-    if n_jobs == 0:
-        raise ConfigError("hydra.launcher.n_jobs", "0; how many runs at a time, or -1: one per core")
+    if n_jobs < -1 or n_jobs == 0:
+        raise ConfigError("hydra.launcher.n_jobs", f"{n_jobs}; how many runs at a time, or -1: one per core")
     return joblib.effective_n_jobs(n_jobs)
 
 
@@ -69,6 +69,17 @@ def _terminate(pid: int) -> bool:
         os.kill(pid, signal.SIGTERM)
         return True
     return False
+
+
+@contextmanager
+def _in_one_line(launcher: str) -> Iterator[None]:
+    """Raise what a launcher's library complains of as a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # no srun here, a partition that does not exist, …
+        raise UserError(f"hydra/launcher={launcher}: {first_line(error)}") from error
 
 
 class Workers(JoblibLauncher):
@@ -122,6 +133,8 @@ class Workers(JoblibLauncher):
 class _Jobs(BaseSubmititLauncher):
     """Jobs of submitit."""
 
+    NAME: str
+    """of the preset"""
     slots: int | None = None
     """jobs at a time; None: any number"""
 
@@ -134,25 +147,33 @@ class _Jobs(BaseSubmititLauncher):
         kind, common = self._EXECUTOR, OmegaConf.structured(BaseQueueConf).keys()
         options = {key if key in common else f"{kind}_{key}": value for key, value in self.params.items()}
         at_start = {key: options.pop(key) for key in (f"{kind}_max_num_timeout",) if key in options}
-        executor = submitit.AutoExecutor(options.pop("submitit_folder"), cluster=kind, **at_start)
-        executor.update_parameters(**options)
         state = Singleton.get_state()
         calls = [
             (list(overrides), "hydra.sweep.dir", number, f"job_id_for_{number}", state)
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
-        return executor.map_array(self, *zip(*calls, strict=True))
+        with _in_one_line(self.NAME):
+            executor = submitit.AutoExecutor(options.pop("submitit_folder"), cluster=kind, **at_start)
+            executor.update_parameters(**options)
+            return executor.map_array(self, *zip(*calls, strict=True))
 
 
 class SlurmJobs(_Jobs):
     """Jobs of a cluster, which go on when the driver stops; the same command takes up where they are."""
 
+    NAME = "slurm"
     _EXECUTOR = "slurm"
+
+    def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
+        """As the plugin's, with its library's errors in one line."""
+        with _in_one_line(self.NAME):
+            return super().launch(job_overrides, initial_job_idx)
 
 
 class LocalJobs(_Jobs):
     """Jobs on this machine, `n_jobs` at a time."""
 
+    NAME = "local_jobs"
     _EXECUTOR = "local"
 
     def __init__(self, *, n_jobs: int, **params: Any) -> None:

@@ -58,6 +58,22 @@ def test_help_names_what_the_code_has():
     assert kinds[1].split(",") == list(KINDS)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "sign"), [("utf-8", "η_θ"), ("iso-8859-1", "eta_theta"), ("ascii", "eta_theta")]
+)
+def test_a_terminal_without_a_sign_shows_a_substitute(encoding: str, sign: str):
+    code = "from daft.common import cli; cli.run(lambda: print('η_θ, 1 ± 2 \\udce9 ☃'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        check=True,
+    )
+    shown = done.stdout.decode(encoding)
+    assert shown.startswith(f"{sign}, 1 ")
+    assert shown.endswith("? ☃\n" if encoding == "utf-8" else "? ?\n")
+
+
 def refused(done: subprocess.CompletedProcess[str]) -> str:
     """The one line with which a script ended."""
     assert (done.returncode, done.stdout) == (1, ""), done.stderr

@@ -1,6 +1,8 @@
 """The door that all scripts share: how they read arguments, and how they end when something is wrong."""
 
 import argparse
+import codecs
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -13,11 +15,31 @@ FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 """Whether an error is shown with its traceback."""
 
 
+SPELLED = {"η": "eta", "θ": "theta", "±": "+-", "×": "x", "…": "...", "≈": "~", "→": "->"}
+"""Our signs as a terminal shows them that has no Unicode; others become a question mark."""
+
+
+def _substitute(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    signs = error.object[error.start : error.end]
+    return "".join(SPELLED.get(sign, "?") for sign in signs), error.end
+
+
+def show_on_any_terminal() -> None:
+    """Let what this process and its children print never fail for a sign that the terminal lacks."""
+    codecs.register_error("spelled", _substitute)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook put there
+            stream.reconfigure(errors="spelled")
+    os.environ.setdefault("PYTHONIOENCODING", ":replace")
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call a script's `main` and exit with its code.
 
     What the user can mend, and what the disk refuses, is one line and exit code 1; Ctrl-C is exit code 130.
     """
+    show_on_any_terminal()
     try:
         sys.exit(main())
     except KeyboardInterrupt:

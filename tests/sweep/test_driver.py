@@ -547,6 +547,7 @@ def test_a_launch_that_breaks_down_costs_the_run_that_broke_it_alone(tmp_path, c
         (["method=ft,daft,"], ["method=ft,daft,", "no comma at its end"]),
         (["hydra/launcher=wrkers"], ["hydra/launcher=wrkers", "no such option", "workers"]),
         (["hydra/launcher=workers", "hydra.launcher.n_jobs=0"], ["hydra.launcher.n_jobs: 0", "-1"]),
+        (["hydra/launcher=local_jobs", "hydra.launcher.n_jobs=-5"], ["hydra.launcher.n_jobs: -5", "-1"]),
         (["hydra/launcher=workers", "hydra.launcher.n_job=2"], ["hydra.launcher.n_job", "--cfg hydra"]),
         (["method=ft", "paths.runs=/proc/nothing"], ["/proc/nothing"]),
         (["method=ft", "method.lr_backbone=0.1,0.2"], ["method.lr_backbone", "sweep.grids.ft"]),
@@ -559,6 +560,14 @@ def test_what_a_sweep_cannot_take_is_one_line_before_any_run(arguments, words, t
     for word in words:
         assert word in errors
     assert not list(tmp_path.glob("runs/*-*-*"))
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path, here, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for arguments in (["method=ft"], ["method=ft", "~sweep"]):  # our sweeper, and Hydra's own
+        code, _, errors = here(tmp_path, *arguments, "hydra/launcher=slurm")
+        assert code == 1
+        assert re.fullmatch(r"train\.py: hydra/launcher=slurm: .*srun.*\n", errors), errors
 
 
 TOY = [
