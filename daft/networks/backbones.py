@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from daft.common.errors import UserError, first_line
 from daft.config.schema import BackboneConfig
-from daft.networks import builders, checkpoints
+from daft.networks import builders, checkpoints, soundness
 from daft.networks.checkpoints import LoadReport
 
 
@@ -47,6 +47,7 @@ def load(cfg: BackboneConfig) -> FeatureExtractor:
     if cfg.weights == "file":
         weights = checkpoints.load_into(network, cfg)
     else:
+        soundness.require(network, network.state_dict(), f"backbone.model={cfg.model}")
         weights = LoadReport(checkpoints.fingerprint(cfg), len(network.state_dict()), [], 0)
         if cfg.source == "import" and not weights.origin.endswith(checkpoints.state_fingerprint(network)):
             raise UserError(

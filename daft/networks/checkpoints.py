@@ -2,19 +2,21 @@
 
 import hashlib
 import re
+import shlex
+from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
 
-from daft.common.errors import UserError, first_line, join_first
+from daft.common.errors import UserError, join_first
 from daft.common.files import checksum, digest
 from daft.config.schema import BackboneConfig
-from daft.networks import builders, torchscript
+from daft.networks import builders, fitting, pickles, soundness, weight_files
 
 PACKAGE = "package:"
 """Prefix of checkpoints that are part of this package."""
@@ -44,6 +46,11 @@ def path(cfg: BackboneConfig) -> Path:
         file = Path(str(resources.files("daft.networks") / "weights" / cfg.checkpoint.removeprefix(PACKAGE)))
     else:
         file = Path(cfg.checkpoint).expanduser()
+    if file.is_dir():
+        there = join_first(sorted(path.name for path in file.iterdir())) or "it is empty"
+        raise UserError(f"backbone.checkpoint: {file} is a folder; name a file in it: {there}")
+    if file.exists() and not file.is_file():
+        raise UserError(f"backbone.checkpoint: {file} is no regular file")
     if not file.is_file():
         fetch = f"fetch it with python scripts/prepare.py backbone={cfg.name}"
         mend = fetch if cfg.urls else "put it there"
@@ -84,60 +91,67 @@ def state_fingerprint(network: nn.Module) -> str:
 def load_into(network: nn.Module, cfg: BackboneConfig) -> LoadReport:
     """Copy the checkpoint into the network: every key and every shape must match, or nothing is copied.
 
-    Raises UserError if the checkpoint is not there, fails its checksum, does not load or does not fit.
+    Raises UserError if the checkpoint is not there, fails its checksum, does not load or does not fit, or if
+    its values are no weights.
     """
-    file = _checked_path(cfg)
-    entries = _read(file, cfg)
-    below = {k.removeprefix(cfg.prefix): value for k, value in entries.items() if k.startswith(cfg.prefix)}
-    dropped = [key for key in below if key.startswith(tuple(cfg.drop))]
-    kept = {key: value for key, value in below.items() if key not in dropped}
-    if not any(isinstance(value, Tensor) for value in kept.values()):
-        inner = [key for key, value in entries.items() if isinstance(value, dict)]
+    file, expected = _checked_path(cfg), network.state_dict()
+    try:
+        content = weight_files.read(file)
+    except UserError as error:
+        raise UserError(f"backbone.checkpoint: {error}") from error
+
+    def advice(otherwise: str = "") -> str:
+        return fitting.advice(content, expected, cfg, partial(_renamed, rename=cfg.rename)) or otherwise
+
+    entries = _unwrapped(content, file, cfg, advice)
+    below = {key.removeprefix(cfg.prefix): key for key in entries if key.startswith(cfg.prefix)}
+    dropped = [name for name in below if name.startswith(tuple(cfg.drop))]
+    kept = {name: key for name, key in below.items() if name not in dropped}
+    if not any(isinstance(entries[key], Tensor) for key in kept.values()):
         raise UserError(
             f"backbone.checkpoint: nothing in {file} would be loaded with prefix={cfg.prefix!r} and "
-            f"drop={cfg.drop}; its keys begin {join_first(list(entries))}"
-            + (f"; set backbone.wrapper to {' or '.join(inner)}" if inner and not cfg.wrapper else "")
+            f"drop={cfg.drop}; its keys begin {join_first(list(entries))}{_joined(advice())}"
         )
-    state: dict[str, Any] = {}
-    for key, value in kept.items():
-        if (name := _renamed(key, cfg.rename)) in state:
-            raise UserError(f"backbone.rename: {key} and another entry of {file} both become {name}")
-        state[name] = value
-    _require_match(network.state_dict(), state, file, cfg.prefix)
+    keys: dict[str, str] = {}
+    for name, key in kept.items():
+        if (renamed := _renamed(name, cfg.rename)) in keys:
+            raise UserError(f"backbone.rename: {name} and another entry of {file} both become {renamed}")
+        keys[renamed] = key
+    state = {name: entries[key] for name, key in keys.items()}
+    _require_match(expected, state, file, advice)
+    soundness.require(network, state, f"backbone.checkpoint: {file}", keys)
     network.load_state_dict(state)
     return LoadReport(checksum(file), len(state), dropped, len(entries) - len(below))
 
 
 def _checked_path(cfg: BackboneConfig) -> Path:
     file = path(cfg)
-    if cfg.checksum and not (found := checksum(file, cfg.checksum)).startswith(cfg.checksum):
+    try:
+        found = checksum(file, cfg.checksum or "sha256")
+    except OSError as error:
+        raise UserError(f"backbone.checkpoint: {file} cannot be read: {error.strerror}") from error
+    if cfg.checksum and not found.startswith(cfg.checksum):
         raise UserError(
             f"backbone.checkpoint: {file} has {found}, not {cfg.checksum}; the file is damaged or another one"
         )
     return file
 
 
-def _read(file: Path, cfg: BackboneConfig) -> dict[str, Any]:
-    try:
-        if file.suffix == ".safetensors":
-            state = safetensors.torch.load_file(file)
-        elif torchscript.is_archive(file):
-            state = torchscript.read_state_dict(file)
-        else:
-            state: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"backbone.checkpoint: {file} does not load ({first_line(error).split('. ')[0]}); "
-            "expected safetensors, a torch file of plain tensors (weights_only), or a TorchScript archive"
-        ) from error
+def _unwrapped(content: Any, file: Path, cfg: BackboneConfig, advice: Callable[[], str]) -> dict[str, Any]:
+    """The state dict of a file, by the names that are in it."""
     if cfg.wrapper is not None:
-        if not isinstance(state, dict) or cfg.wrapper not in state:
-            keys = ", ".join(map(str, list(state)[:8])) if isinstance(state, dict) else type(state)
-            raise UserError(f"backbone.wrapper={cfg.wrapper}: {file} has no such key; it has {keys}")
-        state = state[cfg.wrapper]
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise UserError(f"backbone.checkpoint: {file} holds no state dict but {type(state).__name__}")
-    return state
+        try:
+            content = fitting.find(content, cfg.wrapper)
+        except KeyError:
+            keys = join_first([*(pickles.entries(content) or [pickles.kind(content)])], 8)
+            raise UserError(
+                f"backbone.wrapper={cfg.wrapper}: {file} has no such key; it has {keys}{_joined(advice())}"
+            ) from None
+    entries = pickles.entries(content)
+    if entries is None or not all(isinstance(key, str) for key in entries):
+        found, told = pickles.kind(content), advice() or _resaving(file, content)
+        raise UserError(f"backbone.checkpoint: {file} holds no state dict but {found}; {told}")
+    return entries
 
 
 def _renamed(key: str, rename: dict[str, str]) -> str:
@@ -150,39 +164,53 @@ def _renamed(key: str, rename: dict[str, str]) -> str:
     return key
 
 
-def _require_match(expected: dict[str, Tensor], state: dict[str, Any], file: Path, prefix: str) -> None:
-    # Old checkpoints lack BN's counter of batches, which has no effect on what the network computes.
-    missing = [key for key in expected if key not in state and not key.endswith(".num_batches_tracked")]
+def _require_match(
+    expected: dict[str, Tensor], state: dict[str, Any], file: Path, advice: Callable[[str], str]
+) -> None:
+    missing = [key for key in expected if key not in state and not key.endswith(fitting.COUNTER)]
     unexpected = [key for key in state if key not in expected]
     misshapen = [
         f"{key} {_shape(state[key])} for {_shape(tensor)}"
         for key, tensor in expected.items()
         if key in state and _shape(state[key]) != _shape(tensor)
     ]
+    mistyped = [
+        f"{key} {str(state[key].dtype).removeprefix('torch.')}"
+        for key, tensor in expected.items()
+        if tensor.is_floating_point()
+        and isinstance(state.get(key), Tensor)
+        and not state[key].is_floating_point()
+    ]
     problems = {"missing": missing, "unexpected": unexpected, "other shape": misshapen}
+    problems |= {"no floating-point numbers": mistyped}
     if any(problems.values()):
+        otherwise = "set backbone.prefix, drop or rename, or another backbone.model"
         raise UserError(
             f"backbone.checkpoint: {file} does not fit the network"
             + "".join(
                 f"\n  {what} ({len(keys)}): {join_first(keys)}" for what, keys in problems.items() if keys
             )
-            + (f"\n  {_remedy(missing, unexpected, prefix)}" if missing or unexpected else "")
+            + (f"\n  {advice(otherwise)}" if missing or unexpected else "")
         )
 
 
-def _remedy(missing: list[str], unexpected: list[str], prefix: str) -> str:
-    """What to set so that every name fits, if a longer prefix and dropping the rest are enough."""
-    deepest = max(missing, key=len, default="")
-    prefixes = {k.removesuffix(deepest) for k in unexpected if k.endswith(deepest)} if deepest else {""}
-    for further in sorted(prefixes):
-        below = {k.removeprefix(further) for k in unexpected if k.startswith(further)}
-        if below >= set(missing):
-            rest = (k for k in below - set(missing) if not k.endswith(".num_batches_tracked"))
-            drop = ",".join(sorted({"".join(k.partition(".")[:2]) for k in rest}))
-            settings = [f"backbone.prefix={prefix}{further}"] * bool(further)
-            return "the names would fit with " + " ".join(settings + [f"backbone.drop=[{drop}]"] * bool(drop))
-    return "set backbone.prefix, drop or rename, or another backbone.model"
-
-
 def _shape(value: Any) -> tuple[int, ...] | str:
-    return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if not isinstance(value, Tensor):
+        return f"a {pickles.kind(value)}"
+    plain = value.layout is torch.strided and not value.is_quantized and not value.is_meta
+    return tuple(value.shape) if plain else "a tensor that is sparse, quantised or without values"
+
+
+def _resaving(file: Path, content: Any) -> str:
+    """How to make a state dict of what only its own class can read."""
+    if not isinstance(content, pickles.Unknown):
+        return "expected tensors by their names, as of state_dict()"
+    plain = file.with_name(f"{file.stem}.weights.pt")
+    loaded = f"torch.load({str(file)!r}, 'cpu', weights_only=False)"
+    code = f"import torch; torch.save({loaded}.state_dict(), {str(plain)!r})"
+    quoted = shlex.quote(code) if set(code) & {*'"$`\\!'} else f'"{code}"'
+    return f"if you trust it, save its weights where that class is installed: python -c {quoted}"
+
+
+def _joined(advice: str) -> str:
+    return f"; {advice}" if advice else ""

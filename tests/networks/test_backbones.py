@@ -172,9 +172,10 @@ def test_a_forgotten_or_wrong_wrapper_is_named_with_the_files_keys(
 ) -> None:
     path = tmp_path / "net.pt"
     torch.save({"epoch": 3, "model": state}, path)
-    with pytest.raises(UserError, match=r"nothing in .* begin epoch, model; set backbone\.wrapper to model"):
+    told = r"epoch, model; the names would fit with backbone\.wrapper=model"
+    with pytest.raises(UserError, match=rf"nothing in .* begin {told}"):
         backbones.load(from_file(path))
-    with pytest.raises(UserError, match=r"wrapper=state_dict: .* has epoch, model"):
+    with pytest.raises(UserError, match=rf"wrapper=state_dict: .* has {told}"):
         backbones.load(from_file(path, wrapper="state_dict"))
     with pytest.raises(UserError, match=r"no state dict but int"):
         backbones.load(from_file(path, wrapper="epoch"))
@@ -188,11 +189,10 @@ def test_a_torch_file_of_something_else_is_refused(tmp_path: Path, content: obje
         backbones.load(from_file(tmp_path / "net.pt"))
 
 
-@pytest.mark.parametrize("name", ["net.safetensors", "net.pt"])
-def test_a_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"<html>404</html>")
-    with pytest.raises(UserError, match=rf"{re.escape(name)} does not load"):
-        backbones.load(from_file(tmp_path / name))
+def test_a_file_that_cannot_be_read_is_named_with_its_key(tmp_path: Path) -> None:
+    (tmp_path / "net.pt").write_bytes(b"<html>404</html>")
+    with pytest.raises(UserError, match=r"^backbone\.checkpoint: /\S+/net\.pt is a web page"):
+        backbones.load(from_file(tmp_path / "net.pt"))
 
 
 def test_a_wrong_checksum_names_both_and_the_right_one_passes(
@@ -210,10 +210,30 @@ def test_a_wrong_checksum_names_both_and_the_right_one_passes(
             use(from_file(path, checksum=f"sha256:{wrong}"))
 
 
-@pytest.mark.parametrize("checkpoint", ["nowhere/net.pt", "package:nothing.safetensors", "."])
+@pytest.mark.parametrize("checkpoint", ["nowhere/net.pt", "package:nothing.safetensors"])
 def test_an_absent_file_is_named(checkpoint: str) -> None:
     with pytest.raises(UserError, match=rf"there is no file .*{re.escape(checkpoint.split(':')[-1])}"):
         backbones.load(from_file(Path(checkpoint)))
+
+
+def test_a_folder_or_a_pipe_is_no_checkpoint_and_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").touch()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"model is a folder; name a file in it: model\.safetensors"):
+        backbones.load(from_file(tmp_path / "model"))
+    with pytest.raises(UserError, match=r"pipe is no regular file"):
+        backbones.load(from_file(tmp_path / "pipe"))
+
+
+def test_a_checkpoint_at_home_or_behind_a_link_is_found(
+    tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(state, tmp_path / "net.pt")
+    (tmp_path / "link").symlink_to("net.pt")
+    for checkpoint in ("~/net.pt", "~/link"):
+        assert_loaded(from_file(Path(checkpoint)), state)
 
 
 def test_what_can_be_fetched_names_the_command_that_does() -> None:
@@ -280,7 +300,7 @@ def test_a_pickle_of_arbitrary_objects_is_refused_and_not_run(
 ) -> None:
     trace, path = tmp_path / "trace", tmp_path / "net.pt"
     torch.save({**state, "evil": Malice(trace)}, path)
-    with pytest.raises(UserError, match=r"does not load .*weights_only"):
+    with pytest.raises(UserError, match=r"does not load .*asks for \w+\.mkdir, which weights do not need"):
         backbones.load(from_file(path))
     assert not trace.exists()
     torch.load(path, weights_only=False)  # it would have run
@@ -558,7 +578,7 @@ def test_an_archive_is_known_by_its_content_not_by_its_name(published: Published
 def test_a_cut_off_or_evil_archive_is_refused_by_its_name(published: Published, tmp_path: Path) -> None:
     path = tmp_path / "RN50.pt"
     path.write_bytes((published.folder / "RN50.pt").read_bytes()[: 2**20])
-    with pytest.raises(UserError, match=r"backbone\.checkpoint: .*RN50\.pt does not load"):
+    with pytest.raises(UserError, match=r"backbone\.checkpoint: .*RN50\.pt is a zip, .* that is cut short"):
         backbones.load(from_file(path))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", pickle.dumps(Malice(tmp_path / "trace")))

@@ -1,0 +1,41 @@
+"""Whether weights are numbers that a network can compute with."""
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from daft.batchnorm import batchnorm_layers
+from daft.common.errors import UserError, join_first
+
+
+def require(
+    network: nn.Module, state: Mapping[str, Tensor], what: str, names: Mapping[str, str] | None = None
+) -> None:
+    """Raise UserError, which names `what` and the tensors, for values that no network computes with.
+
+    state: tensors by the network's names, of its shapes. names: what messages call them, if not so.
+    """
+    found = [f"{(names or {}).get(name, name)} ({fault})" for name, fault in _faults(network, state)]
+    if found:
+        count = f"{len(found)} tensors" if len(found) > 1 else "a tensor"
+        raise UserError(
+            f"{what} has {count} that no network can compute with: {join_first(found)}; "
+            "take weights from before they were spoiled"
+        )
+
+
+def _faults(network: nn.Module, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    expected = network.state_dict()
+    finite = {name for name, _ in network.named_parameters()}
+    variances = {f"{layer}.running_var".lstrip(".") for layer in batchnorm_layers(network)}
+    finite |= variances | {f"{layer}.running_mean".lstrip(".") for layer in batchnorm_layers(network)}
+    for name, tensor in state.items():
+        if not expected[name].is_floating_point():
+            continue
+        values = tensor.to(expected[name].dtype)  # too large a number becomes infinite here
+        wrong = ~values.isfinite() if name in finite else values.isnan()  # a mask may be -inf
+        if wrong.any():
+            kind = "NaN" if values.isnan().any() else "infinite"
+            yield name, f"{int(wrong.sum())} of {wrong.numel()} {kind}"
+        elif name in variances and (values < 0).any():
+            yield name, f"{int((values < 0).sum())} of {values.numel()} negative"
