@@ -1,25 +1,34 @@
 """Files that exist whole or not at all, and names for them that say what is inside."""
 
+import errno
 import functools
 import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from daft.common import progress
-from daft.common.errors import UserError
+from daft.common.errors import UserError, first_line
 
 PARTIAL = ".partial"
 """Suffix of files that are being written; one that stays was cut off."""
 
 
+LARGEST = 64 * 2**20
+"""Bytes of a text that is read back."""
+
+DEEPEST = 64
+"""Levels of JSON."""
+
+T = TypeVar("T")
 Content = str | bytes | Callable[[Path], object]
 """Text, bytes, or a function that writes to the path it is given."""
 
@@ -72,7 +81,7 @@ def exclusive(lock: Path, message: str) -> Iterator[None]:
     try:
         held.acquire(timeout=0)
     except Timeout:
-        progress.console.print(message, soft_wrap=True)
+        progress.say(message)
         held.acquire()
     try:
         yield
@@ -80,17 +89,91 @@ def exclusive(lock: Path, message: str) -> Iterator[None]:
         held.release()
 
 
-def cached_file(path: Path, make: Callable[[], Content]) -> Path:
-    """The path of a file that is made if it is not there yet: by one process, while others that need it wait.
+def cached(path: Path, make: Callable[[], Content], read: Callable[[Path], T]) -> T:
+    """What `read` gives of a file that is made once, by one process, while others that need it wait.
 
-    make: computes what `write_atomically` then writes, and is not called for a file that exists.
+    make: computes what `write_atomically` then writes. read: raises an error for what `make` has not made;
+    such a file, which a full disk or half a copy may have left, is made anew, with a word.
     """
-    if not path.exists():
+
+    def found() -> tuple[T] | str:
+        """What is there, or what is wrong with it."""
+        try:
+            require_regular(path)
+            return (read(path),)
+        except FileNotFoundError:
+            return ""
+        except Exception as error:  # what a damaged file raises can be anything
+            if not is_damage(error):
+                raise
+            return first_line(error)
+
+    if isinstance(known := found(), str):
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
-            if not path.exists():
+            if isinstance(known := found(), str):
+                if known:
+                    progress.say(f"{path}: damaged ({known}); it is made anew")
+                    discard(path)
                 write_atomically(path, make())
-    return path
+                known = (read(path),)
+    return known[0]
+
+
+def discard(path: Path) -> None:
+    """Remove a file that a cache is to make anew; raises UserError for a folder that is not empty."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+    elif any(path.iterdir()):
+        raise UserError(f"{path}: a folder with something in it, where a cached file belongs; remove it")
+    else:
+        path.rmdir()
+
+
+def require_regular(path: Path) -> None:
+    """Raise ValueError for a folder, a pipe or a device, which may never end; OSError if nothing is there."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise ValueError("a folder" if stat.S_ISDIR(mode) else "no regular file")
+
+
+def read_text(path: Path) -> str:
+    """A text in UTF-8 that this program wrote; raises ValueError if it is none, or larger than LARGEST."""
+    require_regular(path)
+    with open(path, "rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"larger than {LARGEST >> 20} MiB")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError("no text in UTF-8") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds; raises as `read_text`, and ValueError for what this program never writes."""
+    try:
+        value = json.loads(read_text(path), parse_constant=_no_number, object_pairs_hook=_without_duplicates)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        outer = [inner for inner in level if isinstance(inner, dict | list)]
+        level = [inner for held in outer for inner in (held.values() if isinstance(held, dict) else held)]
+    if level:
+        raise ValueError("nested too deep")
+    return value
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
 
 
 def checksum(path: Path, like: str = "sha256") -> str:
@@ -112,4 +195,6 @@ def digest(facts: Any) -> str:
 
 def is_damage(error: Exception) -> bool:
     """Whether what a decoder raised speaks of the file, and not of the machine that reads it just now."""
-    return not isinstance(error, MemoryError | UserError) and getattr(error, "errno", None) is None
+    code = getattr(error, "errno", None)
+    # EINVAL is from a place outside a file that is cut short, where torch looks.
+    return not isinstance(error, MemoryError | UserError) and code in (None, errno.EINVAL)

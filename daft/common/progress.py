@@ -1,5 +1,6 @@
 """Progress bars on a terminal; nothing where there is none to draw on."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -17,12 +18,20 @@ from rich.progress import (
 )
 
 T = TypeVar("T")
-console = Console(stderr=True)
+
+
+def terminal(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A terminal that shows texts as they are: brackets and colons in a user's names are no markup."""
+    return Console(stderr=stderr, width=width, markup=False, emoji=False)
+
+
+console = terminal(stderr=True)
 
 
 def bar(*extra: str) -> Progress:
     """A progress bar; `extra` are templates of further columns."""
-    return _bar(MofNCompleteColumn(), *(TextColumn(column) for column in extra), TimeElapsedColumn())
+    columns = (TextColumn(column, markup=False) for column in extra)
+    return _bar(MofNCompleteColumn(), *columns, TimeElapsedColumn())
 
 
 def transfer() -> Progress:
@@ -36,14 +45,25 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
         yield from progress.track(items, total=total, description=description)
 
 
+def say(text: str) -> None:
+    """Say on stderr, in one line, what a user should know."""
+    console.print(text, style="yellow", soft_wrap=True, highlight=False)
+
+
 def warn_left_out(problem: object) -> None:
     """Say on stderr what is not used, and why."""
-    console.print(f"left out: {problem}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+    say(f"left out: {problem}")
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Say on stderr what a user should know of the inputs; the same text once a process."""
+    say(text)
 
 
 def _bar(*columns: ProgressColumn) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *columns,
         TextColumn("left"),

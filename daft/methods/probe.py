@@ -24,12 +24,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import BaseModel
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
 from daft.batchnorm import full_precision
-from daft.common.files import cached_file
+from daft.common.files import cached
 
 DEFAULT_PATH: tuple[float, ...] = tuple(10.0 ** (-7 + 9 * i / 49) for i in range(50))
 
@@ -46,6 +47,14 @@ class PathPoint:
     accuracy: float
     iterations: int
     converged: bool
+
+
+class _Report(BaseModel):
+    """All of a probe but its weights."""
+
+    C: float
+    accuracy: float
+    path: tuple[PathPoint, ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Probe:
         return {key: value for key, value in asdict(self).items() if key not in ("weight", "bias")}
 
 
-def cached_probe(file: Path, solve: Callable[[], Probe]) -> Probe:
+def cached_probe(file: Path, solve: Callable[[], Probe], num_classes: int, num_features: int) -> Probe:
     """The probe that a safetensors file holds, on the CPU; it is solved and written if it is not there."""
 
     def content() -> bytes:
@@ -76,10 +85,17 @@ def cached_probe(file: Path, solve: Callable[[], Probe]) -> Probe:
         tensors = {"weight": solved.weight.cpu(), "bias": solved.bias.cpu()}
         return safetensors.torch.save(tensors, {"report": json.dumps(solved.report())})
 
-    with safe_open(cached_file(file, content), "pt") as opened:
-        report = json.loads(opened.metadata()["report"])
-        path = tuple(PathPoint(**point) for point in report.pop("path"))
-        return Probe(opened.get_tensor("weight"), opened.get_tensor("bias"), **report, path=path)
+    def kept(path: Path) -> Probe:
+        with safe_open(path, "pt") as opened:
+            weight, bias = opened.get_tensor("weight"), opened.get_tensor("bias")
+            report = json.loads(opened.metadata()["report"])
+        if (weight.shape, bias.shape) != ((num_classes, num_features), (num_classes,)):
+            raise ValueError(f"{list(weight.shape)} weights for {num_classes} x {num_features}")
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise ValueError("its weights are not finite")
+        return Probe(weight, bias, **dict(_Report.model_validate(report)))
+
+    return cached(file, content, kept)
 
 
 @torch.no_grad()

@@ -15,13 +15,19 @@ def require(
 
     state: tensors by the network's names, of its shapes. names: what messages call them, if not so.
     """
-    found = [f"{(names or {}).get(name, name)} ({fault})" for name, fault in _faults(network, state)]
-    if found:
+    if found := faults(network, state, names):
         count = f"{len(found)} tensors" if len(found) > 1 else "a tensor"
         raise UserError(
             f"{what} has {count} that no network can compute with: {join_first(found)}; "
             "take weights from before they were spoiled"
         )
+
+
+def faults(
+    network: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str] | None = None
+) -> list[str]:
+    """The tensors with such values, each with what is wrong; arguments as those of `require`."""
+    return [f"{(names or {}).get(name, name)} ({fault})" for name, fault in _faults(network, state)]
 
 
 def _faults(network: nn.Module, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:

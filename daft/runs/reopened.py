@@ -68,7 +68,8 @@ class FinishedRun:
         backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
         key = pretrained_key(identity, device)
         folder = Path(self.config.paths.cache) / "features"
-        return PretrainedFeatures(task.features(backbone), key, self.autocast(device), folder)
+        features, cast = task.features(backbone), self.autocast(device)
+        return PretrainedFeatures(features, backbone.num_features, key, cast, folder)
 
     @property
     def precision(self) -> str:

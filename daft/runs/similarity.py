@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daft.common.files import Content, cached_file
+from daft.common.errors import UserError, first_line
+from daft.common.files import Content, cached, is_damage, require_regular
 from daft.config.operations import Resize
 from daft.data.images import Resident
 from daft.data.loader import Loader
@@ -37,21 +38,42 @@ class Similarity:
     images: Tensor
     """uint8 [classes, 2, KEPT, 3, h, w]: those, as the network sees them"""
 
+    def is_consistent(self) -> bool:
+        """Whether the tensors have these shapes, and places are of these images."""
+        images, (classes, *ends) = len(self.cosine), self.ranked.shape
+        shapes = [self.cosine.ndim, self.labels.shape, ends, self.images.shape[:3], self.images.ndim]
+        places = -1 <= int(self.ranked.min()) <= int(self.ranked.max()) < images
+        return places and shapes == [1, (images,), [2, KEPT], (classes, 2, KEPT), 6]
+
 
 Similarities = dict[str, Similarity]
 """By evaluation split."""
 
 
 def read(directory: Path) -> Similarities:
-    """What is kept beside a run's record; nothing if nothing is."""
+    """What is kept beside a run's record; nothing if nothing is. Raises UserError if it is damaged."""
     file = directory / FILE
-    if not file.exists():
+    try:
+        require_regular(file)
+        return _kept(file)
+    except FileNotFoundError:
         return {}
+    except Exception as error:  # what a damaged file raises can be anything
+        if not is_damage(error):
+            raise
+        raise UserError(f"{file}: damaged ({first_line(error)}); figures.py makes it anew") from error
+
+
+def _kept(file: Path) -> Similarities:
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in safetensors.torch.load_file(file).items():
         split, _, key = name.rpartition("/")
         found.setdefault(split, {})[key] = tensor
-    return {split: Similarity(**tensors) for split, tensors in found.items()}
+    similarities = {split: Similarity(**tensors) for split, tensors in found.items()}
+    for split, kept in similarities.items():
+        if not kept.is_consistent():
+            raise ValueError(f"the tensors of {split} do not belong together")
+    return similarities
 
 
 def extremes(cosine: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -74,8 +96,7 @@ def similarities(run: FinishedRun, device: torch.device) -> Similarities:
 
     Raises UserError if the run's weights or images, or the pretrained weights, are not there.
     """
-    cached_file(run.directory / FILE, lambda: _content(_measured(run, device)))
-    return read(run.directory)
+    return cached(run.directory / FILE, lambda: _content(_measured(run, device)), _kept)
 
 
 def _content(found: Similarities) -> Content:

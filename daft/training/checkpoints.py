@@ -1,5 +1,7 @@
 """The state of an unfinished run on disk: after its last epoch, or within one that a signal interrupted."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -7,11 +9,16 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from daft.common.files import write_atomically
+from daft.common.errors import UserError, first_line, join_first
+from daft.common.files import is_damage, require_regular, write_atomically
+from daft.networks import soundness
 
 LAST = "last.pt"
+
+HISTORY = TypeAdapter(list[dict[str, float]])
 
 
 @dataclass
@@ -90,25 +97,73 @@ class Checkpoints:
                 file.unlink(missing_ok=True)
 
     def resume(self) -> tuple[TrainingState, EpochProgress]:
-        """Load the state after the last whole epoch, and of the one after it, if that had begun."""
-        file, nothing = self.folder / LAST, EpochProgress(torch.zeros((), device=self.device))
+        """Load the state after the last whole epoch, and of the one after it, if that had begun.
+
+        Raises UserError if a file of the folder is damaged, or of another network: nothing goes on from it.
+        """
+        file = self.folder / LAST
+        progress = EpochProgress(torch.zeros((), device=self.device))
         if not file.exists():
-            return TrainingState(), nothing
-        checkpoint = torch.load(file, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        progress = _with_present_names(checkpoint).get("epoch_progress")
-        if progress is None:
-            return TrainingState(**checkpoint["fit"]), nothing
-        return TrainingState(**checkpoint["fit"]), EpochProgress(**progress)
+            return TrainingState(), progress
+        with self._mendable(file):
+            checkpoint = _with_present_names(torch.load(file, map_location=self.device, weights_only=True))
+            fitted = TrainingState(**checkpoint["fit"])
+            HISTORY.validate_python(fitted.history, strict=True)
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self._require_momentum_fits()
+            if begun := checkpoint.get("epoch_progress"):
+                progress = EpochProgress(**begun)
+                progress.restore_rng_state()
+            elif not fitted.diverged:
+                self._require_sound(self.model.state_dict())
+        self._read_best(fitted)  # now, not at the end of the training
+        return fitted, progress
 
     def load_best(self, fitted: TrainingState) -> None:
-        """Give the model the weights of the best epoch, if there is one."""
-        if fitted.best_epoch is not None:
-            self.model.load_state_dict(safetensors.torch.load_file(self._best(fitted)))
+        """Give the model the weights of the best epoch, if there is one; raises UserError as `resume`."""
+        if best := self._read_best(fitted):
+            self.model.load_state_dict(best)
+
+    def _read_best(self, fitted: TrainingState) -> dict[str, Tensor]:
+        """The weights of the best epoch; empty if there is none."""
+        if fitted.best_epoch is None:
+            return {}
+        with self._mendable(file := self._best(fitted)):
+            best, own = safetensors.torch.load_file(file), self.model.state_dict()
+            if {name: value.shape for name, value in best.items()} != {n: v.shape for n, v in own.items()}:
+                raise ValueError("it is of another network")
+            self._require_sound(best)
+            return best
 
     def _best(self, fitted: TrainingState) -> Path:
         return self.folder / f"best-{fitted.best_epoch or 0:04d}.safetensors"
+
+    def _require_sound(self, state: dict[str, Tensor]) -> None:
+        if faults := soundness.faults(self.model, state):
+            raise ValueError(f"no network can compute with {join_first(faults)}")
+
+    def _require_momentum_fits(self) -> None:
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape != parameter.shape:
+                    raise ValueError(f"{name} is of another network")
+
+    @contextmanager
+    def _mendable(self, file: Path) -> Iterator[None]:
+        """Turn what a damaged file raises into a UserError that says how the run can start anew."""
+        try:
+            require_regular(file)
+            yield
+        except Exception as error:  # what a damaged file raises can be anything
+            absent = isinstance(error, FileNotFoundError)
+            if isinstance(error, torch.OutOfMemoryError) or not (absent or is_damage(error)):
+                raise
+            reason = "it is not there" if absent else first_line(error).split(". ")[0]
+            raise UserError(
+                f"{file}: the run cannot go on from it ({reason}); remove the folder {self.folder} to start "
+                "the run anew: what is lost are its epochs so far"
+            ) from error
 
 
 def _with_present_names(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from daft.common import progress
-from daft.common.files import Content, cached_file, digest
+from daft.common.files import Content, cached, digest
 from daft.data.loader import Batch, Loader
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -89,6 +89,8 @@ class PretrainedFeatures:
     """
 
     backbone: nn.Module
+    width: int
+    """of its features"""
     identity: Any
     cast: Autocast
     folder: Path
@@ -101,4 +103,10 @@ class PretrainedFeatures:
             extracted = {"features": features(self.backbone, loader, self.cast).cpu()}
             return lambda path: safetensors.torch.save_file(extracted, path)
 
-        return safetensors.torch.load_file(cached_file(file, content), device=str(loader.device))["features"]
+        def kept(path: Path) -> Tensor:
+            found = safetensors.torch.load_file(path)["features"]
+            if (found.dtype, found.shape) != (torch.float32, (len(loader), self.width)):
+                raise ValueError(f"{found.dtype} {list(found.shape)} for {[len(loader), self.width]}")
+            return found
+
+        return cached(file, content, kept).to(loader.device)

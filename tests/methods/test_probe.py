@@ -2,17 +2,21 @@
 
 # ruff: noqa: N803, N806 (C is the name of this quantity everywhere, scikit-learn included)
 
+import json
+from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
 from daft.batchnorm import full_precision
-from daft.methods.probe import DEFAULT_PATH, Probe, fit_probe
+from daft.methods.probe import DEFAULT_PATH, PathPoint, Probe, cached_probe, fit_probe
 
 CLASSES = 10
 
@@ -159,6 +163,54 @@ def test_features_in_half_or_double_precision_are_accepted():
         probe = fit_probe(rounded, labels, id_rounded, id_labels, num_classes=CLASSES, path=[1e-3])
         assert probe.weight.dtype == torch.float32
         assert probe.path[0].converged
+
+
+def solved() -> Probe:
+    return fit_probe(X, Y, X, Y, num_classes=2, path=[1.0])
+
+
+KEPT = {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}
+REPORT = {"C": 1.0, "accuracy": 50.0, "path": [asdict(PathPoint(1.0, 0.5, 50.0, 3, True))]}
+
+
+def stored(tensors: dict[str, Tensor], report: object) -> bytes:
+    return safetensors.torch.save(tensors, {"report": json.dumps(report)})
+
+
+def test_a_probe_is_solved_once_and_then_read(tmp_path: Path, capsys):
+    expected = solved()
+    first = cached_probe(tmp_path / "probe", solved, 2, 2)
+    assert torch.equal(first.weight, expected.weight)
+    assert first.report() == expected.report()
+    (tmp_path / "other").write_bytes(stored(KEPT, REPORT))
+    other = cached_probe(tmp_path / "other", solved, 2, 2)
+    assert other.path == (PathPoint(1.0, 0.5, 50.0, 3, True),)
+    assert torch.equal(other.bias, KEPT["bias"])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        stored(KEPT, REPORT)[:-1],
+        stored(KEPT | {"weight": torch.zeros(2, 3)}, REPORT),
+        stored(KEPT | {"bias": torch.zeros(3)}, REPORT),
+        stored(KEPT | {"bias": torch.full((2,), torch.nan)}, REPORT),
+        stored({"weight": KEPT["weight"]}, REPORT),
+        stored(KEPT, REPORT | {"accuracy": "high"}),
+        stored(KEPT, REPORT | {"path": [1.0]}),
+        stored(KEPT, []),
+        safetensors.torch.save(KEPT),
+    ],
+)
+def test_a_damaged_probe_is_solved_anew_with_a_word(tmp_path: Path, content: bytes, capsys):
+    (tmp_path / "probe").write_bytes(content)
+    found, expected = cached_probe(tmp_path / "probe", solved, 2, 2), solved()
+    assert torch.equal(found.weight, expected.weight)
+    assert found.path == expected.path
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"{tmp_path / 'probe'}: damaged (")
 
 
 def test_non_convergence_is_flagged_and_warned_of_once():

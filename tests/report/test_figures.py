@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from daft import experiment
 from daft.common.errors import UserError
@@ -164,6 +164,30 @@ def kept(folder: Path, cosine: float) -> None:
     }
     folder.mkdir()
     save_file({f"id/{key}": tensor for key, tensor in tensors.items()}, folder / similarity.FILE)
+
+
+@pytest.mark.parametrize("change", ["cut", "a key less", "of fewer images", "a folder"])
+def test_damaged_similarities_are_named_and_left_out_or_measured_anew(tmp_path, change, capsys):
+    loaded = [run("ft1", "ft", 1, distortion={"id": {}})]
+    kept(tmp_path / "ft1", 0.5)
+    file = tmp_path / "ft1" / similarity.FILE
+    tensors = load_file(file)
+    if change == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif change == "a folder":
+        file.unlink()
+        file.mkdir()
+    elif change == "a key less":
+        save_file({name: tensor for name, tensor in tensors.items() if name != "id/labels"}, file)
+    else:
+        save_file(tensors | {"id/cosine": torch.ones(1), "id/labels": torch.zeros(1)}, file)
+    assert gallery.of_extremes(loaded, tmp_path) == []
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"left out: {file}: damaged (")
+    measured: list[Path] = []
+    gallery.of_extremes(loaded, tmp_path, measure=lambda directory: measured.append(directory) or {})
+    assert measured == [tmp_path / "ft1"]
+    assert capsys.readouterr().err == ""
 
 
 def test_extremes_are_of_the_lowest_seed_that_the_methods_share(tmp_path):

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -74,14 +75,42 @@ def test_pretrained_features_are_extracted_once_per_network_and_images(tmp_path:
             calls.append(len(images))
             return images.float().flatten(1)
 
-    first = PretrainedFeatures(Counting(), "network", nullcontext, tmp_path)
+    first = PretrainedFeatures(Counting(), 48, "network", nullcontext, tmp_path)
     extracted = first(loader())
-    again = PretrainedFeatures(Counting(), "network", nullcontext, tmp_path)(loader())
+    again = PretrainedFeatures(Counting(), 48, "network", nullcontext, tmp_path)(loader())
     assert sum(calls) == 9
     assert torch.equal(extracted, again)
     first(loader("other images"))
-    PretrainedFeatures(Counting(), "other network", nullcontext, tmp_path)(loader())
+    PretrainedFeatures(Counting(), 48, "other network", nullcontext, tmp_path)(loader())
     assert sum(calls) == 27
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"half a file",
+        safetensors.torch.save({"features": torch.zeros(9, 48)})[:-1],
+        safetensors.torch.save({"features": torch.zeros(8, 48)}),
+        safetensors.torch.save({"features": torch.zeros(9, 47)}),
+        safetensors.torch.save({"features": torch.zeros(9, 48, dtype=torch.float64)}),
+        safetensors.torch.save({"others": torch.zeros(9, 48)}),
+    ],
+)
+def test_damaged_features_are_extracted_anew_with_a_word(tmp_path: Path, content: bytes, capsys):
+    class Flat(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float().flatten(1)
+
+    pretrained = PretrainedFeatures(Flat(), 48, "network", nullcontext, tmp_path)
+    extracted = pretrained(loader()).clone()  # it is mapped from the file
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(content)
+    assert torch.equal(pretrained(loader()), extracted)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"{file}: damaged (")
+    assert torch.equal(pretrained(loader()), extracted)
+    assert capsys.readouterr().err == ""
 
 
 def test_those_who_need_the_same_features_at_once_wait_for_the_one_who_extracts_them(tmp_path: Path):
@@ -97,7 +126,7 @@ def test_those_who_need_the_same_features_at_once_wait_for_the_one_who_extracts_
             wait_until(lambda: waiting() == 3 or sum(calls) > 9)
             return images.float().flatten(1)
 
-    pretrained = [PretrainedFeatures(Slow(), "network", nullcontext, tmp_path) for _ in range(4)]
+    pretrained = [PretrainedFeatures(Slow(), 48, "network", nullcontext, tmp_path) for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda features: features(loader()), pretrained))
     assert sum(calls) == 9

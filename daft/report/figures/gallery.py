@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from daft.common import progress
 from daft.common.errors import UserError
 from daft.report import tables
 from daft.report.figures import accuracy, change, extremes, features, sensitivity, style
@@ -107,7 +108,13 @@ def of_extremes(
     for method in compared if seeds else ():
         name = there[method][min(seeds)]["run"]
         directory = next(folder.glob(f"*{name}"), folder / name)
-        if kept := similarity.read(directory) or (measure(directory) if measure else {}):
+        try:
+            kept = similarity.read(directory)
+        except UserError as error:
+            kept = {}
+            if not measure:
+                progress.warn_left_out(error)
+        if kept := kept or (measure(directory) if measure else {}):
             found[method] = kept
     if not found:
         return []
