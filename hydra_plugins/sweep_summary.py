@@ -19,5 +19,21 @@ class SweepSummary(Callback):
         from daft.report import tables
 
         jobs = Path(config.hydra.sweep.dir).glob(f"*/{POINTER}")
-        ordered = sorted(jobs, key=lambda p: int(p.parent.name) if p.parent.name.isdigit() else 0)
-        tables.show([Path(p.read_text()) for p in ordered], "Sweep")
+        ordered = sorted(jobs, key=lambda p: int(p.parent.name) if p.parent.name.isdecimal() else 0)
+        tables.show([run for pointer in ordered if (run := _pointed(pointer))], "Sweep")
+
+
+def _pointed(pointer: Path) -> Path | None:
+    """The run's directory that a job's folder points at; None for what points at none, which is named."""
+    from daft.common import progress
+    from daft.common.files import read_text
+    from daft.runs.records import RECORD
+
+    try:
+        directory = Path(read_text(pointer, errors="surrogateescape"))
+        if not directory.is_absolute() or not (directory / RECORD).exists():
+            raise ValueError("it names no run")
+    except (ValueError, OSError) as error:
+        progress.warn_left_out(f"{pointer}: {error}")
+        return None
+    return directory

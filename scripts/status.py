@@ -17,9 +17,9 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="list finished runs too")
     args = parser.parse_args()
 
-    from rich.console import Console
     from rich.table import Table
 
+    from daft.common import progress
     from daft.runs import status
 
     states = status.list_runs(args.runs)
@@ -32,7 +32,7 @@ def main() -> None:
             left = "-" if run.seconds_left is None else str(timedelta(seconds=round(run.seconds_left)))
             table.add_row(run.name, run.state, epoch, left, run.error)
     if table.row_count:
-        Console(width=None if sys.stdout.isatty() else 160).print(table)
+        progress.terminal(width=None if sys.stdout.isatty() else 160).print(table)
     counts = Counter(run.state for run in states)
     print(", ".join(f"{count} {state}" for state, count in counts.items()))
 

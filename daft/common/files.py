@@ -4,6 +4,7 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -132,20 +133,25 @@ def discard(path: Path) -> None:
 
 def require_regular(path: Path) -> None:
     """Raise ValueError for a folder, a pipe or a device, which may never end; OSError if nothing is there."""
+    if path.is_symlink() and not path.exists():
+        raise ValueError("a link to nothing")
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         raise ValueError("a folder" if stat.S_ISDIR(mode) else "no regular file")
 
 
-def read_text(path: Path) -> str:
-    """A text in UTF-8 that this program wrote; raises ValueError if it is none, or larger than LARGEST."""
+def read_text(path: Path, errors: Literal["strict", "replace", "surrogateescape"] = "strict") -> str:
+    """A text in UTF-8 that this program wrote; raises ValueError if it is none, or larger than LARGEST.
+
+    errors: what to do about bytes that are no UTF-8.
+    """
     require_regular(path)
     with open(path, "rb") as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise ValueError(f"larger than {LARGEST >> 20} MiB")
     try:
-        return content.decode()
+        return content.decode(errors=errors)
     except UnicodeDecodeError as error:
         raise ValueError("no text in UTF-8") from error
 
@@ -153,7 +159,12 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> Any:
     """What a file of JSON holds; raises as `read_text`, and ValueError for what this program never writes."""
     try:
-        value = json.loads(read_text(path), parse_constant=_no_number, object_pairs_hook=_without_duplicates)
+        value = json.loads(
+            read_text(path),
+            parse_constant=_finite,
+            parse_float=_finite,
+            object_pairs_hook=_without_duplicates,
+        )
     except RecursionError:
         raise ValueError("nested too deep") from None
     level = [value]
@@ -165,8 +176,10 @@ def read_json(path: Path) -> Any:
     return value
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is not finite")
+    return value
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
+from daft.common import progress
 from daft.report.methods import in_order
 from daft.runs import frames
 from daft.runs.frames import (
@@ -156,7 +156,7 @@ def format_run(record: dict[str, Any], fresh: bool) -> str:
     """One run in one line, for a sweep that goes on."""
     metrics = record["metrics"]
     keys = [f"{split}{kind}" for kind in MEASURES for split in ("id", "ood")]
-    found = [f"{split_name(key)} {metrics[key]:.2f} %" for key in keys if key in metrics]
+    found = [f"{split_name(key)} {metrics[key]:.2f} %" for key in keys if metrics.get(key) is not None]
     seconds = sum(record["time"].values())
     how = f"{seconds:.0f} s" if fresh else "taken from its record"
     return f"{run_label(record['config'])}: {', '.join(found) or record['status']} ({how})"
@@ -184,7 +184,8 @@ def run_table(runs: pd.DataFrame, title: str) -> Table:
         cells = [str(run[METHOD]), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
         if run["status"] == "finished":
             cells += [f"{run[c]:.2f}" for c in columns]
-            cells.append(f"{run['id/l2']:.2f}")
+            distance = run.get("id/l2")
+            cells.append("-" if pd.isna(distance) else f"{distance:.2f}")
         else:
             cells.append(str(run["status"]))
         table.add_row(*cells)
@@ -195,4 +196,4 @@ def show(directories: Sequence[Path], title: str) -> None:
     """Print the table of these runs."""
     runs = frames.from_directories(directories)
     if not runs.empty:
-        Console(width=None if sys.stdout.isatty() else 120).print(run_table(runs, title))
+        progress.terminal(width=None if sys.stdout.isatty() else 120).print(run_table(runs, title))

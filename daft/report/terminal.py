@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
+from daft.common import progress
 from daft.common.errors import UserError
 from daft.report import tables
 from daft.runs.frames import CELL, from_directories
@@ -34,7 +34,7 @@ def show_plan(stages: Sequence[PlannedStage], *, keep_all: bool) -> None:
         mark = MARKS[stage.estimate.source] if stage.left and isinstance(stage.estimate, Estimate) else ""
         hours = "unknown" if stage.hours is None else f"{mark}{stage.hours:.2f}"
         table.add_row(str(stage.cell), stage.name, str(stage.runs), str(stage.done), hours)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    progress.terminal(width=None if sys.stdout.isatty() else 120).print(table)
     unusable = [run for stage in stages for run in stage.unusable]
     for run in unusable:
         print(f"no use: {run.name}: {run.error}")

@@ -1,8 +1,10 @@
 """One run, one directory, one record: found by the run's id, written whole or not at all."""
 
+import errno
 import fcntl
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +15,8 @@ from filelock import FileLock, Timeout
 
 from daft.common import progress
 from daft.common.errors import BusyError, UserError
-from daft.common.files import PARTIAL, write_atomically
+from daft.common.files import PARTIAL, read_json, write_atomically
+from daft.runs import layout
 
 if TYPE_CHECKING:
     from daft.config.schema import Config
@@ -39,10 +42,6 @@ PROGRESS = "progress.json"
 
 ERROR = "error.txt"
 """In the directory of a run that failed: why; gone when it is tried again."""
-
-REQUIRED_KEYS = {"run": str, "status": str, "best_epoch": int | None, "history": list}
-REQUIRED_KEYS |= dict.fromkeys(("config", "metrics", "distortion", "environment", "time"), dict)
-"""What tables, figures and reports read of a record."""
 
 
 def run_directory(config: "Config", run_id: str) -> Path:
@@ -90,30 +89,34 @@ def lock_run(directory: Path) -> Iterator[Path]:
 def is_locked(directory: Path) -> bool:
     """Whether a process is at this run; also of a folder that cannot be written."""
     try:
-        with open(directory / LOCK) as file:
+        # Non-blocking: what stands there may be a pipe.
+        with open(directory / LOCK, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EISDIR, errno.ELOOP):
+            raise
     return False
 
 
 def read(directory: Path) -> dict[str, Any] | None:
     """The record in a run's directory, None if there is none; raises UserError if it is not one."""
     file = directory / RECORD
-    if not file.exists():
-        return None
     try:
-        record = json.loads(file.read_text())
+        record = read_json(file)
+        if not isinstance(record, dict):
+            raise ValueError("no object of JSON")
         for key, known in (("format", FORMAT), ("protocol", PROTOCOL)):
-            if record[key] != known:
-                raise UserError(f"{file}: record of {key} {record[key]}; this version reads {known}")
-        for key, kind in REQUIRED_KEYS.items():
-            if not isinstance(record[key], kind):
-                raise TypeError(f"{key} is {type(record[key]).__name__}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not a record ({error!r}); move it away to run again") from error
+            if (found := record.get(key)) != known:
+                raise UserError(f"{file}: record of {key} {found!r}; this version reads {known}")
+        layout.require(layout.RECORD, record)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise UserError(f"{file} is not a record ({error}); move it away to run again") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror})") from error
     return record
 
 
@@ -129,7 +132,7 @@ def load(directories: Iterable[Path]) -> list[dict[str, Any]]:
     for directory in directories:
         try:
             record = read(directory)
-        except (UserError, OSError) as error:
+        except UserError as error:
             progress.warn_left_out(error)
             continue
         if record is not None:
@@ -139,7 +142,7 @@ def load(directories: Iterable[Path]) -> list[dict[str, Any]]:
 
 def find_runs(folder: Path) -> list[Path]:
     """The directories in a folder of runs that have a record."""
-    return sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
+    return sorted(path for path in folder.glob("*") if os.path.lexists(path / RECORD))
 
 
 def _without_nan(value: Any) -> Any:

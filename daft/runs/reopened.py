@@ -8,17 +8,45 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
-from daft.common.errors import UserError
+from daft.common.errors import UserError, first_line, join_first
+from daft.common.files import is_damage, require_regular
 from daft.config.schema import Config, PathsConfig
 from daft.data import datasets
-from daft.networks import checkpoints
+from daft.networks import checkpoints, soundness
 from daft.networks.classifier import Classifier
-from daft.runs import records
+from daft.runs import layout, records
 from daft.runs.identity import pretrained_key
 from daft.training import evaluation, tasks
 from daft.training.evaluation import PretrainedFeatures
+
+
+class _Data(TypedDict):
+    classes: list[layout.Text]
+
+
+class _Paths(TypedDict):
+    data: layout.Text
+    weights: layout.Text
+    runs: layout.Text
+    cache: layout.Text
+
+
+class _Configuration(TypedDict):
+    paths: _Paths
+
+
+class Reopened(TypedDict):
+    """What a record must say of a run that is opened again, beside what every one does."""
+
+    identity: layout.Identity
+    data: _Data
+    config: _Configuration
+
+
+REOPENED = TypeAdapter(Reopened)
 
 
 @dataclass(frozen=True)
@@ -34,8 +62,11 @@ class FinishedRun:
 
     @property
     def classes(self) -> list[str]:
-        """Names in label order."""
-        return self.record["data"]["classes"]
+        """Names in label order; raises UserError if its record has none."""
+        try:
+            return self.record["data"]["classes"]
+        except KeyError:
+            raise UserError(f"{self}: its record does not name the classes") from None
 
     def network(self, device: torch.device) -> Classifier:
         """The network of the selected epoch, in test mode; needs no pretrained weights.
@@ -51,9 +82,15 @@ class FinishedRun:
         task = tasks.of(self.config, self.classes)
         model = task.network(task.backbone(pretrained=False))
         try:
-            model.load_state_dict(safetensors.torch.load_file(file))
-        except (RuntimeError, safetensors.SafetensorError) as error:
-            raise UserError(f"{file}: not the weights of this run ({error})") from error
+            require_regular(file)
+            weights = safetensors.torch.load_file(file)
+            model.load_state_dict(weights)
+            if self.record["status"] == "finished" and (faults := soundness.faults(model, weights)):
+                raise ValueError(f"no network can compute with {join_first(faults)}")
+        except Exception as error:  # what a damaged file raises can be anything
+            if not is_damage(error):
+                raise
+            raise UserError(f"{file}: not the weights of this run ({first_line(error)})") from error
         return model.to(device).to(memory_format=torch.channels_last).eval()
 
     def pretrained_features(self, device: torch.device) -> PretrainedFeatures:
@@ -100,6 +137,10 @@ def open_run(directory: Path, paths: Mapping[str, str] | None = None) -> Finishe
         raise UserError(f"{directory}: no finished run is here")
     if record["status"] != "finished":
         raise UserError(f"{directory}: the run is {record['status']}; it has no selected epoch")
+    try:
+        layout.require(REOPENED, record)
+    except ValueError as error:
+        raise UserError(f"{directory}: its record does not say what the run was made of ({error})") from error
     settings = record["config"]
     names = [field.name for field in fields(PathsConfig)]
     places = {name: os.environ.get(f"DAFT_{name.upper()}") for name in names} | dict(paths or {})
@@ -107,13 +148,10 @@ def open_run(directory: Path, paths: Mapping[str, str] | None = None) -> Finishe
         if now:
             settings = _moved(settings, settings["paths"][name], now)
     try:
-        return FinishedRun(directory, record, TypeAdapter(Config).validate_python(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{directory}: its configuration is of another version: {key}: {first['msg']}"
-        ) from error
+        config = layout.validated(TypeAdapter(Config), settings)
+    except ValueError as error:
+        raise UserError(f"{directory}: its configuration is of another version: {error}") from error
+    return FinishedRun(directory, record, config)
 
 
 def _moved(value: Any, before: str, now: str) -> Any:

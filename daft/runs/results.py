@@ -1,17 +1,19 @@
 """All that is known of runs: their records, and what was measured later, in files beside these."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
+from pydantic import AfterValidator, Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from daft.common import progress
 from daft.common.errors import UserError
+from daft.common.files import read_json
 from daft.data import corruptions
 from daft.data.corruptions import CORRUPTIONS, SEVERITIES
-from daft.runs import records
+from daft.runs import layout, records
 
 FORMAT = 1
 """Raised when the layout of a result changes."""
@@ -27,19 +29,45 @@ Kind = Literal["cifar10_c", "generated"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+Count = Annotated[int, Field(gt=0)]
+
+
+class Result(TypedDict):
+    """What is read of a result."""
+
+    kind: Kind
+    identity: Annotated[list[Any], Field(min_length=1)]
+    precision: str
+    images: Count
+    whole: Count
+    errors: dict[str, dict[str, Annotated[float, Field(ge=0, le=100)] | None]]
+    """in percent, by corruption and severity; None: not finite"""
+    seconds: float
+
+
+def _of_every_corruption(result: Result) -> Result:
+    if lacking := [name for name in CORRUPTIONS if name not in result["errors"]]:
+        raise ValueError(f"errors of {lacking[0]} are missing")
+    return result
+
+
+RESULT = TypeAdapter(Annotated[Result, AfterValidator(_of_every_corruption)])
+
 
 def read(file: Path) -> dict[str, Any] | None:
     """A result, whole or begun; raises UserError if the file is none of this version."""
-    if not file.exists():
-        return None
     try:
-        result = json.loads(file.read_text())
-        if result["format"] != FORMAT:
-            raise UserError(f"{file}: result of format {result['format']}; this version reads {FORMAT}")
-        for name in CORRUPTIONS:
-            dict(result["errors"][name])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is no result ({error!r}); move it away to evaluate again") from error
+        result = read_json(file)
+        found = result.get("format") if isinstance(result, dict) else None
+        if found != FORMAT:
+            raise UserError(f"{file}: result of format {found!r}; this version reads {FORMAT}")
+        layout.require(RESULT, result)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{file} is no result ({error}); move it away to evaluate again") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror})") from error
     return result
 
 
@@ -62,7 +90,7 @@ def load(directories: Iterable[Path], images: int | None = None) -> list[dict[st
     loaded = []
     for directory in directories:
         for record in records.load([directory]):
-            for file in sorted(directory.glob(FILE.format("*")), key=lambda file: file.stat().st_mtime_ns):
+            for file in sorted(directory.glob(FILE.format("*")), key=lambda file: file.lstat().st_mtime_ns):
                 try:
                     result = read(file)
                 except UserError as error:
@@ -79,6 +107,7 @@ def load(directories: Iterable[Path], images: int | None = None) -> list[dict[st
 def _is_current(result: dict[str, Any], record: dict[str, Any], images: int | None) -> bool:
     return (
         result["images"] == (images or result["whole"])
+        and "identity" in record
         and result["precision"] == record["identity"]["training"]["precision"]
         and (result["kind"] != "generated" or result["identity"][0] == corruptions.VERSION)
     )

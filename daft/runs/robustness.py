@@ -177,8 +177,8 @@ def of_run(
 def key(run: FinishedRun, kind: Kind) -> str:
     """What tells the corrupted images of a run from those of another."""
     dataset = run.record["identity"]["dataset"]
-    clean = dataset["images"]["id"] if kind == "generated" else run.config.dataset.root
-    return digest([kind, clean, dataset["eval_transform"], dataset.get("cache_side")])
+    clean = dataset["images"].get("id") if kind == "generated" else run.config.dataset.root
+    return digest([kind, clean, dataset.get("eval_transform"), dataset.get("cache_side")])
 
 
 def evaluate(run: FinishedRun, corrupted: Corrupted, device: torch.device) -> dict[str, Any]:

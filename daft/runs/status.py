@@ -4,13 +4,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from filelock import FileLock
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
-from daft.common.errors import UserError
-from daft.common.files import write_atomically
-from daft.runs import records
+from daft.common import progress
+from daft.common.errors import UserError, shown
+from daft.common.files import read_json, read_text, write_atomically
+from daft.runs import layout, records
 
 State = Literal["finished", "diverged", "running", "waiting", "interrupted", "failed"]
 
@@ -19,6 +22,25 @@ SWEEPS, QUEUE = "sweeps", "queue.json"
 
 NOTHING: dict[str, Any] = {"runs": [], "waiting": [], "failed": {}}
 """That a sweep says which is no staged one."""
+
+
+class Shown(TypedDict):
+    """What is in a QUEUE."""
+
+    runs: list[layout.Text]
+    waiting: list[layout.Text]
+    failed: dict[layout.Text, layout.Text]
+
+
+class Progress(TypedDict):
+    """What is in `records.PROGRESS`."""
+
+    epoch: Annotated[int, Field(ge=0)]
+    epochs: Annotated[int, Field(ge=1)]
+    seconds: Annotated[float, Field(ge=0)]
+
+
+SHOWN, PROGRESS = TypeAdapter(Shown), TypeAdapter(Progress)
 
 
 @dataclass(frozen=True)
@@ -68,7 +90,7 @@ def list_runs(runs: Path) -> list[RunState]:
     waiting: dict[str, RunState] = {}
     failed: dict[str, RunState] = {}
     for sweep in sorted(path for path in runs.glob(f"{SWEEPS}/*") if path.is_dir()):  # by their start
-        queue = _read(sweep / QUEUE) or NOTHING
+        queue = _read(sweep / QUEUE, SHOWN) or NOTHING
         if records.is_locked(sweep):  # by its driver
             waiting |= {name: RunState(name, "waiting") for name in queue["waiting"]}
         for name in queue["runs"]:  # what failed before is tried anew
@@ -94,21 +116,34 @@ def _look(folder: Path) -> RunState:
         return RunState(folder.name, "failed", error=str(error))
     if record is not None:
         return RunState(folder.name, record["status"])
-    progress = _read(folder / records.CHECKPOINTS / records.PROGRESS)
-    epoch, epochs = (int(progress[key]) for key in ("epoch", "epochs")) if progress else (0, None)
+    done = _read(folder / records.CHECKPOINTS / records.PROGRESS, PROGRESS)
+    epoch, epochs = (done["epoch"], done["epochs"]) if done else (0, None)
     if claimed:
-        left = (progress["epochs"] - progress["epoch"]) * progress["seconds"] if progress else None
+        left = (done["epochs"] - done["epoch"]) * done["seconds"] if done else None
         return RunState(folder.name, "running", epoch, epochs, left)
     error = folder / records.ERROR
     if error.exists():
-        lines = error.read_text().strip().splitlines()
-        return RunState(folder.name, "failed", epoch, epochs, error=lines[-1] if lines else "")
+        return RunState(folder.name, "failed", epoch, epochs, error=_last_line(error))
     return RunState(folder.name, "interrupted", epoch, epochs)
 
 
-def _read(file: Path) -> Any:
-    """What a file of JSON says; None if it is not there yet, or was just removed."""
+def _last_line(error: Path) -> str:
+    """Of a traceback, the error itself."""
     try:
-        return json.loads(file.read_text())
-    except FileNotFoundError:
+        lines = read_text(error, errors="replace").strip().splitlines()
+    except (ValueError, OSError) as problem:
+        return f"{error} cannot be read ({problem})"
+    return shown(lines[-1]) if lines else ""
+
+
+def _read(file: Path, expected: TypeAdapter[Any]) -> Any:
+    """What a file of JSON says; None if it is not there yet, or was just removed, or is named as damaged."""
+    try:
+        found = read_json(file)
+        layout.require(expected, found)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (ValueError, OSError) as error:
+        progress.warn_left_out(f"{file}: {error}")
+        return None
+    return found

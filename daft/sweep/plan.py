@@ -5,19 +5,53 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import torch
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from daft.common.errors import UserError
 from daft.config.check import to_dict
 from daft.config.schema import Config
 from daft.data import datasets
-from daft.runs import identity, records
+from daft.runs import identity, layout, records
 from daft.sweep import timing
 from daft.sweep.cells import Cell, SweepRun
 from daft.sweep.protocol import CellState
 from daft.training import tasks
+
+
+class _Dataset(TypedDict):
+    train_transform: Any
+    eval_transform: Any
+    image_size: Any
+
+
+class _Method(TypedDict):
+    rates: str
+
+
+class _Training(TypedDict):
+    epochs: Annotated[int, Field(gt=0)]
+    batch_size: int
+    precision: str
+    steps: NotRequired[int | None]
+
+
+class _Configuration(TypedDict):
+    dataset: _Dataset
+    method: _Method
+    training: _Training
+
+
+class Past(TypedDict):
+    """What a record must say of a run that others are estimated by, beside what every one does."""
+
+    config: _Configuration
+
+
+PAST = TypeAdapter(Past)
 
 PASSES_PER_STEP = 3
 """Forward passes that a training step counts for: a backward pass is two."""
@@ -62,7 +96,7 @@ class PlannedStage(NamedTuple):
 def plan(cells: Sequence[Cell], states: Sequence[CellState]) -> list[PlannedStage]:
     """The runs of each cell and stage; a run that several cells share counts for the first of them."""
     folders = {cell.config.paths.runs for cell in cells}
-    past = {folder: records.load(records.find_runs(Path(folder))) for folder in folders}
+    past = {folder: _past(Path(folder)) for folder in folders}
     paces: dict[str, float] = {}
     stages: list[PlannedStage] = []
     seen: set[SweepRun] = set()
@@ -83,6 +117,19 @@ def plan(cells: Sequence[Cell], states: Sequence[CellState]) -> list[PlannedStag
             done = sum(run.outcome is not None for run in new) - len(unusable)
             stages.append(PlannedStage(cell, stage.name, size, done, unusable, estimates[is_probe]))
     return stages
+
+
+def _past(folder: Path) -> list[dict[str, Any]]:
+    """The records of a folder that say enough of their runs to be compared with others."""
+
+    def is_telling(record: dict[str, Any]) -> bool:
+        try:
+            layout.require(PAST, record)
+        except ValueError:
+            return False
+        return True
+
+    return [*filter(is_telling, records.load(records.find_runs(folder)))]
 
 
 def peak_memory(stages: Sequence[PlannedStage], kind: str) -> tuple[float, bool]:
@@ -134,7 +181,7 @@ def _estimate(run: Config, past: Sequence[dict[str, Any]], paces: dict[str, floa
     # A linear probe's time does not grow with its images alone, and a forward pass's with their pixels.
     if config["method"]["rates"] == "frozen":
         return "no past run tells the time of a linear probe"
-    others = [r for r in alike if _view(r["config"]) == _view(config) and "images" in r.get("data", {})]
+    others = [r for r in alike if _view(r["config"]) == _view(config) and _counts_images(r)]
     try:
         listed = datasets.listing(run)
     except UserError as error:
@@ -151,6 +198,17 @@ def _estimate(run: Config, past: Sequence[dict[str, Any]], paces: dict[str, floa
         except UserError:
             return "there is no GPU here to time a few steps on"
     return Estimate(paces[key] * forward_passes(config, images), "timed")
+
+
+def _counts_images(record: dict[str, Any]) -> bool:
+    """Whether a record says how many images were trained on and selected by."""
+    counted = record.get("data", {}).get("images", {})
+    return counted.get("train", 0) > 0 and _selecting(record["config"]) in counted
+
+
+def _selecting(config: dict[str, Any]) -> str:
+    """The split by which an epoch is selected."""
+    return "holdout" if config["training"]["selection"] == "holdout" else "id"
 
 
 def _trains_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -181,7 +239,7 @@ def forward_passes(config: dict[str, Any], images: dict[str, int]) -> float:
     config: as plain data. images: number of each split.
     """
     training, evaluated = config["training"], sum(images.values()) - images["train"]
-    select = images["holdout" if training["selection"] == "holdout" else "id"]
+    select = images[_selecting(config)]
     steps = training.get("steps")  # older records have none
     trained = steps * training["batch_size"] if steps else training["epochs"] * images["train"]
     return PASSES_PER_STEP * trained + training["epochs"] * select + 2 * evaluated

@@ -112,6 +112,7 @@ def entries(
     account: the entity of those that name none. project, entity: in place of what each names.
     """
     loaded = {path: record for path in directories for record in results.load([path])}
+    loaded = {path: record for path, record in loaded.items() if _has_place(path, record)}
     described = [mirror.description(record["run"], record["config"]) for record in loaded.values()]
     if not described:
         return []
@@ -126,6 +127,14 @@ def entries(
             raise UserError("W&B: this account has no entity of its own; name one with --entity")
         found.append(Entry(path, record, entry | place | {"job_type": stage}))
     return found
+
+
+def _has_place(directory: Path, record: dict[str, Any]) -> bool:
+    """Whether a record has the section of its configuration that says where it belongs; else it is named."""
+    if "wandb" not in record["config"]:
+        progress.warn_left_out(f"{directory / records.RECORD}: its configuration has no section wandb")
+        return False
+    return True
 
 
 class Service:

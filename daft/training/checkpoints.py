@@ -1,5 +1,6 @@
 """The state of an unfinished run on disk: after its last epoch, or within one that a signal interrupted."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ class Checkpoints:
         """
         file = self.folder / LAST
         progress = EpochProgress(torch.zeros((), device=self.device))
-        if not file.exists():
+        if not os.path.lexists(file):
             return TrainingState(), progress
         with self._mendable(file):
             checkpoint = _with_present_names(torch.load(file, map_location=self.device, weights_only=True))

@@ -1,22 +1,31 @@
 """Claims about reading records back: what cannot be used is named and left out."""
 
+import copy
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from daft.common.errors import BusyError, UserError
 from daft.runs import frames, records
 
-RECORD = {
+RECORD: dict[str, Any] = {
     "run": "0123456789ab",
     "status": "finished",
     "best_epoch": 1,
-    "config": {"seed": 0},
-    "metrics": {"id/accuracy": 90.0},
-    "history": [],
+    "config": {
+        "dataset": {"name": "pets"},
+        "backbone": {"name": "net"},
+        "method": {"name": "ft", "lr_backbone": 0.1, "lr_head": None},
+        "training": {"selection": "paper"},
+        "seed": 0,
+    },
+    "metrics": {"id/accuracy": 90.0, "ood/accuracy": 50.0, "id/l2": 1.0},
+    "history": [{"epoch": 1, "selection/accuracy": 90.0}],
     "distortion": {},
-    "environment": {},
+    "environment": {"code": "abc", "threads": 1},
     "time": {"train_s": 1.0},
 }
 
@@ -43,10 +52,10 @@ def spoiled(change: str, text: str) -> bytes:
     ("change", "words"),
     [
         ("cut off", "is not a record"),
-        ("binary", "is not a record"),
-        ("a list", "is not a record"),
-        ("without metrics", "'metrics'"),
-        ("config", "config is list"),
+        ("binary", "no text in UTF-8"),
+        ("a list", "no object of JSON"),
+        ("without metrics", "metrics: field required"),
+        ("config", "config: input should be a valid dictionary"),
         ("format", f"record of format {records.FORMAT + 1}; this version reads {records.FORMAT}"),
         ("protocol", f"record of protocol {records.PROTOCOL + 1}; this version reads {records.PROTOCOL}"),
     ],
@@ -67,6 +76,23 @@ def test_a_record_that_cannot_be_used_is_named_left_out_and_not_touched(
     assert words in complaint
     assert len(complaint.splitlines()) == 1
     assert file.read_bytes() == content
+
+
+def test_the_records_of_the_first_version_are_still_read(tmp_path: Path):
+    """Whose configuration lacks what came later, and which have what nothing reads any more."""
+    old = copy.deepcopy(RECORD) | {"stage": "lr_backbone", "probe": {"C": 1.0, "accuracy": 90.0, "path": []}}
+    old["config"] |= {"wandb": {"mode": "disabled", "project": "daft", "entity": None, "group": "pets-net"}}
+    records.write(tmp_path / "a", old)
+    assert records.read(tmp_path / "a") == old | {"format": records.FORMAT, "protocol": records.PROTOCOL}
+
+
+def test_numbers_that_are_not_known_are_null(tmp_path: Path):
+    diverged = RECORD | {"status": "diverged", "metrics": {"id/accuracy": math.nan}, "best_epoch": None}
+    diverged["history"] = [{"epoch": 1, "train/loss": math.inf, "selection/accuracy": math.nan}]
+    records.write(tmp_path / "a", diverged)
+    (record,) = records.load([tmp_path / "a"])
+    assert record["metrics"] == {"id/accuracy": None}
+    assert record["history"] == [{"epoch": 1, "train/loss": None, "selection/accuracy": None}]
 
 
 def test_a_directory_without_a_record_is_none_and_no_complaint(tmp_path: Path, capsys):

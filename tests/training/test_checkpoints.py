@@ -95,6 +95,7 @@ COMMON: dict[str, Callable[[Path], object]] = {
     "text": lambda file: file.write_text("<html>"),
     "a folder": replaced(Path.mkdir),
     "a pipe": replaced(os.mkfifo),
+    "a link to nothing": replaced(lambda file: file.symlink_to("nothing")),
 }
 LAST_DAMAGED = COMMON | {
     "malicious": lambda file: torch.save({"fit": Malice(file.parent / "trace")}, file),

@@ -103,6 +103,8 @@ def methods_of(loaded: Iterable[dict[str, Any]]) -> list[str]:
 def _stages(axes: Any, stages: "pd.Series[str]") -> None:
     """Every other stage on grey, and their names below."""
     names = list(dict.fromkeys(stages))
+    if not names:
+        return
     middles = []
     for i, name in enumerate(names):
         at = np.flatnonzero(stages.to_numpy() == name)

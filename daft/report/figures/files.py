@@ -110,7 +110,7 @@ def _samples(group: Records, folder: Path) -> list[Picture]:
     done = next((record for record in group if record["status"] == "finished"), None)
     if done is None:
         return []
-    config = reopened.open_run(next(folder.glob(f"*{done['run']}"))).config
+    config = reopened.open_run(next(folder.glob(f"*{done['run']}"), folder / done["run"])).config
     listed = datasets.listing(config)
     sheet = sheets.classification if config.segmentation is None else sheets.segmentation
     caption = "Samples of the evaluation images (Figures 3 to 5)"
@@ -120,5 +120,6 @@ def _samples(group: Records, folder: Path) -> list[Picture]:
 def _measured(directory: Path) -> similarity.Similarities:
     """The similarities of a run's features, measured if they are not kept yet."""
     run = reopened.open_run(directory)
-    torch.set_num_threads(run.record["environment"]["threads"])  # the run's own features are kept by it
+    threads = run.record["environment"].get("threads", torch.get_num_threads())
+    torch.set_num_threads(threads)  # the run's own features are kept by it
     return similarity.similarities(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

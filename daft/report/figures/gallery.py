@@ -119,7 +119,9 @@ def of_extremes(
     if not found:
         return []
     known = there[compared[0]][min(seeds)]
-    config, classes = known["config"], known["data"]["classes"]
+    config, classes = known["config"], known.get("data", {}).get("classes", [])
+    if any(len(split.ranked) != len(classes) for kept in found.values() for split in kept.values()):
+        raise UserError(f"{known['run']}: what is kept of similarities is of other classes than the record's")
     title = f"{config['dataset']['name']}, {config['backbone']['name']}, seed {config['seed']}"
     return [
         Picture(
