@@ -111,9 +111,16 @@ class DatasetConfig:
     """side of generated images in pixels (`shapes` only)"""
     annotations: str | None = None
     """file or folder of labels, where the source keeps them apart from the images"""
+    exif_orientation: Literal["ignore", "apply"] = "ignore"
+    """whether images are turned as their camera noted; torchvision and timm ignore it"""
+    transparency: Literal["drop", "white", "black"] = "drop"
+    """drop: the colours that a file has under its transparency, as torchvision and timm; or on this ground"""
+    max_megapixels: PositiveFloat = 179.0
+    """an image file with more is refused: a small one can unpack to any size; 179 is Pillow's limit"""
     cache_side: int | None = Field(default=None, ge=16, strict=True)
-    """decode each file once, resize its shorter side to this many pixels, and keep the pixels; a random
-    crop then sees other pixels, so it is part of a run's identity"""
+    """decode each file once, resize its shorter side to this many pixels (antialiased bilinear, before any
+    resize of the transform, bicubic ones too), and keep the pixels; they are other pixels than without it, so
+    it is part of a run's identity"""
     files: list[FileConfig] = field(default_factory=list)
     """what prepare.py fetches"""
     kept_side: PositiveInt | None = None
@@ -429,6 +436,8 @@ class Config:
             raise ConfigError("segmentation", f"{self.dataset.name} has no masks; use null")
         if self.dataset.cache_side:
             raise ConfigError("dataset.cache_side", f"{self.dataset.cache_side}, but masks are not cached")
+        if self.dataset.exif_orientation == "apply":
+            raise ConfigError("dataset.exif_orientation", "apply, but masks have no orientation; use ignore")
         if self.method.head_hidden:
             raise ConfigError("method.head_hidden", f"{self.method.head_hidden}; the head is the decoder")
         if self.method.head_init == "zero":

@@ -10,13 +10,15 @@ class SourceInfo:
 
     masks: Literal["never", "optional", "always"] = "never"
     """whether its labels are masks: optional for one that gives classes or, to a segmentation, masks"""
+    own: bool = False
+    """splits are the user's, not published ones"""
     drawn: bool = False
     """images are generated: they need a size, a number and a seed, and there are no files"""
 
 
 SOURCES = {
-    "folder": SourceInfo(),
-    "shapes": SourceInfo(masks="optional", drawn=True),
+    "folder": SourceInfo(own=True),
+    "shapes": SourceInfo(masks="optional", own=True, drawn=True),
     "cifar": SourceInfo(),
     "imagenet": SourceInfo(),
     "domainnet": SourceInfo(),

@@ -8,6 +8,7 @@ shard. Nothing is ever deleted: the folder can be, while no run reads it.
 
 import functools
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -17,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from daft.common import progress
 from daft.common.errors import UserError
-from daft.common.files import PARTIAL, exclusive, is_damage, write_atomically
+from daft.common.files import PARTIAL, discard, exclusive, is_damage, write_atomically
 from daft.common.threads import parallel_map
+from daft.data.decoding import image_size
 
 SHARD = 2048
 """Images in a file: about half a gigabyte with a shorter side of 256 pixels."""
@@ -34,7 +36,7 @@ QUEUED = 256
 SAMPLED = 64
 """Files whose headers tell how much space all of them need."""
 
-VERSION = 1
+VERSION = 2
 """Raised when the same file and side give other bytes."""
 
 SIZES = np.dtype("<i4")
@@ -76,19 +78,21 @@ def build(
     decode: Callable[[Path], Tensor],
     threads: int,
     name: str,
+    key: str = "",
 ) -> Cached:
     """Images with a shorter side of at most `side` pixels from the shards in a folder; makes absent ones.
 
-    decode: the file's image as uint8 [3, H, W]; a file for which it raises is one that does not decode. A
-    build that was cut off goes on with the shard it was at, and processes build one at a time. Raises
+    decode: the file's image as uint8 [3, H, W]; a file for which it raises is one that does not decode.
+    key: in the shards' names, what tells these images from others that are decoded from the same files.
+    A build that was cut off goes on with the shard it was at, and processes build one at a time. Raises
     UserError if the disk has no room.
     """
     parts = [paths[start : start + SHARD] for start in range(0, len(paths), SHARD)]
-    shards = [folder / f"{stat_digest(part)}-{side}-{VERSION}.pixels" for part in parts]
+    shards = [folder / f"{stat_digest(part)}-{side}-{VERSION}{key}.pixels" for part in parts]
 
     def missing() -> dict[Path, list[Path]]:
         pairs = zip(shards, parts, strict=True)
-        return {shard: part for shard, part in pairs if _sizes(shard, len(part)) is None}
+        return {shard: part for shard, part in pairs if _sizes(shard, len(part), side) is None}
 
     def small(path: Path) -> Tensor | None:
         try:
@@ -101,11 +105,15 @@ def build(
     if missing():
         with _alone(folder):
             absent = missing()  # fewer, if another process was at it
+            for shard in absent:
+                if shard.is_symlink() or shard.exists():
+                    progress.say(f"{shard}: damaged; it is made anew")
+                    discard(shard)
             _require_space([path for part in absent.values() for path in part], side, folder, name)
             _make(absent, small, threads, f"caching {name}")
     rows = []
     for number, (shard, part) in enumerate(zip(shards, parts, strict=True)):
-        sizes = _sizes(shard, len(part))
+        sizes = _sizes(shard, len(part), side)
         assert sizes is not None
         lengths = 3 * sizes.prod(axis=1)
         starts = sizes.size * SIZES.itemsize + lengths.cumsum() - lengths
@@ -126,18 +134,21 @@ def stat_digest(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         stat = path.stat()
-        digest.update(f"{path.absolute()}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{path.absolute()}\t{stat.st_size}\t{stat.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
-def _sizes(shard: Path, images: int) -> np.ndarray | None:
-    """Height and width of each, int64 [images, 2]; None if the shard is absent or not of the right size."""
+def _sizes(shard: Path, images: int, side: int) -> np.ndarray | None:
+    """Height and width of each, int64 [images, 2]; None if the shard is absent, or not what was written."""
     if not shard.is_file():
         return None
     sizes = np.fromfile(shard, SIZES, 2 * images).astype(np.int64)
     if sizes.size != 2 * images:
         return None
     sizes = sizes.reshape(images, 2)
+    shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
+    if ((shorter < 0) | (shorter > side) | ((shorter == 0) != (longer == 0))).any():
+        return None
     expected = sizes.size * SIZES.itemsize + 3 * int(sizes.prod(axis=1).sum())
     return sizes if shard.stat().st_size == expected else None
 
@@ -187,8 +198,8 @@ def _require_space(paths: list[Path], side: int, folder: Path, name: str) -> Non
     sizes = []
     for path in paths[:: max(1, len(paths) // SAMPLED)]:
         try:
-            with Image.open(path) as file:
-                sizes.append(3 * file.width * file.height * min(1, side / min(file.size)) ** 2)
+            height, width = image_size(path)
+            sizes.append(3 * width * height * min(1, side / min(width, height)) ** 2)
         except Exception:  # decoding will find it
             sizes.append(0)
     needed = len(paths) * sum(sizes) / max(len(sizes), 1)

@@ -1,7 +1,7 @@
 """From a dataset's configuration to loaders for training, ID and OOD evaluation."""
 
-from collections.abc import Mapping, Sized
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from daft.common.threads import available_cpus
 from daft.config.operations import Operation
 from daft.config.schema import Config, DatasetConfig, SplitConfig
 from daft.config.sources import SOURCES
-from daft.data.images import ImageStore, Resident
+from daft.data import overlap
+from daft.data.decoding import Decoding
+from daft.data.images import ImageStore, Resident, Streamed
 from daft.data.labelled import Labelled
 from daft.data.loader import Loader
 from daft.data.sources import source
@@ -22,6 +24,9 @@ HOLDOUT_EVERY = 10
 
 BACKGROUND = "background"
 """The first class of pixels, where a source gives masks on request."""
+
+EXPLAINED = 12
+"""Files that do not decode of which a message says why, at most."""
 
 HINT = "; python scripts/prepare.py dataset="
 
@@ -59,7 +64,6 @@ def listing(config: Config) -> Listing:
         name: _thinned(cfg, split, name, read_split(cfg, split, name, classes), classes)
         for name, split in cfg.splits().items()
     }
-    _require_apart(cfg, splits["train"], splits["id"])
     train = splits.pop("train")
     evaluation = {"id": splits.pop("id")}
     if config.training.selection == "holdout":
@@ -70,11 +74,16 @@ def listing(config: Config) -> Listing:
             )
     evaluation |= {name.removeprefix("ood."): split for name, split in splits.items()}
     _require_images({"train": train, **evaluation})
+    overlap.require_other_files(cfg, {"train": train, **evaluation})
     return Listing(classes, train, evaluation)
 
 
 def load(config: Config, listed: Listing, device: torch.device) -> Data:
-    """Decode, map or prepare to stream every split; raises UserError naming all unreadable images."""
+    """Decode, map or prepare to stream every split.
+
+    Raises UserError, which says why, if images cannot be read, and if splits that must not have images in
+    common.
+    """
     cfg, compute = config.dataset, config.compute
     workers = available_cpus() if compute.workers is None else compute.workers
     store = ImageStore(
@@ -87,6 +96,7 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
     def loader(split: Labelled, operations: list[Operation], name: str) -> Loader:
         batch_size = training_batch if name == "train" else evaluation_batch
         images, split = store.load(split, operations, name, batched=batch_size > 1)
+        kept[name] = split
         return Loader(
             name,
             images,
@@ -100,20 +110,18 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
             workers=workers,
         )
 
+    kept: dict[str, Labelled] = {}
     shifts = {name: split.shift for name, split in cfg.ood.items()}
     train = loader(listed.train, cfg.train_transform, "train")
     evaluation = {
         name: loader(split, [*shifts.get(name, []), *cfg.eval_transform], name)
         for name, split in listed.evaluation.items()
     }
-    broken = list(dict.fromkeys(str(path) for paths in store.unreadable.values() for path in paths))
-    if broken and compute.unreadable == "error":
-        raise UserError(
-            f"{len(broken)} image(s) cannot be read; mend or remove them, or leave them out with "
-            "compute.unreadable=skip:\n  " + "\n  ".join(broken)
-        )
+    if store.unreadable and compute.unreadable == "error":
+        raise _unreadable(store.unreadable.values())
     _require_images({"train": train, **evaluation})
-    skipped = {name: len(paths) for name, paths in store.unreadable.items()}
+    overlap.require_other_images(cfg, kept, store.cache, store.threads)
+    skipped = {name: len(files.paths) for name, files in store.unreadable.items()}
     return Data(listed.classes, train, evaluation, skipped)
 
 
@@ -128,22 +136,16 @@ def describe(data: Data) -> dict[str, Any]:
     }
 
 
-def _require_apart(cfg: DatasetConfig, train: Labelled, evaluation: Labelled) -> None:
-    """No image is trained on and evaluated on as ID."""
-    what = ""
-    if isinstance(train.images, list) and isinstance(evaluation.images, list):
-        if shared := _places(train.images) & _places(evaluation.images):
-            what = f"{len(shared)} image(s), {min(shared)} among them,"
-    elif (cfg.train.path, cfg.train.seed) == (cfg.id.path, cfg.id.seed):
-        what = f"the {cfg.id.path} images of seed {cfg.id.seed}"
-    if what:
-        raise UserError(f"dataset.id: {what} are in dataset.train too; evaluate on others")
-
-
-def _places(files: list[Path]) -> set[Path]:
-    """Where files really are, however their folders are named."""
-    folders = {parent: parent.resolve() for parent in {file.parent for file in files}}
-    return {folders[file.parent] / file.name for file in files}
+def _unreadable(splits: Iterable[Streamed]) -> UserError:
+    """Every file that does not decode, once, with the reason of the first ones."""
+    files = {path: (of, i) for of in splits for i, path in enumerate(of.paths)}
+    told = [of.problem(i) for of, i in [*files.values()][:EXPLAINED]]
+    if len(files) > EXPLAINED:
+        told.append(f"and {len(files) - EXPLAINED:,} more")
+    return UserError(
+        f"{len(files):,} image(s) cannot be read; mend or remove them, or leave them out with "
+        "compute.unreadable=skip:\n  " + "\n  ".join(told)
+    )
 
 
 def _require_images(splits: Mapping[str, Sized]) -> None:
@@ -182,7 +184,7 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
             f"dataset.{name}: {len(found):,} images, but there must be {split.known_images:,}; if yours is "
             f"another version, set dataset.{name}.known_images=null"
         )
-    return found
+    return replace(found, decoding=Decoding.of(cfg))
 
 
 def _thinned(

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from daft.common.errors import UserError
-from daft.common.files import cached_file, is_damage
+from daft.common.errors import UserError, shown
+from daft.common.files import cached, is_damage, read_json
 from daft.common.threads import parallel_map
 from daft.config.operations import Operation
-from daft.data.cache import GIB, Cached, build, shrink, stat_digest
+from daft.data.cache import GIB, VERSION, Cached, build, shrink, stat_digest
+from daft.data.decoding import USUAL, Decoding, image_size, read_image, why_unreadable
 from daft.data.labelled import Labelled, Masks
 from daft.data.transforms import NO_UNIFORMS, deterministic_prefix, gives_one_shape, min_side, transform
 
@@ -39,13 +39,20 @@ class Streamed:
 
     paths: list[Path]
     masks: Masks | None = None
+    decoding: Decoding = USUAL
+
+    @classmethod
+    def of(cls, split: Labelled) -> "Streamed":
+        """The files of a split that has files."""
+        assert isinstance(split.images, list)
+        return cls(split.images, split.masks, split.decoding)
 
     def read(self, index: int) -> Tensor:
-        """One image as uint8 [3, H, W], [4, H, W] with its mask; raises as Pillow if it does not decode."""
-        image = read_image(self.paths[index])
+        """One image as uint8 [3, H, W], [4, H, W] with its mask; raises as `read_image` if it cannot."""
+        image = read_image(self.paths[index], self.decoding)
         if self.masks is None:
             return image
-        mask = self.masks.read(index)
+        mask = self.masks.read(index, self.decoding)
         if mask.shape != image.shape[1:]:
             sizes = [f"{height} x {width}" for height, width in (mask.shape, image.shape[1:])]
             raise UserError(f"{self.masks.files[index]}: {sizes[0]} pixels, but its image has {sizes[1]}")
@@ -53,23 +60,24 @@ class Streamed:
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, by the header."""
-        with Image.open(self.paths[index]) as file:
-            return file.height, file.width
+        return image_size(self.paths[index], self.decoding)
 
     def subset(self, indices: Tensor) -> "Streamed":
         """These images only, int64 [n]."""
         masks = self.masks.subset(indices) if self.masks else None
-        return Streamed([self.paths[i] for i in indices.tolist()], masks)
+        return replace(self, paths=[self.paths[i] for i in indices.tolist()], masks=masks)
 
-
-def read_image(path: Path) -> Tensor:
-    """One image file as uint8 [3, H, W] in RGB; raises whatever Pillow raises if it cannot."""
-    with Image.open(path) as file:
-        image: Image.Image = file
-        if image.mode.startswith("I;16"):  # 16-bit grey: convert() would clip it to white
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        array = np.array(image.convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1)
+    def problem(self, index: int) -> str:
+        """Of an image that does not decode: which file it is, what is wrong with it, and what mends it."""
+        file = self.paths[index]
+        try:
+            read_image(file, self.decoding)
+            if self.masks is not None:
+                file = self.masks.files[index]
+                self.masks.read(index, self.decoding)
+        except Exception as error:  # Pillow raises many kinds for damaged files
+            return f"{shown(file)}: {why_unreadable(file, error)}"
+        return f"{shown(file)}: can be read now; try again"
 
 
 @dataclass
@@ -85,7 +93,7 @@ class ImageStore:
     """where resident images live"""
     cache_side: int | None = None
     """decode each file once, and keep the pixels with a shorter side of at most so many"""
-    unreadable: dict[str, list[Path]] = field(default_factory=dict)
+    unreadable: dict[str, Streamed] = field(default_factory=dict)
     """per split the files that do not decode"""
     _resident: dict[tuple[str, tuple[Operation, ...]], tuple[Resident, list[int]]] = field(
         default_factory=dict
@@ -114,13 +122,16 @@ class ImageStore:
                 pixels = split.images if self.cache_side is None else shrink(split.images, self.cache_side)
                 _require_side(pixels, least, "images")
                 return Resident(pixels.to(self.device)), split
-            paths = split.images
-            files = self._open(split, paths, name)
+            if split.decoding.key:
+                split = replace(split, fingerprint=f"{split.fingerprint}/{split.decoding.key}")
+            files = self._open(split, name)
+            paths = files.paths
             digest = stat_digest(paths if split.masks is None else [*paths, *split.masks.files])
+            digest = f"{digest}-{VERSION}{split.decoding.key}"
             loaded = self._decode(files, digest, least, tuple(deterministic_prefix(operations)), name)
             images, bad = loaded or (files, self._verify(files, digest, least, name))
             if bad:
-                self.unreadable[name] = [paths[i] for i in bad]
+                self.unreadable[name] = Streamed.of(split).subset(torch.tensor(bad))
                 good = torch.tensor(sorted(set(range(len(paths))) - set(bad)), dtype=torch.int64)
                 split, images = split.subset(good), images.subset(good)
             if batched and not isinstance(images, Resident) and not gives_one_shape(operations):
@@ -129,10 +140,19 @@ class ImageStore:
             raise UserError(f"dataset.{name}: {error}") from error
         return images, split
 
-    def _open(self, split: Labelled, paths: list[Path], name: str) -> Streamed | Cached:
+    def _open(self, split: Labelled, name: str) -> Streamed | Cached:
+        files = Streamed.of(split)
         if self.cache_side is None:
-            return Streamed(paths, split.masks)
-        return build(paths, self.cache_side, self.cache / "pixels", read_image, self.threads, name)
+            return files
+        return build(
+            files.paths,
+            self.cache_side,
+            self.cache / "pixels",
+            lambda path: read_image(path, split.decoding),
+            self.threads,
+            name,
+            split.decoding.key,
+        )
 
     def _decode(
         self,
@@ -173,8 +193,13 @@ class ImageStore:
             )
             return json.dumps([i for i, failed in enumerate(images) if failed])
 
-        file = self.cache / "verified" / f"{digest}-{least}.json"
-        return json.loads(cached_file(file, undecodable).read_text())
+        def kept(file: Path) -> list[int]:
+            found = TypeAdapter(list[int]).validate_python(read_json(file), strict=True)
+            if sorted({*range(len(files.paths))}.intersection(found)) != found:
+                raise ValueError("not numbers of these images")
+            return found
+
+        return cached(self.cache / "verified" / f"{digest}-{least}.json", undecodable, kept)
 
 
 def _require_equal_sizes(images: Streamed | Cached) -> None:

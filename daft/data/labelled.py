@@ -1,10 +1,13 @@
 """Images and their labels as a source lists them, before any is decoded."""
 
+import errno
 import hashlib
+import os
+import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from daft.common.errors import UserError, join_first
+from daft.common import progress
+from daft.common.errors import UserError, join_first, shown
+from daft.data.decoding import USUAL, Decoding, opened
 
 MIN_HASHED_FILES = 500
 """Files whose contents go into a split's fingerprint, at least, if there are as many."""
@@ -33,10 +38,10 @@ class Masks:
     class_of_value: Tensor
     """int16 [256]: the class of each value in a file, or IGNORED, or INVALID"""
 
-    def read(self, index: int) -> Tensor:
+    def read(self, index: int, decoding: Decoding = USUAL) -> Tensor:
         """One mask as uint8 [H, W]; raises UserError for a file that is no mask or has an INVALID value."""
         file = self.files[index]
-        values = _read_mask(file)
+        values = _read_mask(file, decoding)
         classes = self.class_of_value[values.long()]
         if (classes == INVALID).any():
             found = join_first(sorted(set(values[classes == INVALID].tolist())))
@@ -48,14 +53,34 @@ class Masks:
         return Masks([self.files[i] for i in indices.tolist()], self.class_of_value)
 
 
-def _read_mask(file: Path) -> Tensor:
+def _read_mask(file: Path, decoding: Decoding) -> Tensor:
     """uint8 [H, W] from the indices of a palette, from greys, or from an SBD file."""
     if file.suffix == ".mat":
         return torch.from_numpy(scipy.io.loadmat(file)["GTcls"]["Segmentation"][0, 0].copy())
-    with Image.open(file) as image:
+    with opened(file, decoding) as image:
+        if image.format == "JPEG":
+            raise UserError(f"{file}: a JPEG does not keep the values of a mask; save it as PNG")
         if image.mode not in ("P", "L"):
             raise UserError(f"{file}: a mask has one byte a pixel, not the mode {image.mode}")
+        if image.mode == "L" and ";" in (stored := _stored_as(image)):  # Pillow would make 85 or 17 of a 1
+            raise UserError(f"{file}: a mask of greys has one byte a pixel, not {stored}")
         return torch.from_numpy(np.array(image))
+
+
+def _stored_as(image: Image.Image) -> str:
+    """How a file keeps its pixels, in Pillow's words: `L;4` are greys of four bits."""
+    arguments = [tile.args for tile in getattr(image, "tile", [])] or [""]
+    return str(arguments[0][0] if isinstance(arguments[0], tuple) else arguments[0])
+
+
+class ImageFile(NamedTuple):
+    """A file of a split."""
+
+    path: str
+    """names it, for order and identity"""
+    file: Path
+    """to open"""
+    label: str
 
 
 @dataclass(frozen=True)
@@ -70,44 +95,54 @@ class Labelled:
     """a hash of names, sizes and labels: two sets with the same one are taken for the same"""
     masks: Masks | None = None
     """if the labels are masks in files"""
+    decoding: Decoding = USUAL
+    """what the dataset says of how files are read"""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @classmethod
-    def of_files(cls, listed: pd.DataFrame, classes: Sequence[Any], what: str) -> "Labelled":
-        """From a table of files: path (names it, for order and identity), file (to open), label (its class).
+    def of_files(cls, listed: Sequence[ImageFile], classes: Sequence[str], what: str) -> "Labelled":
+        """From files and their classes, in any order.
 
-        Raises UserError, which calls them the files of `what`, if some do not exist.
+        Raises UserError, which calls them the files of `what`, if some do not exist or are in two classes.
         """
-        absent = [file for file in listed["file"] if not Path(file).is_file()]
-        if absent:
-            raise UserError(
-                f"{len(absent)} of the {len(listed):,} file(s) of {what} do not exist: {join_first(absent)}"
-            )
         numbers = {label: number for number, label in enumerate(classes)}
-        listed = listed.assign(label=[numbers[label] for label in listed["label"]])
-        listed = listed.sort_values(["label", "path"], kind="stable")
-        files = [Path(file) for file in listed["file"]]
-        digest = hashlib.sha256()
-        for file, path, label in zip(files, listed["path"], listed["label"], strict=True):
-            name = file.name if Path(path).is_absolute() else path  # where a disk is mounted is no fact
-            digest.update(f"{name}\t{file.stat().st_size}\t{label}\n".encode())
-        # Uncompressed images are all of one size: some contents, evenly spaced, tell two sets of them apart.
-        for file in files[:: max(1, len(files) // MIN_HASHED_FILES)]:
-            digest.update(file.read_bytes())
-        return cls(files, torch.tensor(listed["label"].to_numpy(np.int64)), digest.hexdigest())
+        listed = sorted(listed, key=lambda image: (numbers[image.label], image.path))
+        stats = _stats([image.file for image in listed], what)
+        _require_one_class(listed, stats, what)
+        return cls._of_files(listed, stats, [numbers[image.label] for image in listed])
 
     @classmethod
-    def of_masks(cls, listed: pd.DataFrame, class_of_value: Tensor, what: str) -> "Labelled":
-        """As `of_files`, from a table of path, file and mask (a file too)."""
-        image = cls.of_files(listed.assign(label=0), [0], what)
-        mask = cls.of_files(listed.assign(file=listed["mask"], label=0), [0], f"the masks of {what}")
+    def of_masks(
+        cls, listed: Sequence[tuple[ImageFile, Path]], class_of_value: Tensor, what: str
+    ) -> "Labelled":
+        """As `of_files`, from images of any label, each with the file of its mask."""
+        listed = sorted(listed, key=lambda pair: pair[0].path)
+        files = [image for image, _ in listed], [image._replace(file=mask) for image, mask in listed]
+        image, mask = (
+            cls._of_files(each, _stats([one.file for one in each], name), [0] * len(each))
+            for each, name in zip(files, (what, f"the masks of {what}"), strict=True)
+        )
         assert isinstance(image.images, list)
         assert isinstance(mask.images, list)
         digest = hashlib.sha256(f"{image.fingerprint}\t{mask.fingerprint}".encode())
         digest.update(class_of_value.numpy().data)
         return cls(image.images, image.labels, digest.hexdigest(), Masks(mask.images, class_of_value))
+
+    @classmethod
+    def _of_files(
+        cls, listed: Sequence[ImageFile], stats: Sequence[os.stat_result], labels: list[int]
+    ) -> "Labelled":
+        files = [image.file for image in listed]
+        digest = hashlib.sha256()
+        for (path, file, _), stat_, label in zip(listed, stats, labels, strict=True):
+            name = file.name if Path(path).is_absolute() else path  # where a disk is mounted is no fact
+            digest.update(os.fsencode(f"{name}\t{stat_.st_size}\t{label}\n"))
+        # Uncompressed images are all of one size: some contents, evenly spaced, tell two sets of them apart.
+        for file in files[:: max(1, len(files) // MIN_HASHED_FILES)]:
+            digest.update(file.read_bytes())
+        return cls(files, torch.tensor(labels, dtype=torch.int64), digest.hexdigest())
 
     @classmethod
     def of_pixels(cls, pixels: np.ndarray, labels: np.ndarray) -> "Labelled":
@@ -124,7 +159,7 @@ class Labelled:
         images = images[indices] if isinstance(images, Tensor) else [images[i] for i in indices]
         digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
         masks = self.masks.subset(indices) if self.masks else None
-        return Labelled(images, self.labels[indices], digest, masks)
+        return replace(self, images=images, labels=self.labels[indices], fingerprint=digest, masks=masks)
 
     def split_every_nth(self, n: int) -> tuple["Labelled", "Labelled"]:
         """(the other images, every n-th image of each class in path order)."""
@@ -145,3 +180,48 @@ class Labelled:
             of_class = (self.labels == label).nonzero()[:, 0]
             kept.append(of_class[torch.arange(int(n)) * size // max(int(n), 1)])
         return self.subset(torch.cat(kept))
+
+
+def _stats(files: Sequence[Path], what: str) -> list[os.stat_result]:
+    """Of each file; raises UserError if some are none."""
+
+    def found(file: Path) -> os.stat_result | None:
+        try:
+            return file.stat()
+        except ValueError:  # a null byte in its name
+            return None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return None
+            raise
+
+    stats = [found(file) for file in files]
+    if absent := [file for file, status in zip(files, stats, strict=True) if status is None]:
+        raise UserError(
+            f"{len(absent)} of the {len(files):,} file(s) of {what} do not exist: {join_first(absent)}"
+        )
+    known = [status for status in stats if status is not None]
+    other = [file for file, status in zip(files, known, strict=True) if not stat.S_ISREG(status.st_mode)]
+    if other:
+        raise UserError(f"{join_first(other)}: named as an image of {what}, but no file")
+    return known
+
+
+def _require_one_class(listed: Sequence[ImageFile], stats: Sequence[os.stat_result], what: str) -> None:
+    """Raise UserError for a file in two classes; say it if one is there several times in the same."""
+    first: dict[tuple[int, int], ImageFile] = {}
+    again = []
+    for image, found in zip(listed, stats, strict=True):
+        other = first.setdefault((found.st_dev, found.st_ino), image)
+        if other.label != image.label:
+            raise UserError(
+                f"{what}: {shown(image.path)} is in two classes, {other.label!r} and {image.label!r}"
+                + ("" if other.path == image.path else f" ({shown(other.path)} is the same file)")
+            )
+        if other is not image:
+            again.append(image)
+    if again:
+        progress.say_once(
+            f"{what}: {len(again):,} images are there more than once, and count as often: "
+            f"{join_first([image.path for image in again])}"
+        )

@@ -19,9 +19,9 @@ from daft.common.threads import parallel_map
 from daft.config.schema import BackboneConfig, DatasetConfig, FileConfig
 from daft.config.sources import SOURCES
 from daft.data import datasets
+from daft.data.folders import is_image
 from daft.data.images import Streamed
 from daft.data.labelled import Labelled
-from daft.data.sources.folder import EXTENSIONS
 from daft.networks import backbones, checkpoints
 from daft.prepare import archives, disk, fetch
 from daft.prepare.disk import GB
@@ -242,7 +242,7 @@ def _shrink(folders: list[Path], side: int) -> None:
             smaller = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
         write_atomically(path, lambda target: smaller.save(target, "JPEG", quality=JPEG_QUALITY))
 
-    paths = [p for folder in folders for p in sorted(folder.rglob("*")) if p.suffix.lower() in EXTENSIONS]
+    paths = [p for folder in folders for p in sorted(folder.rglob("*")) if is_image(p.name)]
     for _ in parallel_map(shrink, paths, None, f"resizing to {side} pixels"):
         pass
 
@@ -251,7 +251,7 @@ def _open_sample(split: Labelled, kept_side: int | None) -> None:
     """Decode a few files; raises UserError naming the one that does not, or is larger than kept."""
     if not isinstance(split.images, list):
         return
-    files = Streamed(split.images, split.masks)
+    files = Streamed.of(split)
     for i in range(0, len(split), max(1, len(split) // SAMPLED)):
         path = files.paths[i]
         try:

@@ -22,7 +22,7 @@ IDENTITY_KEYS = {
 shift of each OOD set, and the fingerprints of images and weights."""
 
 IDENTITY_KEYS_IF_SET = {
-    "dataset": {"cache_side": None},
+    "dataset": {"cache_side": None, "exif_orientation": "ignore", "transparency": "drop"},
     "backbone": {"source": "timm"},
     "method": {"conversion_batches": None, "lr_probe": None},
     "training": {"steps": None, "poly_power": None},
@@ -34,6 +34,7 @@ OTHER_KEYS = {
         *("name", "epochs", "manual", "kept_side", "shift_strength"),  # names, defaults, notes
         *("source", "root", "annotations", "files", "classes", "train", "id", "ood", "eval_every"),
         "image_size",  # as those before: the fingerprints hold what they lead to
+        "max_megapixels",  # a larger image is refused, never left out
     },
     "backbone": {
         *("name", "lr_head", "num_features", "input_size", "weights", "urls", "bytes"),

@@ -1,5 +1,6 @@
 """Claims about the cache of decoded images: the same pixels, decoded once, whole or made anew."""
 
+import os
 import pickle
 import shutil
 import threading
@@ -19,7 +20,8 @@ from torchvision.transforms import v2
 from daft.common.errors import UserError
 from daft.config.schema import Config
 from daft.data import cache, datasets, images
-from daft.data.images import ImageStore, Resident, read_image
+from daft.data.decoding import USUAL, Decoding, read_image
+from daft.data.images import ImageStore, Resident
 from daft.data.labelled import Labelled
 from daft.data.loader import Loader
 from tests.helpers.waiting import wait_until
@@ -71,7 +73,12 @@ def load(configure: Callable[..., Config], folders: list[str]) -> Load:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that have been decoded so far."""
     paths: list[Path] = []
-    monkeypatch.setattr(images, "read_image", lambda path: (paths.append(path), read_image(path))[1])
+
+    def noted(path: Path, decoding: Decoding = USUAL) -> Tensor:
+        paths.append(path)
+        return read_image(path, decoding)
+
+    monkeypatch.setattr(images, "read_image", noted)
     return paths
 
 
@@ -155,7 +162,7 @@ def test_generated_images_are_shrunk_as_files_are() -> None:
 
 
 def test_a_later_run_decodes_nothing(folder: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path) -> Tensor:
+    def fail(path: Path, decoding: Decoding) -> Tensor:
         raise AssertionError(path)
 
     first = load(folder)
@@ -183,10 +190,10 @@ def test_an_interrupted_build_goes_on_with_the_shard_it_was_at(
 ) -> None:
     count, files = images.read_image, files_of(folder)
 
-    def interrupted(path: Path) -> Tensor:
+    def interrupted(path: Path, decoding: Decoding) -> Tensor:
         if path == files[7]:
             raise KeyboardInterrupt
-        return count(path)
+        return count(path, decoding)
 
     monkeypatch.setattr(images, "read_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -209,8 +216,8 @@ def test_what_a_kill_left_half_written_is_removed(folder: Path, load: Load) -> N
 
 
 @pytest.mark.parametrize("kept", [0, 7, 24, -1])
-def test_a_truncated_shard_is_made_anew_and_no_other(
-    folder: Path, tmp_path: Path, decoded: list[Path], kept: int
+def test_a_truncated_shard_is_made_anew_with_a_word_and_no_other(
+    folder: Path, tmp_path: Path, decoded: list[Path], kept: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = files_of(folder)
     cached = build(paths, tmp_path / "pixels")
@@ -218,10 +225,35 @@ def test_a_truncated_shard_is_made_anew_and_no_other(
     content = cached.shards[1].read_bytes()
     cached.shards[1].write_bytes(content[:kept])
     decoded.clear()
+    capsys.readouterr()
     again = build(paths, tmp_path / "pixels")
+    assert capsys.readouterr().err == f"{cached.shards[1]}: damaged; it is made anew\n"
     assert sorted(decoded) == paths[3:6]
     assert cached.shards[1].read_bytes() == content
     assert all(torch.equal(again.read(i), pixels) for i, pixels in enumerate(expected))
+
+
+@pytest.mark.parametrize("kind", ["zeros", "negative sizes", "half an image", "a folder", "a pipe"])
+def test_other_content_of_a_shard_is_not_taken_for_pixels(
+    folder: Path, tmp_path: Path, decoded: list[Path], kind: str
+) -> None:
+    paths = files_of(folder)[:3]
+    (shard,) = build(paths, tmp_path / "pixels").shards
+    content = shard.read_bytes()
+    sizes = np.frombuffer(content[:24], "<i4").reshape(3, 2)
+    if kind in ("a folder", "a pipe"):
+        shard.unlink()
+        shard.mkdir() if kind == "a folder" else os.mkfifo(shard)
+    elif kind == "zeros":
+        shard.write_bytes(bytes(len(content)))
+    else:  # of the same number of pixels in all
+        whole = [[sizes.prod(axis=1).sum() // SIDE, SIDE], [0, 0], [0, 5]]
+        changed = -sizes if kind == "negative sizes" else np.array(whole)
+        shard.write_bytes(changed.astype("<i4").tobytes() + content[24:])
+    decoded.clear()
+    build(paths, tmp_path / "pixels")
+    assert sorted(decoded) == paths
+    assert shard.read_bytes() == content
 
 
 def test_a_changed_file_costs_one_shard(folder: Path, tmp_path: Path, decoded: list[Path]) -> None:
@@ -245,8 +277,9 @@ def test_unreadable_images_are_named_by_the_first_run_and_by_later_ones(
     for _ in range(2):
         with pytest.raises(UserError, match=r"2 image\(s\) cannot be read") as caught:
             load(folder, resident)
-        assert [line.strip() for line in str(caught.value).splitlines()[1:]] == [*map(str, broken)]
-    assert len(decoded) == 28
+        named = [line.strip().partition(": ")[0] for line in str(caught.value).splitlines()[1:]]
+        assert named == [*map(str, broken)]
+    assert len(decoded) == 28 + 2 * len(broken)  # which are opened again to say what is wrong with them
     skipped = load(folder, resident, "compute.unreadable=skip")
     assert skipped.unreadable == {"train": 1, "id": 1}
     assert len(skipped.train) == 13

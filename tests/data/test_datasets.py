@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -50,9 +51,9 @@ def paint(path: Path, size: tuple[int, int] = (20, 16), seed: int = 0, **options
     return path
 
 
-def paint_folder(folder: Path, counts: dict[str, int], seed: int = 0, **options: Any) -> Path:
-    """`counts` images per class, every one different."""
-    seeds = itertools.count(1000 * seed)
+def paint_folder(folder: Path, counts: dict[str, int], **options: Any) -> Path:
+    """`counts` images per class, every one different, and other ones in a folder of another name."""
+    seeds = itertools.count(1000 * zlib.crc32(folder.name.encode()))
     for label, count in counts.items():
         for i in range(count):
             paint(folder / label / f"{i:03}.png", seed=next(seeds), **options)
@@ -172,12 +173,15 @@ def test_a_csv_lists_paths_relative_to_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("file,label\na.png,cat\n", r"columns file, label; the first line must be path,label"),
-        ("path;label\na.png;cat\n", r"columns path;label;"),
-        ("", r"no CSV of path,label"),
+        ("file,label\na.png,cat\n", r"columns file, label; the first line must name path,label"),
+        ("path|label\na.png|cat\n", r"columns path\|label; the first line must name path,label"),
+        ("", r"the first line must name path,label"),
         ('path,label\na.png,"cat\n', r"no CSV of path,label"),
         ("path,label\n", r"no images"),
-        ("path,label\nyes.png,cat\nyes.png\n", r"row 2 has no"),
+        ("path,label\nyes.png,cat\n\nyes.png\n", r"line 4 has no label"),
+        ("path,label\nyes.png,cat\nyes.png,\n", r"line 3 has no label"),
+        ("path,label\n,cat\n", r"line 2 has no path"),
+        ("path,label,label\nyes.png,cat,dog\n", r"two columns label"),
         ("path,label\nyes.png,cat\nno.png,cat\nnor.png,dog\n", r"do not exist: .*no\.png, .*nor\.png"),
     ],
 )
@@ -352,43 +356,6 @@ def test_the_fingerprint_changes_with_any_file_size_or_label(tmp_path: Path) -> 
 # --- decoding --------------------------------------------------------------------------------------
 
 
-def test_every_mode_of_file_becomes_rgb(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    rgb = rng.integers(256, size=(9, 7, 3), dtype=np.uint8)
-    alpha = rng.integers(256, size=(9, 7, 1), dtype=np.uint8)
-    image = Image.fromarray(rgb)
-    files = {
-        "L.png": image.convert("L"),
-        "RGBA.png": Image.fromarray(np.concatenate([rgb, alpha], 2)),
-        "P.gif": image.quantize(16),
-        "1.png": image.convert("1"),
-        "LA.png": image.convert("L").convert("LA"),
-        "CMYK.tif": image.convert("CMYK"),
-        "CMYK.jpg": image.convert("CMYK"),
-    }
-    for name, made in files.items():
-        made.save(tmp_path / name)
-        read = read_image(tmp_path / name)
-        assert read.dtype == torch.uint8
-        assert read.shape == (3, 9, 7)
-        with Image.open(tmp_path / name) as opened:
-            assert opened.mode == name.split(".")[0]
-            assert np.array_equal(read.permute(1, 2, 0), np.array(opened.convert("RGB")))
-    # Independent of convert(): grey is repeated, alpha dropped, the palette looked up.
-    assert torch.equal(read_image(tmp_path / "RGBA.png"), torch.from_numpy(rgb).permute(2, 0, 1))
-    grey = torch.from_numpy(np.array(files["L.png"]))
-    assert torch.equal(read_image(tmp_path / "L.png"), grey.expand(3, -1, -1))
-    palette = np.array(files["P.gif"].getpalette()).reshape(-1, 3)[np.array(files["P.gif"])]
-    assert np.array_equal(read_image(tmp_path / "P.gif").permute(1, 2, 0), palette)
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
-    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
-    Image.fromarray(levels * 256 + 17).save(tmp_path / f"deep.{suffix}")
-    assert torch.equal(read_image(tmp_path / f"deep.{suffix}")[0], torch.arange(256).view(16, 16).byte())
-
-
 def test_resident_images_are_pils_pixels_in_file_order(tmp_path: Path) -> None:
     split = split_of(paint_folder(tmp_path, {"cat": 3, "dog": 2}))
     images, _ = ImageStore(1.0, 2, tmp_path / "cache", CPU).load(split, [], "train")
@@ -434,7 +401,7 @@ def test_images_beyond_the_limit_are_streamed(tmp_path: Path) -> None:
 
 def test_splits_over_the_same_files_share_the_memory(tmp_path: Path, configure: Configure) -> None:
     paint_folder(tmp_path / "train", {"cat": 2, "dog": 2})
-    paint_folder(tmp_path / "test", {"cat": 2, "dog": 2}, seed=1)
+    paint_folder(tmp_path / "test", {"cat": 2, "dog": 2})
     ood = {
         "gray": SplitConfig(path="test", shift=[Grayscale()]),
         "low": SplitConfig(path="test", shift=[Resize(size=8)]),
@@ -486,8 +453,8 @@ def test_a_shift_of_the_id_split_is_refused_not_ignored(tmp_path: Path) -> None:
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
     """Three splits of 2 x 4 images, with three that do not decode: an empty, a cut and a false one."""
-    for i, split in enumerate(("train", "test", "night")):
-        paint_folder(tmp_path / split, {"cat": 4, "dog": 4}, seed=i)
+    for split in ("train", "test", "night"):
+        paint_folder(tmp_path / split, {"cat": 4, "dog": 4})
     (tmp_path / "train" / "cat" / "000.png").write_bytes(b"")
     cut = tmp_path / "train" / "dog" / "002.png"
     cut.write_bytes(cut.read_bytes()[:300])
@@ -514,7 +481,25 @@ def test_all_unreadable_images_of_all_splits_are_listed_once_in_one_error(
             load_damaged(damaged, configure, resident_gib=resident_gib)
         first, *listed = str(caught.value).splitlines()
         assert first.startswith("3 image(s) cannot be read")
-        assert [line.strip() for line in listed] == [str(damaged / name) for name in BROKEN]
+        for line, name, reason in zip(listed, BROKEN, ("empty", "cut off", "a web page"), strict=True):
+            assert line.strip().startswith(f"{damaged / name}: {reason}")
+
+
+@pytest.mark.parametrize("content", ["", "[0, 0]", "[99]", "[1, 0]", "[true]", '["0"]', "{}", "null"])
+def test_a_damaged_verdict_on_files_is_made_anew_with_a_word(
+    damaged: Path, configure: Configure, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"unreadable": "skip", "resident_gib": 0.0}
+    expected = load_damaged(damaged, configure, **settings).unreadable
+    verdicts = {file: file.read_text() for file in damaged.glob("**/verified/*.json")}
+    assert verdicts
+    for file in verdicts:
+        file.write_text(content)
+    capsys.readouterr()
+    assert load_damaged(damaged, configure, **settings).unreadable == expected
+    told = capsys.readouterr().err.splitlines()
+    assert all(any(line.startswith(f"{file}: damaged (") for line in told) for file in verdicts)
+    assert {file: file.read_text() for file in verdicts} == verdicts
 
 
 def test_skipping_leaves_the_same_images_out_resident_and_streamed_and_counts_them(
@@ -714,7 +699,7 @@ def test_crops_differ_between_images_and_epochs(many: LoadTraining) -> None:
 
 def test_evaluation_is_in_file_order_every_time(tmp_path: Path, configure: Configure) -> None:
     paint_folder(tmp_path / "train", {"cat": 2, "dog": 2})
-    paint_folder(tmp_path / "test", {"cat": 5, "dog": 4}, seed=1)
+    paint_folder(tmp_path / "test", {"cat": 5, "dog": 4})
     config = configure(dataset(tmp_path))
     loader = datasets.load(config, datasets.listing(config), CPU).evaluation["id"]
     files = sorted((tmp_path / "test").rglob("*.png"))

@@ -265,10 +265,11 @@ def voc(root: Path, train: list[str], extra: list[str], val: list[str], side: in
 
 def cityscapes(root: Path, per_city: int = 2, height: int = 32, width: int = 64) -> None:
     """Two cities to train on and one for evaluation, in published folders; beside labelIds other files."""
-    for part, cities in {"train": ("aachen", "ulm"), "val": ("lindau",), "test": ("berlin",)}.items():
+    parts = {"train": ("aachen", "ulm"), "val": ("lindau",), "test": ("berlin",)}
+    for p, (part, cities) in enumerate(parts.items()):
         for c, city in enumerate(cities):
             for n in range(per_city):
-                stem, seed = f"{city}_{c:06}_{n:06}", 10 * c + n
+                stem, seed = f"{city}_{c:06}_{n:06}", 100 * p + 10 * c + n
                 picture(root / f"leftImg8bit/{part}/{city}/{stem}_leftImg8bit.png", seed, width, height)
                 folder = root / f"gtFine/{part}/{city}"
                 folder.mkdir(parents=True, exist_ok=True)

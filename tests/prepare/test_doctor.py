@@ -115,7 +115,7 @@ def tiny_imagenet(root: Path, train_images: int = 4) -> None:
     for i, wnid in enumerate(wnids):
         for j in range(train_images):
             fabricate.picture(folder / f"train/{wnid}/images/{wnid}_{j}.JPEG", 100 * i + j, 64, 64)
-        fabricate.picture(folder / f"val/images/val_{i}.JPEG", 100 + i, 64, 64)
+        fabricate.picture(folder / f"val/images/val_{i}.JPEG", 1000 + i, 64, 64)
         lines.append(f"val_{i}.JPEG\t{wnid}\t0\t32\t44\t62\n")
     (folder / "wnids.txt").write_text("\n".join(wnids) + "\n")
     (folder / "val/val_annotations.txt").write_text("".join(lines))

@@ -20,7 +20,7 @@ from daft.config.operations import CenterCrop, Grayscale, Resize
 from daft.data import corruptions
 from daft.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from daft.data.images import ImageStore
-from daft.data.labelled import Labelled
+from daft.data.labelled import ImageFile, Labelled
 from daft.data.loader import Loader
 from daft.report import paper
 from daft.runs import frames, records, results, robustness
@@ -208,7 +208,7 @@ def loader(folder: Path, sizes: list[int], operations: list[Any], resident_gib: 
         fabricate.picture(folder / f"{i}.png", i, side, side)
     files = [folder / f"{i}.png" for i in range(len(sizes))]
     labels = ["a", "b"] * (len(files) // 2)
-    listed = pd.DataFrame({"path": [f.name for f in files], "file": files, "label": labels})
+    listed = [ImageFile(file.name, file, label) for file, label in zip(files, labels, strict=True)]
     split = Labelled.of_files(listed, ["a", "b"], "test")
     images, split = ImageStore(resident_gib, 1, folder, CPU).load(split, operations, "id")
     return Loader("id", images, split.labels, split.fingerprint, operations, 3, 0, False, CPU, 0)

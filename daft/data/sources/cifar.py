@@ -12,6 +12,7 @@ import numpy as np
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
 from daft.data.labelled import Labelled
+from daft.data.tables import read_text
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """In label order (modestyachts/CIFAR-10.1, code/utils.py)."""
@@ -30,12 +31,30 @@ STL_CLASSES = {
 }
 """In label order, which counts from 1 (class_names.txt of STL-10), and what CIFAR-10 calls them."""
 
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What `_codecs.encode` makes of the bytes in a pickle of protocol 2, and nothing else of what it can."""
+    if encoding != "latin1":
+        raise UserError(f"would encode text as {encoding}, which no batch of CIFAR-10 needs")
+    return text.encode("latin1")
+
+
+_ARRAY = np.zeros(1)
 NEEDED = {
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
+    **{
+        (f"numpy.{core}.{module}", name): function
+        for core in ("core", "_core")  # of NumPy 1 and 2
+        for module, name, function in (
+            ("multiarray", "_reconstruct", _ARRAY.__reduce__()[0]),
+            ("multiarray", "scalar", _ARRAY[0].__reduce__()[0]),
+            ("numeric", "_frombuffer", _ARRAY.__reduce_ex__(5)[0]),
+        )
+    },
 }
-"""All that the pickled batches of CIFAR-10 call."""
+"""All that the pickled batches of CIFAR-10 call, as published or pickled anew by a later Python."""
 
 CORRUPTED = "cifar10-c/"
 """Before the name of a corruption: the path of a split of CIFAR-10-C, its five severities together."""
@@ -77,6 +96,7 @@ def _batch(file: Path) -> Pixels:
     with _opened(file) as opened:
         try:
             batch = _Unpickler(opened, encoding="latin1").load()
+            batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
             images, labels = batch["data"], np.asarray(batch["labels"])
         except UserError as error:
             raise UserError(f"{file} {error}; it is not opened") from None
@@ -88,7 +108,7 @@ def _batch(file: Path) -> Pixels:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what Python 2 and NumPy wrote, and runs nothing else."""
+    """Reads what Python and NumPy wrote, and runs nothing else."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if (module_name, global_name) not in NEEDED:
@@ -147,7 +167,7 @@ def _every_severity(root: Path, corruption: str) -> Pixels:
 def _stl10(root: Path, part: str) -> Pixels:
     folder = root / "stl10_binary"
     named = folder / "class_names.txt"
-    if named.is_file() and (names := named.read_text().split()) != [*STL_CLASSES]:
+    if named.is_file() and (names := read_text(named).split()) != [*STL_CLASSES]:
         raise UserError(f"{named} names {', '.join(names)}; expected {', '.join(STL_CLASSES)}")
     file = folder / f"{part}_X.bin"
     with _opened(file) as opened:

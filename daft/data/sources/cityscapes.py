@@ -5,12 +5,12 @@ Layout and ids: mcordts/cityscapesScripts, README and cityscapesscripts/helpers/
 
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
-from daft.data.labelled import IGNORED, INVALID, Labelled
+from daft.data.folders import LeftOut, image_files
+from daft.data.labelled import IGNORED, INVALID, ImageFile, Labelled
 
 TRAINED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 """Ids in the order of the classes."""
@@ -40,10 +40,13 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
     if split.path not in SPLITS:
         raise UserError(f"dataset.{name}.path: no split {split.path!r}; choose from {', '.join(SPLITS)}")
     root = Path(cfg.root).expanduser()
-    images = sorted((root / "leftImg8bit" / split.path).glob(f"*/*{IMAGE}"))
+    folder, left_out = root / "leftImg8bit" / split.path, LeftOut()
+    images = image_files(folder, left_out, lambda name: name.endswith(IMAGE)) if folder.is_dir() else []
+    left_out.say(f"dataset.{name}", folder, len(images))
     if not images:
-        raise UserError(f"{root / 'leftImg8bit' / split.path} has no <city>/*{IMAGE}")
-    paths = [str(image.relative_to(root / "leftImg8bit")).removesuffix(IMAGE) for image in images]
-    masks = [str(root / "gtFine" / f"{path}{MASK}") for path in paths]
-    listed = pd.DataFrame({"path": paths, "file": map(str, images), "mask": masks})
+        raise UserError(f"{folder} has no <city>/*{IMAGE}")
+    listed = []
+    for image in images:
+        path = str(image.relative_to(root / "leftImg8bit")).removesuffix(IMAGE)
+        listed.append((ImageFile(path, image, ""), root / "gtFine" / f"{path}{MASK}"))
     return Labelled.of_masks(listed, CLASS_OF_VALUE, split.path)

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
-from daft.data.labelled import Labelled
+from daft.data.labelled import ImageFile, Labelled
+from daft.data.tables import read_lines
 
 DOMAINS = ("clipart", "painting", "real", "sketch")
 
@@ -30,20 +29,19 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
         )
     if cfg.annotations is None:
         raise UserError("dataset.annotations: null; name the folder of SENTRY's lists")
-    lists = Path(cfg.annotations).expanduser()
-    found = [_listed(lists / f"{d}_{part}_mini.txt", classes) for d in dict.fromkeys(domains.split("+"))]
-    listed = pd.concat(found, ignore_index=True)
-    root = Path(cfg.root).expanduser()
-    listed = listed.assign(file=[str(root / path) for path in listed["path"]])
+    root, lists = Path(cfg.root).expanduser(), Path(cfg.annotations).expanduser()
+    listed = [
+        ImageFile(path, root / path, label)
+        for domain in dict.fromkeys(domains.split("+"))
+        for path, label in _listed(lists / f"{domain}_{part}_mini.txt", classes)
+    ]
     return Labelled.of_files(listed, classes, split.path)
 
 
-def _listed(file: Path, classes: list[str]) -> pd.DataFrame:
-    """path and label of every line `<domain>/<class>/<image> <label number>`."""
-    if not file.is_file():
-        raise UserError(f"{file} does not exist")
+def _listed(file: Path, classes: list[str]) -> list[tuple[str, str]]:
+    """path and class of every line `<domain>/<class>/<image> <label number>`."""
     rows = []
-    for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):
+    for number, line in read_lines(file):
         fields = line.split()
         folders = fields[0].split("/") if fields else []
         if len(fields) != 2 or len(folders) != 3:
@@ -53,4 +51,4 @@ def _listed(file: Path, classes: list[str]) -> pd.DataFrame:
             right = f"label {classes.index(folders[1])}" if folders[1] in classes else "none"
             raise UserError(f"{file} line {number}: {line!r}, but by dataset.classes {folders[1]} is {right}")
         rows.append((path, folders[1]))
-    return pd.DataFrame(rows, columns=["path", "label"])
+    return rows

@@ -10,7 +10,8 @@ import pandas as pd
 
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
-from daft.data.labelled import Labelled
+from daft.data.labelled import ImageFile, Labelled
+from daft.data.tables import read_table
 
 FOLDER = "fmow_v1.1"
 
@@ -67,15 +68,11 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
     if unknown := sorted(set(table["category"]) - set(classes)):
         raise UserError(f"{file}: category {unknown[0]!r} is none of dataset.classes")
     paths = [f"images/rgb_img_{row}.png" for row in table.index]
-    listed = pd.DataFrame({"path": paths, "label": table["category"].tolist()})
-    listed = listed.assign(file=[str(folder / path) for path in paths])
+    listed = [
+        ImageFile(path, folder / path, label) for path, label in zip(paths, table["category"], strict=True)
+    ]
     return Labelled.of_files(listed, classes, split.path)
 
 
 def _table(file: Path, columns: list[str]) -> pd.DataFrame:
-    try:
-        return pd.read_csv(file, usecols=columns, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist") from None
-    except ValueError as error:  # pandas' errors and Unicode's are among them
-        raise UserError(f"{file} is no CSV with columns {', '.join(columns)} ({error})") from error
+    return pd.DataFrame(read_table(file, columns).rows, columns=columns, dtype=object)

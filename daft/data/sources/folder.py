@@ -1,79 +1,120 @@
-"""Images in files: folders with one sub-folder per class, or a CSV of path,label."""
+"""Images in files: folders with one sub-folder per class, or a table of path,label."""
 
+import re
 from pathlib import Path
+from unicodedata import normalize
 
-import pandas as pd
-
-from daft.common.errors import UserError
+from daft.common import progress
+from daft.common.errors import UserError, join_first, shown
 from daft.config.schema import DatasetConfig, SplitConfig
-from daft.data.labelled import Labelled
+from daft.data.folders import LeftOut, class_folders, image_files
+from daft.data.labelled import ImageFile, Labelled
+from daft.data.tables import read_table
 
-EXTENSIONS = frozenset(
-    [".jpg", ".jpeg", ".jp2", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]
-)
-"""Files that are taken for images; other files in a class folder are not read."""
+TABLES = (".csv", ".tsv")
 
 
 def classes(cfg: DatasetConfig) -> list[str]:
     """Class names in label order: configured, or those of the training split, sorted."""
-    return cfg.classes or sorted(set(_listed(_location(cfg, cfg.train), "train")["label"]))
+    if cfg.classes:
+        return [normalize("NFC", name) for name in cfg.classes]
+    return sorted({image.label for image in _listed(_location(cfg, cfg.train), "train")})
 
 
 def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
     """The files of a split; raises UserError if its classes are not exactly `classes`."""
     location = _location(cfg, split)
     listed = _listed(location, name)
-    found = set(listed["label"])
+    found = {image.label for image in listed}
     extra, missing = sorted(found - set(classes)), [c for c in classes if c not in found]
     if extra or missing:
+        likely = bool(extra and missing)  # one name in two spellings
         raise UserError(
             f"dataset.{name}: the classes of {location} are not the dataset's:"
-            + (f" missing {', '.join(missing)};" if missing else "")
-            + (f" extra {', '.join(extra)};" if extra else "")
-            + f" expected {', '.join(classes)}"
+            + (f" missing {_names(missing, likely)};" if missing else "")
+            + (f" extra {_names(extra, likely)};" if extra else "")
+            + f" expected {_names(classes)}"
         )
     return Labelled.of_files(listed, classes, split.path)
+
+
+def _names(classes: list[str], exact: bool = False) -> str:
+    """Names for a message, in quotes where they could be misread; exact: also what letters they have."""
+
+    def told(name: str) -> str:
+        text = name if re.fullmatch(r"\w+([ .+-]\w+)*", name) else repr(name)
+        return f"{text} ({name!a})" if exact and not name.isascii() else text
+
+    return ", ".join(map(told, classes))
 
 
 def _location(cfg: DatasetConfig, split: SplitConfig) -> Path:
     return Path(cfg.root).expanduser() / Path(split.path).expanduser()
 
 
-def _listed(location: Path, name: str) -> pd.DataFrame:
+def _listed(location: Path, name: str) -> list[ImageFile]:
     if location.is_dir():
-        rows = [
-            (f"{folder.name}/{file.relative_to(folder)}", str(file), folder.name)
-            for folder in sorted(p for p in location.iterdir() if p.is_dir() and p.name[0] != ".")
-            for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in EXTENSIONS
-            and not any(part[0] == "." for part in file.relative_to(folder).parts)
-        ]
-        listed = pd.DataFrame(rows, columns=["path", "file", "label"])
-    elif location.suffix == ".csv" and location.is_file():
-        listed = _read_csv(location, name)
+        listed = _in_folders(location, name)
+    elif location.suffix.lower() in TABLES and location.is_file():
+        listed = _in_table(location, name)
     else:
         raise UserError(
             f"dataset.{name}.path: {location} is neither a folder with one sub-folder per class nor "
             "a CSV file; set dataset.root or paths.data"
         )
-    if listed.empty:
+    if not listed:
         raise UserError(f"dataset.{name}: no images below {location}; expected <class>/<image file>")
     return listed
 
 
-def _read_csv(location: Path, name: str) -> pd.DataFrame:
+def _in_folders(location: Path, name: str) -> list[ImageFile]:
+    listed: list[ImageFile] = []
+    left_out, empty = LeftOut(), []
+    for folder in class_folders(location, left_out):
+        label = _class_name(folder.name)
+        files = image_files(folder, left_out)
+        listed += [ImageFile(f"{folder.name}/{file.relative_to(folder)}", file, label) for file in files]
+        if not files:
+            empty.append(label)
+    if empty:
+        left_out[f"class folders without an image ({join_first(empty)})"] = len(empty)
+    left_out.say(f"dataset.{name}", location, len(listed))
+    return listed
+
+
+def _in_table(location: Path, name: str) -> list[ImageFile]:
     try:
-        listed = pd.read_csv(location, dtype=str, keep_default_na=False)
-    except ValueError as error:  # pandas' errors and Unicode's are among them
-        raise UserError(f"dataset.{name}: {location} is no CSV of path,label ({error})") from error
-    if not {"path", "label"} <= set(listed.columns):
-        raise UserError(
-            f"dataset.{name}: {location} has columns {', '.join(listed.columns)}; "
-            "the first line must be path,label"
+        table = read_table(location, ["path", "label"])
+    except UserError as error:
+        raise UserError(f"dataset.{name}: {error}") from error
+    if table.surplus:
+        progress.say_once(
+            f"dataset.{name}: {shown(location)}: only path and label are read; not read: "
+            f"{join_first(table.surplus)}"
         )
-    for row, (path, label) in enumerate(zip(listed["path"], listed["label"], strict=True), start=1):
-        if not path or not label:
-            raise UserError(f"dataset.{name}: {location} row {row} has no path or no label")
-    # Paths in a CSV are relative to the file itself.
-    listed["file"] = [str(location.parent / p) for p in listed["path"]]
-    return listed.loc[:, ["path", "file", "label"]]
+    listed = []
+    for line, (path, label) in zip(table.lines, table.rows, strict=True):
+        if not path.strip() or not label.strip():
+            what = "label" if path.strip() else "path"
+            raise UserError(f"dataset.{name}: {location} line {line} has no {what}")
+        path = _as_on_disk(location.parent, path)
+        image = ImageFile(path, location.parent / path, _class_name(label.strip()))
+        if not path.isprintable() and not image.file.exists():
+            raise UserError(
+                f"dataset.{name}: {location} line {line}: {shown(path)} does not exist; if this is not how "
+                "it is called, save the table as UTF-8"
+            )
+        listed.append(image)
+    return listed
+
+
+def _as_on_disk(folder: Path, path: str) -> str:
+    """A path as a table has it, or without what a spreadsheet, Windows or macOS did to it, if that exists."""
+    bare = path.strip().replace("\\", "/")
+    spellings = [path, path.strip(), bare, normalize("NFC", bare), normalize("NFD", bare)]
+    return next((spelling for spelling in spellings if (folder / spelling).exists()), path.strip())
+
+
+def _class_name(text: str) -> str:
+    """A class as it is called everywhere, one way of writing accents, and what is no text as an escape."""
+    return normalize("NFC", shown(text))

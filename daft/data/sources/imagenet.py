@@ -11,12 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import TypedDict
 
-import pandas as pd
 import scipy.io
 
 from daft.common.errors import UserError, join_first
 from daft.config.schema import DatasetConfig, SplitConfig
-from daft.data.labelled import Labelled
+from daft.data.folders import LeftOut, class_folders, image_files
+from daft.data.labelled import ImageFile, Labelled
+from daft.data.tables import read_lines, read_table
 
 FOLDERS = (".", "ILSVRC/Data/CLS-LOC")
 """Where train and val lie below the root: put there by hand, or as Kaggle's archive has them."""
@@ -65,10 +66,18 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
     if folder is None:
         raise UserError(f"{root} has no folder {part} or {FOLDERS[1]}/{part}; set dataset.root")
     labels = {wnid: row["name"] for row in hierarchies()[hierarchy] for wnid in row[domain]}
-    if part == "val" and not any(WNID.fullmatch(p.name) for p in folder.iterdir() if p.is_dir()):
+    left_out = LeftOut()
+    folders = {path.name for path in class_folders(folder, left_out)}
+    if part == "val" and not any(map(WNID.fullmatch, folders)):
         found = [(wnid, folder / image) for image, wnid in _val_labels(cfg, folder) if wnid in labels]
     else:
-        found = [(wnid, file) for wnid in labels for file in sorted((folder / wnid).glob("[!.]*.JPEG"))]
+        found = [
+            (wnid, file)
+            for wnid in labels
+            if wnid in folders
+            for file in image_files(folder / wnid, left_out, lambda name: name.lower().endswith(".jpeg"))
+        ]
+        left_out.say(f"dataset.{name}", folder, len(found))
     if lost := sorted(labels.keys() - {wnid for wnid, _ in found}):
         raise UserError(
             f"{folder} has no image of {len(lost)} of {len(labels)} subclasses: {join_first(lost)}; expected "
@@ -81,8 +90,7 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
             f"dataset.{name}.least_per_folder=null"
         )
     # One name per image, whether val is sorted into folders or not, so that one set has one identity.
-    rows = [(f"{wnid}/{file.name}", str(file), labels[wnid]) for wnid, file in found]
-    listed = pd.DataFrame(rows, columns=["path", "file", "label"])
+    listed = [ImageFile(f"{wnid}/{file.name}", file, labels[wnid]) for wnid, file in found]
     return Labelled.of_files(listed, classes, split.path)
 
 
@@ -127,17 +135,13 @@ def _val_labels(cfg: DatasetConfig, folder: Path) -> list[tuple[str, str]]:
 
 def _kaggle(file: Path) -> list[tuple[str, str]]:
     """ImageId,PredictionString, the latter a WordNet id and a box, for each object of that class."""
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-        rows = list(zip(table["ImageId"], table["PredictionString"], strict=True))
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{file} is no CSV of ImageId,PredictionString ({error})") from error
-    return [(f"{image}.JPEG", prediction.partition(" ")[0]) for image, prediction in rows]
+    rows = read_table(file, ["ImageId", "PredictionString"]).rows
+    return [(f"{image.strip()}.JPEG", prediction.strip().partition(" ")[0]) for image, prediction in rows]
 
 
 def _synsets(file: Path) -> list[tuple[str, str]]:
     """One WordNet id a line, in the order of the images."""
-    return _numbered(file.read_text(errors="replace").split())
+    return _numbered([line.strip() for _, line in read_lines(file)])
 
 
 def _devkit(file: Path) -> list[tuple[str, str]]:
@@ -150,7 +154,7 @@ def _devkit(file: Path) -> list[tuple[str, str]]:
         raise UserError(f"{meta} does not exist; it says which class a number of {file.name} is") from None
     except Exception as error:  # SciPy raises many kinds for damaged files
         raise UserError(f"{meta} is not the devkit's, or damaged ({error})") from error
-    numbers = file.read_text(errors="replace").split()
+    numbers = [line.strip() for _, line in read_lines(file)]
     if wrong := [n for n in numbers if not n.isdecimal() or int(n) not in wnids]:
         raise UserError(f"{file}: {wrong[0]!r} is no ILSVRC2012_ID of {meta}")
     return _numbered([wnids[int(n)] for n in numbers])

@@ -6,12 +6,12 @@ those of VainF/DeepLabV3Plus-Pytorch; evaluation reads VOC's own masks always.
 
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
-from daft.data.labelled import IGNORED, INVALID, Labelled
+from daft.data.labelled import IGNORED, INVALID, ImageFile, Labelled
+from daft.data.tables import read_lines
 
 FOLDER = "VOCdevkit/VOC2012"
 
@@ -38,12 +38,7 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
         raise UserError(f"dataset.{name}.path: no split {split.path!r}; choose from {', '.join(SPLITS)}")
     root = Path(cfg.root).expanduser()
     folder = root / FOLDER
-    listed = folder / "ImageSets/Segmentation" / f"{SPLITS[split.path]}.txt"
-    if not listed.is_file():
-        raise UserError(f"{listed} does not exist")
-    ids = listed.read_text().split()
-    if len(set(ids)) != len(ids):
-        raise UserError(f"{listed} names an image twice")
+    names = _listed(folder / "ImageSets/Segmentation" / f"{SPLITS[split.path]}.txt")
 
     def mask(name: str) -> Path:
         if split.path == "trainaug":
@@ -53,6 +48,18 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
             return root / "benchmark_RELEASE/dataset/cls" / f"{name}.mat"
         return own
 
-    images = [folder / "JPEGImages" / f"{name}.jpg" for name in ids]
-    listed = pd.DataFrame({"path": ids, "file": map(str, images), "mask": [str(mask(name)) for name in ids]})
+    listed = [(ImageFile(name, folder / "JPEGImages" / f"{name}.jpg", ""), mask(name)) for name in names]
     return Labelled.of_masks(listed, CLASS_OF_VALUE, split.path)
+
+
+def _listed(file: Path) -> list[str]:
+    """The names of images in a list."""
+    names = []
+    for number, line in read_lines(file):
+        name, *others = line.split()
+        if others:
+            raise UserError(f"{file} line {number}: {line!r} is not the name of one image")
+        names.append(name)
+    if len(set(names)) != len(names):
+        raise UserError(f"{file} names an image twice")
+    return names

@@ -13,7 +13,8 @@ from daft.config.operations import CenterCrop, Operation, Resize
 from daft.config.schema import Config
 from daft.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from daft.data.datasets import Listing
-from daft.data.images import Streamed, read_image
+from daft.data.decoding import read_image
+from daft.data.images import Streamed
 from daft.data.labelled import IGNORED, Labelled
 from daft.data.sources import shapes
 from daft.data.transforms import NO_UNIFORMS, RGB, transform
@@ -148,5 +149,5 @@ def _samples(split: Labelled, label: int, count: int, shift: Sequence[Operation]
 def _middle(split: Labelled, place: int, shift: Sequence[Operation]) -> Tensor:
     """One image, and its mask if it has one, as uint8 [3 or 4, SIDE, SIDE]."""
     held = split.images
-    image = held[place] if isinstance(held, Tensor) else Streamed(held, split.masks).read(place)
+    image = held[place] if isinstance(held, Tensor) else Streamed.of(split).read(place)
     return transform(image[None], [*shift, *SQUARE], NO_UNIFORMS)[0]

@@ -483,7 +483,7 @@ def empty(folder: Path) -> None:
             "kaggle",
             "LOC_val_solution.csv",
             lambda f: f.write_text("a,b\n1,2\n"),
-            ["CSV of ImageId"],
+            ["columns a, b", "must name ImageId,PredictionString"],
         ),
     ],
 )
@@ -552,7 +552,8 @@ def relabelled(file: Path) -> None:
         (lambda f: f.write_text("real/zebra/real_1.jpg 0\n"), ["line 1", "zebra is none"]),
         (lambda f: f.write_text("real/bird/real_1.jpg\n"), ["line 1", "real/bird/real_1.jpg"]),
         (lambda f: f.write_text("real/bird/real_9.jpg 10\n"), ["do not exist", "real_9.jpg"]),
-        (lambda f: f.write_bytes(b"\xff\xfe\n"), ["line 1"]),
+        (lambda f: f.write_bytes(b"\xfe\n"), ["line 1"]),
+        (lambda f: f.write_bytes(b"\xff\xfe\n"), ["UTF-16", "damaged"]),
     ],
 )
 def test_a_list_of_domainnet_that_does_not_fit_is_named_with_the_line(miniature, tmp_path, harm, words):
@@ -607,9 +608,9 @@ def test_fmow_splits_are_by_period_in_utc_and_region_and_rows_count_sequestered_
     [
         ("rgb_metadata.csv", "dam", "Dam", ["'Dam'", "dataset.classes"]),
         ("rgb_metadata.csv", "2014-01-01T00:00:00Z", "01.02.2014", ["'01.02.2014'", "ISO 8601"]),
-        ("rgb_metadata.csv", "timestamp", "time", ["no CSV with columns", "timestamp"]),
+        ("rgb_metadata.csv", "timestamp", "time", ["must name", "timestamp"]),
         ("country_code_mapping.csv", "Asia", "asia", ["no country in Asia"]),
-        ("country_code_mapping.csv", "alpha-3", "alpha3", ["no CSV with columns alpha-3, region"]),
+        ("country_code_mapping.csv", "alpha-3", "alpha3", ["must name alpha-3,region"]),
     ],
 )
 def test_metadata_that_is_not_as_published_is_named(miniature, tmp_path, file, old, new, words):
