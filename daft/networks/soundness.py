@@ -23,6 +23,17 @@ def require(
         )
 
 
+def require_own(network: nn.Module, state: Mapping[str, Tensor], *, finite: bool = True) -> None:
+    """Raise ValueError unless tensors are those of the network's state dict, by name and shape.
+
+    finite: and have values that it computes with.
+    """
+    if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in network.state_dict().items()}:
+        raise ValueError("they are of another network")
+    if finite and (found := faults(network, state)):
+        raise ValueError(f"no network can compute with {join_first(found)}")
+
+
 def faults(
     network: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str] | None = None
 ) -> list[str]:

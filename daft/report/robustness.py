@@ -122,12 +122,13 @@ def markdown(means: pd.DataFrame, kind: Kind) -> str:
             errors = setting[setting["method"] == method].set_index("metric")
             found = errors.loc[[f"{name}/{kind}_error" for name in CORRUPTIONS]]
             mean = tables.format_mean_std(errors.loc[f"{MEAN}/{kind}_error"])
-            rows.append([method, str(found["n"].iloc[0]), *found["mean"].map("{:.1f}".format), mean])
+            name, counted = tables.in_markdown(method), str(found["n"].iloc[0])
+            rows.append([name, counted, *found["mean"].map("{:.1f}".format), mean])
         table = pd.DataFrame(rows, columns=["method", "n", *CORRUPTIONS, "mean"])
         sizes = setting[["images", "whole"]].drop_duplicates().itertuples(index=False)
         of = " or ".join(f"{images:,} of the {whole:,}" for images, whole in sizes)
         parts += [
-            f"### {', '.join(map(str, names))}: corruption errors (%)",
+            f"### {tables.in_markdown(', '.join(map(str, names)))}: corruption errors (%)",
             tables.pipe_table(table, texts=2),
             f"Of {of} {IMAGES[kind]} at each severity of each corruption.",
         ]

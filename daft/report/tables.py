@@ -1,5 +1,6 @@
 """Records to tables: what to show is computed here, apart from how it is shown."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,13 +108,19 @@ def markdown(table: pd.DataFrame) -> str:
         metrics = [m for m in cell["metric"].unique() if m.endswith(MEASURES)]
         metrics = sorted(metrics, key=lambda m: m.startswith("ood/"))
         metrics += [m for m in ("id/cosine", "id/l2") if m in set(cell["metric"])]
-        parts += [f"### {', '.join(map(str, names))}", pipe_table(summary(cell, metrics), texts=4)]
+        rows = summary(cell, metrics, in_markdown).rename(columns=in_markdown)
+        parts += [f"### {in_markdown(', '.join(map(str, names)))}", pipe_table(rows, texts=4)]
     note = (
         "Accuracies in percent, mean ± sample standard deviation (ddof = 1) over n seeds; learning rates "
         "chosen by ID accuracy on the lowest seed; * marks a choice at the edge of its grid. Cosine and L2 "
         "compare ID features before and after."
     )
     return "\n\n".join([*parts, note]) + "\n"
+
+
+def in_markdown(text: str) -> str:
+    """A text as Markdown shows it, with the signs that would be taken for marks."""
+    return re.sub(r"([\\`*|<])", r"\\\1", text)
 
 
 def pipe_table(rows: pd.DataFrame, texts: int) -> str:

@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from daft.common.errors import UserError, first_line, join_first
+from daft.common.errors import UserError, first_line
 from daft.common.files import is_damage, require_regular
 from daft.config.schema import Config, PathsConfig
 from daft.data import datasets
@@ -84,9 +84,8 @@ class FinishedRun:
         try:
             require_regular(file)
             weights = safetensors.torch.load_file(file)
+            soundness.require_own(model, weights, finite=self.record["status"] == "finished")
             model.load_state_dict(weights)
-            if self.record["status"] == "finished" and (faults := soundness.faults(model, weights)):
-                raise ValueError(f"no network can compute with {join_first(faults)}")
         except Exception as error:  # what a damaged file raises can be anything
             if not is_damage(error):
                 raise

@@ -13,7 +13,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from daft.common.errors import UserError, first_line, join_first
+from daft.common.errors import UserError, first_line
 from daft.common.files import is_damage, require_regular, write_atomically
 from daft.networks import soundness
 
@@ -117,7 +117,7 @@ class Checkpoints:
                 progress = EpochProgress(**begun)
                 progress.restore_rng_state()
             elif not fitted.diverged:
-                self._require_sound(self.model.state_dict())
+                soundness.require_own(self.model, self.model.state_dict())
         self._read_best(fitted)  # now, not at the end of the training
         return fitted, progress
 
@@ -131,18 +131,12 @@ class Checkpoints:
         if fitted.best_epoch is None:
             return {}
         with self._mendable(file := self._best(fitted)):
-            best, own = safetensors.torch.load_file(file), self.model.state_dict()
-            if {name: value.shape for name, value in best.items()} != {n: v.shape for n, v in own.items()}:
-                raise ValueError("it is of another network")
-            self._require_sound(best)
+            best = safetensors.torch.load_file(file)
+            soundness.require_own(self.model, best)
             return best
 
     def _best(self, fitted: TrainingState) -> Path:
         return self.folder / f"best-{fitted.best_epoch or 0:04d}.safetensors"
-
-    def _require_sound(self, state: dict[str, Tensor]) -> None:
-        if faults := soundness.faults(self.model, state):
-            raise ValueError(f"no network can compute with {join_first(faults)}")
 
     def _require_momentum_fits(self) -> None:
         for parameter, state in self.optimizer.state.items():

@@ -1,6 +1,7 @@
 """Claims about pictures: what they show is what the records, weights and images say."""
 
 import copy
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -480,3 +481,29 @@ def test_gains_pair_seeds_and_end_where_they_fall_to_zero():
     only = sensitivity.frame([r for r in runs if r["config"]["method"]["name"] == "ft"])
     with pytest.raises(UserError, match="no method is there with and without BN conversion"):
         sensitivity.shift_family(only)
+
+
+def test_dollars_in_names_are_no_formulas_and_formulas_stay_formulas():
+    loaded = []
+    for number, (method, rate, head) in enumerate(
+        [("$ft$^", 0.1, 1.0), ("$ft$^", 0.01, 0.1), ("daft", 0.1, 1.0), ("daft", 0.01, 0.1)]
+    ):
+        record = run(f"a{number}", method, accuracy=80.0 - number, lr_backbone=rate, lr_head=head)
+        record["config"]["dataset"]["name"], record["config"]["backbone"]["name"] = "$pets_", "net$^_"
+        record["metrics"] |= {"$night$^/accuracy": 50.0, "id/cosine": 0.5}
+        histogram = {"mean": 0.5, "edges": [0.0, 0.5, 1.0], "counts": [1, 3]}
+        record["distortion"] = {key: {"cosine": histogram, "l2": histogram} for key in ("id", "$night$^")}
+        record["relative_change"] = [
+            {"name": f"backbone.layer{stage}.conv.weight", "kind": "weight", "value": 0.1} for stage in (1, 2)
+        ]
+        loaded.append(record)
+    pictures = [*gallery.of_runs(loaded), *gallery.of_grids(loaded)]
+    assert {picture.name for picture in pictures} >= {"overview", "id_ood", "features", "cosine", "change"}
+    shown = ""
+    for picture in pictures:
+        assert style.rendered(picture.draw(), "png")
+        shown += re.sub(r"<!--.*?-->", "", style.rendered(picture.draw(), "svg").decode())
+    for name in ("$pets_, net$^_", "$ft$^", "$night$^"):
+        assert f">{name}" in shown
+    assert r"\eta" not in shown
+    assert r"\widetilde" not in shown

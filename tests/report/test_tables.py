@@ -1,5 +1,6 @@
 """Claims about selection and aggregation, on numbers small enough to check by hand."""
 
+import copy
 import math
 import re
 
@@ -8,8 +9,9 @@ import pytest
 
 from daft.common.errors import UserError
 from daft.report import tables
-from daft.runs import frames
+from daft.runs import frames, records
 from daft.sweep import selection
+from tests.runs.test_records import RECORD
 
 
 def runs(*rows: tuple) -> pd.DataFrame:
@@ -196,3 +198,36 @@ def test_a_method_of_which_all_runs_diverged_is_shown_as_diverged():
     assert "| lp | - | - | 1 | 60.00 | 3.00 |" in text
     frame = frame[frame["status"] == "diverged"]
     assert "diverged" in markdown(frame)
+
+
+def test_names_are_shown_as_they_are_in_the_terminal_and_in_markdown(tmp_path, monkeypatch, capsys):
+    names = {"dataset": "[red]pets", "backbone": "net[/]", "method": ":smile: [bold]|`a`"}
+    record = copy.deepcopy(RECORD)
+    for group, name in names.items():
+        record["config"][group]["name"] = name
+    other = copy.deepcopy(record)
+    other["config"]["dataset"]["name"] = "[/red]"
+    other["metrics"]["[night]|/accuracy"] = 10.0
+    for folder, one in (("a", record), ("b", other)):
+        records.write(tmp_path / folder, one)
+    monkeypatch.setenv("COLUMNS", "200")
+    tables.show([tmp_path / "a", tmp_path / "b"], "runs/[red]")
+    output = capsys.readouterr().out
+    for text in ("runs/[red]", "[red]pets", "[/red]", names["method"], "[night]| %"):
+        assert text in output
+    runs = frames.from_directories([tmp_path / "a", tmp_path / "b"])
+    (first, _, *rows), *_ = (part.splitlines() for part in [tables.markdown(tables.aggregate(runs, runs))])
+    assert first == "### [red]pets, net[/]"
+    assert any(row.startswith(r"| :smile: [bold]\|\`a\` |") for row in rows)
+    assert any(r"| [night]\| % |" in row for row in rows)
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows if row.startswith("|")}) == 2
+
+
+def test_a_run_without_a_measured_distance_has_a_row(tmp_path, capsys):
+    record = copy.deepcopy(RECORD)
+    del record["metrics"]["id/l2"]
+    records.write(tmp_path / "a", record)
+    tables.show([tmp_path / "a"], "runs")
+    assert re.search(r"ft\s+│\s+90\.00 │\s+50\.00 │\s+- │", capsys.readouterr().out)
+    unknown = {**record, "status": "diverged", "metrics": {"id/accuracy": None}}
+    assert tables.format_run(unknown, fresh=False) == "ft η_θ=0.1 seed=0: diverged (taken from its record)"

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from daft import experiment
@@ -49,14 +51,38 @@ def test_what_cannot_be_opened_is_said(tiny, tmp_path):
     with pytest.raises(UserError, match="no finished run is here"):
         open_run(tmp_path)
     done = experiment.run(tiny("method=lp"))
-    (done.directory / records.MODEL).write_bytes(b"")
-    with pytest.raises(UserError, match="not the weights of this run"):
+    weights = done.directory / records.MODEL
+    state = safetensors.torch.load(weights.read_bytes())
+    spoiled = state | {"backbone.network.bn1.running_var": -state["backbone.network.bn1.running_var"]}
+    for content, reason in (
+        (b"", "header"),
+        (weights.read_bytes()[:-1], "incomplete"),
+        (safetensors.torch.save({"head": torch.zeros(1)}), "of another network"),
+        (safetensors.torch.save(spoiled), r"bn1\.running_var \(64 of 64 negative\)"),
+    ):
+        weights.write_bytes(content)
+        with pytest.raises(
+            UserError, match=rf"(?s)model\.safetensors: not the weights of this run.*{reason}"
+        ):
+            open_run(done.directory).network(CPU)
+    diverged = replace(open_run(done.directory), record=done.record | {"status": "diverged"})
+    diverged.network(CPU)  # whose weights may be anything
+    weights.unlink()
+    weights.mkdir()
+    with pytest.raises(UserError, match=r"not the weights of this run \(a folder\)"):
         open_run(done.directory).network(CPU)
-    (done.directory / records.MODEL).unlink()
+    weights.rmdir()
     with pytest.raises(UserError, match=r"sweep\.checkpoints=all"):
         open_run(done.directory).network(CPU)
     file = done.directory / records.RECORD
     record = json.loads(file.read_text())
+    for lacking in ("identity", "data"):
+        file.write_text(json.dumps({key: value for key, value in record.items() if key != lacking}))
+        with pytest.raises(UserError, match=rf"does not say what the run was made of \({lacking}: field req"):
+            open_run(done.directory)
+    file.write_text(json.dumps(record | {"config": record["config"] | {"compute": {"device": "abacus"}}}))
+    with pytest.raises(UserError, match=r"configuration is of another version: compute\.\w+: "):
+        open_run(done.directory)
     record["identity"]["dataset"]["images"]["photo"] = "others"
     file.write_text(json.dumps(record))
     with pytest.raises(UserError, match="the images of photo are not those"):

@@ -1,6 +1,7 @@
 """Claims about the state of runs, read from directories alone."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,19 @@ def test_the_script_counts_states_and_lists_what_is_not_finished(runs: Path):
     for part in ("7 of 20", "ValueError: what was wrong", "c-000000000002"):
         assert part in done.stdout
     assert "a-000000000000" not in done.stdout
+
+
+def test_the_script_shows_names_and_errors_as_they_are(tmp_path: Path, monkeypatch, capsys):
+    name = "[red]pets[0]-:smile:-000000000000"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / records.ERROR).write_text("KeyError: '[/red]' of {a[b]}\n")
+    monkeypatch.setattr("sys.argv", ["status.py", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "scripts" / "status.py"), run_name="__main__")
+    output = capsys.readouterr().out
+    assert name in output
+    assert "KeyError: '[/red]' of {a[b]}" in output
+    assert output.endswith("1 failed\n")
 
 
 def test_a_folder_without_runs_is_named(tmp_path: Path):

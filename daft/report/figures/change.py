@@ -61,8 +61,9 @@ def relative_change(loaded: Sequence[dict[str, Any]], methods: Iterable[str]) ->
     corner.axis("off")
     corner.legend(*panels[0, 0].get_legend_handles_labels(), loc="upper left", fontsize=10)
     config, n = loaded[0]["config"], rows.groupby("method")["seed"].nunique().loc[methods]
+    names = f"{config['dataset']['name']}, {config['backbone']['name']}"
     lines = [
-        f"{config['dataset']['name']}, {config['backbone']['name']}",
+        names.replace("$", r"\$"),
         f"{style.count(n)}{': mean, and range as a band' if n.max() > 1 else ''}",
         r"ratio: $\|\widetilde{W} - W\|_2\,/\,\|W\|_2$ of a layer,",
         r"$W$ before training, for DAFT",

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from daft.common.errors import UserError
@@ -24,6 +25,9 @@ DPI = 160
 
 FORMATS = {"png": "", "pdf": "CreationDate", "svg": "Date"}
 """And what would make two files of the same figure different."""
+
+FORMULAS = (r"\eta", r"\widetilde", r"\mathdefault")
+"""What is in texts that have formulas; dollars in users' names are none."""
 
 PHOTOGRAPHIC = 2**14
 """Colours that only photographs have."""
@@ -117,6 +121,9 @@ def pixels(figure: Figure) -> Image.Image:
 
 def rendered(figure: Figure, kind: str) -> bytes:
     """The figure in one of FORMATS."""
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and not any(sign in text.get_text() for sign in FORMULAS):
+            text.set_parse_math(False)
     content = BytesIO()
     metadata = {FORMATS[kind]: None} if FORMATS[kind] else {}
     figure.savefig(content, format=kind, dpi=getattr(figure, "pixels_per_inch", DPI), metadata=metadata)
