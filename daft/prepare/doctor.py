@@ -10,11 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 from huggingface_hub import constants as hub
 from PIL import Image
+from pydantic import TypeAdapter
 from rich.table import Table
+from rich.text import Text
 
 from daft.common import progress
-from daft.common.errors import UserError
-from daft.common.files import checksum, write_atomically
+from daft.common.errors import UserError, first_line
+from daft.common.files import checksum, read_json, write_atomically
 from daft.common.threads import parallel_map
 from daft.config.schema import BackboneConfig, DatasetConfig, FileConfig
 from daft.config.sources import SOURCES
@@ -143,8 +145,11 @@ def table(name: str, findings: Iterable[Finding]) -> Table:
     for column in ("what", "state", "detail"):
         shown.add_column(column, overflow="fold")
     for finding in findings:
-        shown.add_row(finding.what, f"[{colours[finding.state]}]{finding.state}", finding.detail)
+        shown.add_row(finding.what, Text(finding.state, colours[finding.state]), finding.detail)
     return shown
+
+
+ENTRIES = TypeAdapter(dict[str, dict[str, Any]])
 
 
 class _Manifest:
@@ -163,8 +168,11 @@ class _Manifest:
 
     def _entries(self) -> dict[str, dict[str, Any]]:
         try:
-            return json.loads(self.file.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            return ENTRIES.validate_python(read_json(self.file))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            progress.say_once(f"{self.file}: damaged ({first_line(error)}); what was fetched is not known")
             return {}
 
 

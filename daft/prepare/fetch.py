@@ -10,16 +10,17 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import requests
 import urllib3
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from daft.common import progress
 from daft.common.errors import UserError
-from daft.common.files import write_atomically
+from daft.common.files import read_json, write_atomically
 from daft.config.schema import FileConfig
 from daft.prepare import disk
 
@@ -45,6 +46,19 @@ HTML = (b"<!doctype html", b"<html")
 
 PAGES = {".txt": HTML, ".csv": HTML, ".json": HTML, ".html": ()}
 """How a page instead of the file begins, by the suffix of a file that is text itself."""
+
+
+class Notes(TypedDict, total=False):
+    """Where a part is from."""
+
+    url: str
+    validator: str | None
+    """of the file there, as it was then"""
+    bytes: int | None
+    """of the whole"""
+
+
+NOTES = TypeAdapter(Notes)
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,8 @@ def _needless(file: FileConfig, root: Path) -> bool:
 
 def _fetch_from_any(file: FileConfig, path: Path, check: Callable[[Path], None] | None) -> Fetched:
     part, reasons = disk.part_file(path), []
+    if part.exists() and not part.is_file():
+        raise UserError(f"{part}: no regular file, where what arrives is kept; remove it")
     for url in file.urls:
         try:
             _receive(url, part, file)
@@ -214,17 +230,16 @@ def _download(url: str, part: Path, file: FileConfig) -> None:
 
 
 def _notes(part: Path) -> Path:
-    """Where a part is from: url, its validator there (or null), bytes of the whole (or null)."""
+    """The file with the notes on a part."""
     return part.with_name(f"{part.name}.json")
 
 
-def _read_notes(part: Path) -> dict[str, Any]:
+def _read_notes(part: Path) -> Notes:
     """Empty if there are none, or none whole."""
     try:
-        notes = json.loads(_notes(part).read_text())
+        return NOTES.validate_python(read_json(_notes(part)), strict=True)
     except (FileNotFoundError, ValueError):
         return {}
-    return notes if isinstance(notes, dict) else {}
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from daft import experiment
+from daft.common import progress
 from daft.common.errors import UserError
 from daft.common.files import checksum
 from daft.config.operations import Operation, Resize
@@ -460,6 +461,29 @@ def test_an_archive_that_a_kill_left_is_removed_and_one_of_the_users_is_kept(
     shutil.rmtree(tmp_path / "cache")
     doctor.prepare_dataset(cfg, tmp_path / "cache")
     assert archive.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"a": 1}', b"\xff", b"{" * 1000, None])
+def test_damaged_notes_of_what_was_fetched_are_said_and_taken_for_none(
+    tmp_path: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = doctor._Manifest(tmp_path, "pets")
+    manifest.file.parent.mkdir()
+    manifest.file.mkdir() if content is None else manifest.file.write_bytes(content)
+    assert [manifest.entry("a"), manifest.entry("b")] == [{}, {}]
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"{manifest.file}: damaged (")
+    if content is not None:
+        manifest.note("a", {"url": "u", "finished": True})
+        assert doctor._Manifest(tmp_path, "pets").entry("a") == {"url": "u", "finished": True}
+
+
+def test_findings_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    finding = doctor.Finding("[red]/[0].zip", "damaged", "no [/red] :smile: here")
+    progress.terminal(width=200).print(doctor.table("dataset=[mine]", [finding]))
+    output = capsys.readouterr().out
+    for text in ("dataset=[mine]", "[red]/[0].zip", "damaged", "no [/red] :smile: here"):
+        assert text in output
 
 
 def test_a_network_of_another_architecture_is_damage(configure: Configure, tmp_path: Path) -> None:

@@ -306,13 +306,28 @@ def test_what_was_put_together_of_two_files_is_never_taken(server: Server, root:
     assert left(root) == []
 
 
-@pytest.mark.parametrize("notes", ["", '{"url": "http', "\ufffd", "[]", "{}"])
-def test_notes_that_are_not_whole_count_as_none(server: Server, root: Path, notes):
+@pytest.mark.parametrize(
+    "notes",
+    [
+        *(b"", b'{"url": "http', "\ufffd".encode(), b"\xff", b"[]", b"{}", b"[" * 100_000),
+        *(b'{"url": URL, "bytes": "all"}', b'{"url": URL, "validator": 1, "bytes": 9}', b'{"url": [URL]}'),
+    ],
+)
+def test_notes_that_are_not_whole_count_as_none(server: Server, root: Path, notes: bytes):
     interrupt(server, root)
-    (root / "a.part.json").write_text(notes)
+    url = json.dumps(server.url("a")).encode()
+    (root / "a.part.json").write_bytes(notes.replace(b"URL", url))
     assert fetched(wanted(server), root).checksum == SHA256
     assert ranges(server) == [None]
     assert left(root) == ["a"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_stands_in_the_place_of_a_part_is_named_and_not_waited_for(server: Server, root: Path, make):
+    root.mkdir()
+    make(root / "a.part")
+    with pytest.raises(UserError, match=r"a\.part: no regular file, .*remove it"):
+        fetch.fetch(wanted(server), root)
 
 
 @pytest.mark.parametrize("code", fetch.TRANSIENT)
