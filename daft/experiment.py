@@ -237,7 +237,8 @@ def _pretrained_features(context: RunContext) -> PretrainedFeatures:
     """What distortion is measured from, and what a probe is fitted on."""
     key = pretrained_key(context.identity, context.device)
     backbone = context.task.features(context.backbone)
-    return PretrainedFeatures(backbone, key, context.autocast, context.cache / "features")
+    width, folder = context.backbone.num_features, context.cache / "features"
+    return PretrainedFeatures(backbone, width, key, context.autocast, folder)
 
 
 class _ProbedHead(NamedTuple):
@@ -264,6 +265,8 @@ def _probed_head(context: RunContext, pretrained: PretrainedFeatures, track: Tra
         lambda: probe.fit_probe(
             *labelled(images.train), *labelled(context.selection), num_classes=len(images.classes)
         ),
+        len(images.classes),
+        context.backbone.num_features,
     )
     return _ProbedHead({"linear1.weight": solved.weight, "linear1.bias": solved.bias}, solved.report())
 
@@ -366,7 +369,8 @@ def _ood_means(metrics: dict[str, float], splits: list[str]) -> dict[str, float]
 @contextmanager
 def _failure_noted(directory: Path) -> Iterator[None]:
     """Leave the traceback of what fails in the run's directory, for status.py."""
-    (directory / records.ERROR).unlink(missing_ok=True)
+    with suppress(OSError):  # a folder in its place, say: the run does not need it
+        (directory / records.ERROR).unlink(missing_ok=True)
     try:
         yield
     except Exception:
