@@ -83,8 +83,8 @@ class UnknownWhiteError(ValueError):
 def image_suffixes() -> frozenset[str]:
     """Of the files that are taken for images, in lower case: all that Pillow decodes, plugins included."""
     Image.init()
-    known = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, kind in known if kind in Image.OPEN and kind not in NO_PICTURES)
+    decoded = {*Image.OPEN, "MPO"} - NO_PICTURES  # MPO is opened as JPEG
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in decoded)
 
 
 def read_image(path: Path, decoding: Decoding = USUAL) -> Tensor:

@@ -52,16 +52,16 @@ def image_files(folder: Path, left_out: LeftOut, wanted: Callable[[str], bool] =
 
     def below(folder: Path) -> list[Path]:
         if (place := _place(folder)) in seen:
-            left_out["links to a folder that is read already"] += 1
+            left_out["link(s) to a folder that is read already"] += 1
             return []
         seen.add(place)
         files = []
         for entry in _entries(folder, left_out):
             path = folder / entry.name
-            if entry.is_dir():
+            if _is_folder(entry):
                 found = below(path)
                 if not found and wanted(entry.name):
-                    left_out["folders named like an image"] += 1
+                    left_out["folder(s) named like an image"] += 1
                 files += found
             elif wanted(entry.name):
                 files.append(path)
@@ -75,7 +75,7 @@ def image_files(folder: Path, left_out: LeftOut, wanted: Callable[[str], bool] =
 def class_folders(folder: Path, left_out: LeftOut) -> Iterator[Path]:
     """The folders in a folder, in order; images that lie beside them are of no class."""
     for entry in sorted(_entries(folder, left_out), key=lambda entry: entry.name):
-        if entry.is_dir():
+        if _is_folder(entry):
             yield folder / entry.name
         elif is_image(entry.name) or _kind(entry.name) in SYSTEM_FILES or _suffix(entry.name) in PLUGINS:
             left_out["in no class folder" if is_image(entry.name) else _kind(entry.name)] += 1
@@ -86,12 +86,16 @@ def _entries(folder: Path, left_out: LeftOut) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as scanned:
         entries = sorted(scanned, key=lambda entry: (entry.is_symlink(), entry.name))
     for entry in entries:
-        if entry.name in SYSTEM_FOLDERS and entry.is_dir():
-            left_out[f"folders {entry.name}"] += 1
+        if entry.name in SYSTEM_FOLDERS and _is_folder(entry):
+            left_out[f"folder(s) {entry.name}"] += 1
         elif entry.name.startswith("."):
             left_out["hidden"] += 1
         else:
             yield entry
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # a link may lead nowhere
 
 
 def _place(folder: Path) -> tuple[int, int]:

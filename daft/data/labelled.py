@@ -222,6 +222,6 @@ def _require_one_class(listed: Sequence[ImageFile], stats: Sequence[os.stat_resu
             again.append(image)
     if again:
         progress.say_once(
-            f"{what}: {len(again):,} images are there more than once, and count as often: "
+            f"{what}: {len(again):,} image(s) are there more than once, and count as often: "
             f"{join_first([image.path for image in again])}"
         )

@@ -77,7 +77,7 @@ def _in_folders(location: Path, name: str) -> list[ImageFile]:
         if not files:
             empty.append(label)
     if empty:
-        left_out[f"class folders without an image ({join_first(empty)})"] = len(empty)
+        left_out[f"class folder(s) without an image ({join_first(empty)})"] = len(empty)
     left_out.say(f"dataset.{name}", location, len(listed))
     return listed
 

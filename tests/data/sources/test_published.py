@@ -187,6 +187,16 @@ def test_masks_that_are_none_are_named(miniature, tmp_path):
         Image.fromarray(content).save(folder / "SegmentationClass/2009_1.png")
         with pytest.raises(UserError, match=words):
             datasets.load(config, datasets.listing(config), torch.device("cpu"))
+    listed = folder / "ImageSets/Segmentation/val.txt"
+    for content, words in (
+        (b"2009_1\n2009_1\n", "val.txt names an image twice"),
+        (b"2009_1  1\n", "val.txt line 1: '2009_1  1' is not the name of one image"),
+        (b"\r\ncaf\xe9\r\n", r"caf\xe9.jpg"),
+    ):
+        listed.write_bytes(content)
+        refused(config, "id", words)
+    listed.write_bytes("2009_1\r\n\r\n".encode("utf-16"))
+    assert len(read(config, "id")) == 1
     (folder / "SegmentationClass/2009_1.png").unlink()
     refused(config, "id", "1 of the 1 file(s) of the masks of val do not exist", "2009_1.png")
     refused(miniature("voc", "dataset.id.path=test"), "id", "choose from train, val, trainaug")
@@ -319,6 +329,35 @@ def test_a_pickle_with_code_in_it_is_refused_and_the_code_is_not_run(miniature, 
     batch.write_bytes(pickle.dumps({"data": Bomb(mark), "labels": []}, protocol))
     refused(miniature("cifar10"), "id", "test_batch", "mkdir", "not opened")
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("core", [b"numpy._core", b"numpy.core"])
+def test_batches_pickled_anew_are_read(miniature, tmp_path, protocol, core):
+    """By Python 3 with NumPy 2 or, as far as the names go, 1; with keys as bytes, and labels as NumPy's."""
+    fabricate.cifar10(tmp_path)
+    published = read(miniature("cifar10"), "id")
+    file = tmp_path / "cifar-10-batches-py/test_batch"
+    batch = pickle.loads(file.read_bytes(), encoding="latin1")
+    variants = [
+        batch,
+        {key.encode(): value for key, value in batch.items()},
+        {**batch, "labels": np.array(batch["labels"])},
+        {**batch, "labels": [*np.array(batch["labels"])]},
+        {**batch, "data": np.asfortranarray(batch["data"])},
+    ]
+    for variant in variants:
+        file.write_bytes(pickle.dumps(variant, protocol).replace(b"numpy._core", core))
+        if protocol >= 4:  # whose names have their length before them
+            file.write_bytes(pickle.dumps(variant, protocol))
+        assert read(miniature("cifar10"), "id").fingerprint == published.fingerprint
+
+
+def test_text_in_a_batch_is_encoded_as_bytes_alone(miniature, tmp_path):
+    fabricate.cifar10(tmp_path)
+    batch = tmp_path / "cifar-10-batches-py/test_batch"
+    batch.write_bytes(b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00bz2\x86R.")
+    refused(miniature("cifar10"), "id", "test_batch", "would encode text as bz2", "not opened")
 
 
 def cut(file: Path) -> None:
@@ -520,6 +559,57 @@ def test_a_class_folder_half_unpacked_is_named_and_foreign_files_are_no_images(m
     refused(whole, "train", "fewer than 2 images", "n01631663 (1)", "least_per_folder=null")
 
 
+def test_links_and_suffixes_of_imagenet_are_followed_and_the_rest_is_told(miniature, tmp_path, capsys):
+    write_breeds(tmp_path, "living17", "sorted")
+    before = datasets.listing(miniature("living17")).fingerprints()
+    (tmp_path / "disk").mkdir()
+    first, second, third = sorted((tmp_path / "train").iterdir())[:3]
+    first.rename(tmp_path / "disk" / first.name)
+    first.symlink_to(tmp_path / "disk" / first.name)  # curated from several disks
+    (tmp_path / "disk/more").mkdir()
+    for file in second.iterdir():
+        file.rename(tmp_path / "disk/more" / file.name)
+    (second / "there").symlink_to(tmp_path / "disk/more")
+    assert datasets.listing(miniature("living17")).fingerprints() == before
+    assert capsys.readouterr().err == ""
+    for name in ("small.jpg", ".hidden.JPEG", "Thumbs.db"):
+        (third / name).touch()
+    (tmp_path / "val/ILSVRC2012_val_99999999.JPEG").touch()
+    assert datasets.listing(miniature("living17")).fingerprints() == before
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == (
+        f"dataset.train: 34 images below {tmp_path}/train; left out: 1 hidden, 1 Thumbs.db, 1 .jpg"
+    )
+    assert told[1] == f"dataset.id: 34 images below {tmp_path}/val; left out: 1 in no class folder"
+
+
+# Tiny-ImageNet
+
+
+def test_labels_of_tiny_imagenet_are_one_for_one(miniature, tmp_path, capsys):
+    folder = tmp_path / "tiny-imagenet-200"
+    images = "train/n1/images/n1_0", "train/n2/images/n2_0", "val/images/v0", "val/images/v1"
+    for seed, name in enumerate(images):
+        fabricate.picture(folder / f"{name}.JPEG", seed, 64, 64)
+    (folder / "train/n1/n1_boxes.txt").touch()  # as published
+    (folder / "wnids.txt").write_bytes("n2\r\nn1\r\n".encode("utf-8-sig"))
+    notes, config = folder / "val/val_annotations.txt", miniature("tiny_imagenet")
+    notes.write_text("v1.JPEG\tn1\t0\t1\t2\t3\nv0.JPEG\tn2\t0\t1\t2\t3\n\n")
+    assert names(read(config, "train"), ["n1", "n2"]) == [("n1_0.JPEG", "n1"), ("n2_0.JPEG", "n2")]
+    assert names(read(config, "id"), ["n1", "n2"]) == [("v1.JPEG", "n1"), ("v0.JPEG", "n2")]
+    assert capsys.readouterr().err == ""
+    fabricate.picture(folder / "val/images/v2.JPEG", 9, 64, 64)
+    assert len(read(config, "id")) == 2
+    assert "left out: 1 not in val_annotations.txt" in capsys.readouterr().err
+    for line, words in (
+        ("v2.JPEG\tn3\t0\n", "line 4: 'n3' is no class of wnids.txt"),
+        ("v2.JPEG\n", "line 4: '' is no class of wnids.txt"),
+        ("v0.JPEG\tn1\t0\n", "v0.JPEG is in two classes, 'n1' and 'n2'"),
+    ):
+        notes.write_text(f"v1.JPEG\tn1\t0\nv0.JPEG\tn2\t0\n\n{line}")
+        refused(config, "id", words)
+
+
 # DomainNet
 
 
@@ -551,6 +641,8 @@ def relabelled(file: Path) -> None:
         (relabelled, ["real_test_mini.txt line ", "38'", "donut is label 39"]),
         (lambda f: f.write_text("real/zebra/real_1.jpg 0\n"), ["line 1", "zebra is none"]),
         (lambda f: f.write_text("real/bird/real_1.jpg\n"), ["line 1", "real/bird/real_1.jpg"]),
+        (lambda f: f.write_text("\n\nreal/bird/real_1.jpg 10 0.9\n"), ["line 3", "real_1.jpg 10 0.9'"]),
+        (lambda f: f.write_bytes(b"real/bird/caf\xe9.jpg 10\n"), ["do not exist", r"caf\xe9.jpg"]),
         (lambda f: f.write_text("real/bird/real_9.jpg 10\n"), ["do not exist", "real_9.jpg"]),
         (lambda f: f.write_bytes(b"\xfe\n"), ["line 1"]),
         (lambda f: f.write_bytes(b"\xff\xfe\n"), ["UTF-16", "damaged"]),
@@ -619,6 +711,18 @@ def test_metadata_that_is_not_as_published_is_named(miniature, tmp_path, file, o
     changed.write_text(changed.read_text().replace(old, new))
     config = miniature("fmow", "dataset.id.path=id_test/Asia")
     refused(config, "id", "dataset.id: ", file, *words)
+
+
+def test_metadata_is_read_as_spreadsheets_save_it(miniature, tmp_path):
+    write_fmow_table(tmp_path)
+    config = miniature("fmow")
+    before = datasets.listing(config).fingerprints()
+    for name in ("rgb_metadata.csv", "country_code_mapping.csv"):
+        file = tmp_path / "fmow_v1.1" / name
+        head, *rows = file.read_text().splitlines()
+        text = "\r\n".join([head, *(f"{row},surplus,more" for row in rows)])
+        file.write_bytes(text.replace(",", ";").encode("utf-8-sig"))
+    assert datasets.listing(config).fingerprints() == before
 
 
 def test_absent_metadata_and_images_are_named(miniature, tmp_path):
