@@ -172,11 +172,12 @@ def test_holdout_selection_never_looks_at_the_id_evaluation_set(tiny):
 
 
 def test_unreadable_images_are_all_named_before_any_work_or_skipped_and_counted(configure, folders, tmp_path):
-    for split, (name, shade) in itertools.product(("train", "val", "dark"), (("a", 30), ("b", 200))):
+    splits = enumerate(("train", "val", "dark"))
+    for (tint, split), (name, shade) in itertools.product(splits, (("a", 30), ("b", 200))):
         folder = tmp_path / "mine" / split / name
         folder.mkdir(parents=True)
         for i in range(6):
-            Image.new("RGB", (32, 32), (shade + i, shade, shade)).save(folder / f"{i}.png")
+            Image.new("RGB", (32, 32), (shade + i, shade, shade + tint)).save(folder / f"{i}.png")
     broken = [tmp_path / "mine" / "train" / "a" / "9.jpg", tmp_path / "mine" / "dark" / "b" / "9.jpg"]
     for file in broken:
         file.write_bytes(b"not an image")

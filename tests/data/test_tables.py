@@ -71,7 +71,7 @@ def test_the_encodings_that_name_themselves_are_read(read: Read, encoding: str) 
     assert read(PLAIN.encode(encoding)).fingerprint == read(PLAIN).fingerprint
 
 
-@pytest.mark.parametrize("name", ["LIST.CSV", "list.tsv", "List.Csv"])
+@pytest.mark.parametrize("name", ["LIST.CSV", "list.tsv", "List.Txt"])
 def test_the_case_of_the_suffix_does_not_matter(read: Read, name: str) -> None:
     assert len(read(PLAIN, name)) == 3
 

@@ -11,7 +11,7 @@ from daft.data.folders import LeftOut, class_folders, image_files
 from daft.data.labelled import ImageFile, Labelled
 from daft.data.tables import read_table
 
-TABLES = (".csv", ".tsv")
+TABLES = (".csv", ".tsv", ".txt")
 
 
 def classes(cfg: DatasetConfig) -> list[str]:
