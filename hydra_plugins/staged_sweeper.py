@@ -22,7 +22,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from daft.common.errors import UserError
-from daft.config.check import rewrite_overrides, validate, validate_section
+from daft.config.check import validate, validate_section
+from daft.config.overrides import rewrite_overrides
 from daft.config.schema import Config, SweepConfig
 from daft.sweep.jobs import GROUPS, IsolatedTask, JobResult
 

@@ -27,8 +27,9 @@ def main() -> int:
     )
     args = parser.parse_intermixed_args()
 
-    from daft.config.check import SECTIONS, validate_section
+    from daft.config.check import validate_section
     from daft.config.compose import composed
+    from daft.config.overrides import SECTIONS
     from daft.config.schema import BackboneConfig, DatasetConfig
 
     named, overrides = _named(args.what, SECTIONS)

@@ -23,6 +23,8 @@ def train(cfg: "DictConfig") -> str:
     from daft.config.check import validate
     from daft.sweep.jobs import POINTER
 
+    job = HydraConfig.get()
+    os.chdir(job.runtime.cwd)  # with hydra.job.chdir too: paths are those of whoever gave the command
     try:
         if "sweep" in cfg:  # the jobs of a staged sweep are told nothing of it
             raise UserError("sweep: needs -m and a protocol: train.py -m sweep=paper method=ft,daft …")
@@ -37,7 +39,6 @@ def train(cfg: "DictConfig") -> str:
         if FULL_ERROR:
             raise
         sys.exit(f"train.py: {error}")  # as SystemExit it passes Hydra without a traceback
-    job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
         (Path(job.runtime.output_dir) / POINTER).write_text(str(run.directory.resolve()))
         print(tables.format_run(run.record, run.fresh), flush=True)
@@ -54,13 +55,12 @@ def main() -> None:
         return
     import hydra
 
-    from daft.config.check import rewrite_overrides
     from daft.config.compose import hydra_errors
+    from daft.config.overrides import arrange
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
-    # Hydra wants -m before the overrides; users put it anywhere.
-    sys.argv[1:] = sorted(rewrite_overrides(sys.argv[1:]), key=lambda a: a not in ("-m", "--multirun"))
-    with hydra_errors():
+    words, sys.argv[1:] = sys.argv[1:], arrange(sys.argv[1:])
+    with hydra_errors(words):
         hydra.main(version_base="1.3", config_path=str(options.CONF), config_name="train")(train)()
 
 

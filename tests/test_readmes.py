@@ -14,9 +14,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from daft.common.errors import UserError
-from daft.config.check import rewrite_overrides
 from daft.config.compose import configuration
 from daft.config.options import CONF
+from daft.config.overrides import rewrite_overrides
 from tests.helpers.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]

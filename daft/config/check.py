@@ -3,7 +3,6 @@
 import difflib
 import re
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args
 
@@ -11,32 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from daft.common.errors import ConfigError
+from daft.common.errors import ConfigError, first_line
+from daft.config import texts
 from daft.config.schema import Config
 
-SECTIONS = [f.name for f in fields(Config) if f.name != "seed"]
-"""Top-level keys that have keys below them."""
-
-
-def rewrite_overrides(overrides: list[str]) -> list[str]:
-    """Overrides as Hydra's grammar takes them, with keys that it passes on for the schema to judge.
-
-    Hydra refuses a key that no file mentions; with ++ it passes, and the schema, which knows all
-    keys and their types, accepts it or says what is allowed. It also has no word for a home folder,
-    which no shell expands behind `dataset.root=`.
-    """
-    below_section = re.compile(rf"({'|'.join(SECTIONS)})\.[^=]*=")
-    at_home = re.compile(r"([^=]+)=(~(?:/.*)?)")
-    passed = []
-    for override in overrides:
-        if match := at_home.fullmatch(override):
-            home = str(Path(match[2]).expanduser()).replace("'", r"\'")
-            override = f"{match[1]}='{home}'"
-        passed.append(f"++{override}" if below_section.match(override) else override)
-    return passed
-
-
 T = TypeVar("T")
+
+LONGEST = 200
+"""Characters of a value that a message shows."""
 
 
 def validate(cfg: DictConfig) -> Config:
@@ -52,13 +33,10 @@ def validate_section(cfg: DictConfig, key: str, kind: type[T]) -> T:
 def _typed(cfg: DictConfig, kind: type[T], path: list[str]) -> T:
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        key, problem = error.full_key or "configuration", str(error.msg).splitlines()[0]
-        if isinstance(error, MissingMandatoryValue):
-            problem = f"has no default; give it, as {key}=…"
-        raise ConfigError(key, problem) from None
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise composition_error(error) from None
     try:
-        return TypeAdapter(kind).validate_python(plain)
+        return TypeAdapter(kind).validate_python(texts.as_text(plain, kind))
     except ValidationError as error:
         raise _config_error(error, path) from None
 
@@ -66,6 +44,21 @@ def _typed(cfg: DictConfig, kind: type[T], path: list[str]) -> T:
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain data, ready for JSON."""
     return TypeAdapter(Config).dump_python(config, mode="json")
+
+
+def composition_error(error: Exception) -> ConfigError:
+    """What OmegaConf says of a value that cannot be had, in the words of a user."""
+    text = first_line(error)
+    key = getattr(error, "full_key", None) or "configuration"
+    if isinstance(error, MissingMandatoryValue):
+        return ConfigError(key, f"has no default; give it, as {key}=…")
+    if isinstance(error, RecursionError) or "Recursive interpolation" in text:
+        return ConfigError(key, "its value is, by way of ${…}, itself")
+    if absent := re.search(r"Environment variable '(.*)' not found", text):
+        return ConfigError(key, f"there is no environment variable {absent[1]!r}")
+    if absent := re.search(r"Interpolation key '(.*)' not found", text):
+        return ConfigError(key, f"${{{absent[1]}}} names no key of the configuration")
+    return ConfigError(key, text)
 
 
 def _config_error(error: ValidationError, section: list[str]) -> ConfigError:
@@ -83,7 +76,21 @@ def _config_error(error: ValidationError, section: list[str]) -> ConfigError:
     if first["type"] == "missing":
         return ConfigError(key, "missing; it has no default")
     message = first["msg"].removeprefix("Value error, ")
-    return ConfigError(key, f"{first['input']!r} is not allowed: {message[0].lower()}{message[1:]}")
+    problem = f"{_value(first['input'])} is not allowed: {message[0].lower()}{message[1:]}"
+    if first["type"] == "string_type" and isinstance(first["input"], bool | float):
+        problem += f"; a name that looks like this needs quotes: \"{key}='{first['input']}'\""
+    return ConfigError(key, problem)
+
+
+def shown(text: str) -> str:
+    """A text as a message shows it: cut if it is long."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _value(value: Any) -> str:
+    """A value as YAML and the command line have it."""
+    is_word = value is None or isinstance(value, bool)
+    return "null" if value is None else str(value).lower() if is_word else shown(repr(value))
 
 
 def _keys_at(path: list[str]) -> list[str]:

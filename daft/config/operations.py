@@ -1,40 +1,20 @@
-"""What a transform may consist of: operations on images, and the types that configurations share."""
+"""What a transform may consist of: operations on images."""
 
-import os
 from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from daft.common.errors import ConfigError
-
-STRICT = ConfigDict(extra="forbid")
-
-PositiveInt = Annotated[int, Field(ge=1, strict=True)]
-NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
-Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Grid = Annotated[list[PositiveFloat], Field(min_length=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Folder = Annotated[str, AfterValidator(os.path.expanduser)]
-Checksum = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{8,32})$")]
-"""Algorithm and hex digest; of an md5 its first digits are enough, where no more is published."""
+from daft.config.types import STRICT, Factor, Fraction, Number, Side
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Resize:
     """Shorter side (or height and width) to `size` pixels, antialiased."""
 
-    size: PositiveInt | tuple[PositiveInt, PositiveInt]
+    size: Side | tuple[Side, Side]
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
     random = False
 
@@ -43,7 +23,7 @@ class Resize:
 class CenterCrop:
     """Central square of `size` pixels."""
 
-    size: PositiveInt
+    size: Side
     random = False
 
 
@@ -58,7 +38,7 @@ class Grayscale:
 class Darken:
     """Pixel values times 1 - share; at 0 the image itself."""
 
-    share: Annotated[float, Field(ge=0, lt=1)]
+    share: Annotated[Number, Field(ge=0, lt=1)]
     random = False
 
 
@@ -66,7 +46,7 @@ class Darken:
 class RandomCrop:
     """Square of `size` pixels at a uniform position."""
 
-    size: PositiveInt
+    size: Side
     random = True
 
 
@@ -74,14 +54,14 @@ class RandomCrop:
 class RandomResizedCrop:
     """Box of random area (fraction of the image) and aspect ratio, resized to `size` pixels."""
 
-    size: PositiveInt
+    size: Side
     scale: tuple[Fraction, Fraction] = (0.08, 1.0)
-    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    ratio: tuple[Factor, Factor] = (3 / 4, 4 / 3)
     random = True
 
     def __post_init__(self) -> None:
-        if not self.scale[0] <= self.scale[1]:
-            raise ConfigError("scale", f"{self.scale} must rise")
+        if not 0 < self.scale[1] >= self.scale[0]:
+            raise ConfigError("scale", f"{self.scale} must rise, and not be 0 alone")
         if not self.ratio[0] <= self.ratio[1]:
             raise ConfigError("ratio", f"{self.ratio} must rise")
 
@@ -101,8 +81,8 @@ class RandomScaleCrop:
     What is smaller than that stands in the middle of black pixels.
     """
 
-    size: PositiveInt
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    size: Side
+    scale: tuple[Factor, Factor] = (0.5, 2.0)
     label: Annotated[int, Field(ge=0, le=255, strict=True)] = 255
     """of the black pixels, in masks"""
     random = True

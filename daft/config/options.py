@@ -4,7 +4,7 @@ from pathlib import Path
 from string import Template
 from textwrap import indent
 
-import yaml
+from daft.config import yaml_files
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -20,8 +20,7 @@ def help_page() -> str:
 
     The template and the defaults are those of conf/train.yaml, which Hydra takes seconds to compose.
     """
-    text = (CONF / "train.yaml").read_text()
-    config = yaml.safe_load(text)
+    text, config = yaml_files.read(CONF / "train.yaml"), yaml_files.load(CONF / "train.yaml")
     groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra")
     keys = text[text.index("\nseed:") + 1 : text.index("\nhydra:")]
     for group, option in (

@@ -5,24 +5,43 @@ Imports neither torch nor timm, so that a mistyped key fails in a fraction of a 
 
 import re
 from dataclasses import field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from daft.common.errors import ConfigError
-from daft.config.operations import (
+from daft.config.operations import Operation
+from daft.config.sources import SOURCES
+from daft.config.types import (
     STRICT,
+    BatchSize,
+    ByteCount,
     Checksum,
+    Cores,
+    Epochs,
     Folder,
     Grid,
+    Inside,
+    Mean,
+    Name,
     NonNegativeInt,
-    Operation,
+    Number,
+    PlainDict,
     PositiveFloat,
     PositiveInt,
+    Project,
+    Rate,
     Seed,
+    Side,
+    Std,
+    Text,
+    Url,
+    Width,
 )
-from daft.config.sources import SOURCES
+
+LONGEST_NAME = 255
+"""Bytes of a file's name, on every file system in use."""
 
 
 def _known_source(name: str) -> str:
@@ -35,25 +54,25 @@ def _known_source(name: str) -> str:
 class FileConfig:
     """One file that prepare.py fetches, and what it holds."""
 
-    path: str
+    path: Inside
     """where it is kept, below the dataset's root"""
     at: Literal["root", "annotations"] = "root"
     """or below its folder of annotations"""
     only_for: str = ""
     """needed only if a split's path begins with this"""
-    urls: list[str] = Field(min_length=1)
+    urls: list[Url] = Field(min_length=1)
     """tried in this order"""
-    bytes: PositiveInt | None = None
+    bytes: ByteCount | None = None
     checksum: Checksum | None = None
-    unpack: str | None = None
+    unpack: Inside | None = None
     """folder below the root that the archive is unpacked into; null: no archive"""
     strip: NonNegativeInt = 0
     """leading folders of the archive's paths that are left out"""
-    gives: list[str] = field(default_factory=list)
+    gives: list[Inside] = field(default_factory=list)
     """files and folders below the root that are there once it is unpacked"""
-    unpacked_bytes: PositiveInt | None = None
+    unpacked_bytes: ByteCount | None = None
     """disk space of what is unpacked, roughly"""
-    members: dict[str, Checksum] = field(default_factory=dict)
+    members: dict[Inside, Checksum] = field(default_factory=dict)
     """checksums of what it gives, by file below the root"""
 
     def __post_init__(self) -> None:
@@ -65,7 +84,7 @@ class FileConfig:
 class SplitConfig:
     """One labelled set of images."""
 
-    path: str = "."
+    path: Text = "."
     """what to read, in the words of the dataset's source: a folder or CSV below the root, a style of
     `shapes` or one between two (`photo/sketch/0.25`), `living17/source/train`, `sketch/test`,
     `id_val/Europe+Africa`, …"""
@@ -77,7 +96,7 @@ class SplitConfig:
     """which side of the rule `eval_every` to take"""
     images: PositiveInt | None = None
     """keep this many, stratified by class, evenly spaced in path order; for `shapes`: generate them"""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """of the generator (`shapes` only)"""
     shift: list[Operation] = field(default_factory=list)
     """operations before the evaluation transform: a shift that the data can supply by itself"""
@@ -91,25 +110,25 @@ class SplitConfig:
 class DatasetConfig:
     """A training set, its ID evaluation set and any number of OOD sets over the same classes."""
 
-    name: str
+    name: Name
     source: Annotated[str, AfterValidator(_known_source)]
     """what lists its images, one of `daft.config.sources.SOURCES`"""
     train: SplitConfig
     id: SplitConfig
-    ood: dict[str, SplitConfig]
+    ood: dict[Name, SplitConfig]
     train_transform: list[Operation]
     eval_transform: list[Operation]
-    epochs: NonNegativeInt
-    root: str = "."
-    classes: list[str] | None = None
+    epochs: Epochs
+    root: Text = "."
+    classes: list[Text] | None = None
     """class names in label order; default: the training set's, sorted"""
     ood_mean: list[str] | None = None
     """OOD sets that count in the OOD mean; default: all"""
     eval_every: int | None = Field(default=None, ge=2, strict=True)
     """every n-th image of a class, in path order, is for ID evaluation, the others for training"""
-    image_size: int | None = Field(default=None, ge=16, strict=True)
+    image_size: int | None = Field(default=None, ge=16, le=2**16, strict=True)
     """side of generated images in pixels (`shapes` only)"""
-    annotations: str | None = None
+    annotations: Text | None = None
     """file or folder of labels, where the source keeps them apart from the images"""
     exif_orientation: Literal["ignore", "apply"] = "ignore"
     """whether images are turned as their camera noted; torchvision and timm ignore it"""
@@ -117,17 +136,17 @@ class DatasetConfig:
     """drop: the colours that a file has under its transparency, as torchvision and timm; or on this ground"""
     max_megapixels: PositiveFloat = 179.0
     """an image file with more is refused: a small one can unpack to any size; 179 is Pillow's limit"""
-    cache_side: int | None = Field(default=None, ge=16, strict=True)
+    cache_side: int | None = Field(default=None, ge=16, le=2**16, strict=True)
     """decode each file once, resize its shorter side to this many pixels (antialiased bilinear, before any
     resize of the transform, bicubic ones too), and keep the pixels; they are other pixels than without it, so
     it is part of a run's identity"""
     files: list[FileConfig] = field(default_factory=list)
     """what prepare.py fetches"""
-    kept_side: PositiveInt | None = None
+    kept_side: Side | None = None
     """shorter side in pixels at which prepare.py keeps the images that it fetches, if they are larger"""
     manual: str | None = None
     """what a person must do to get the images, where a licence forbids fetching them"""
-    shift_strength: float | None = None
+    shift_strength: Number | None = None
     """how far its images are from those of pretraining, on a scale of yours, for figures alone"""
 
     def __post_init__(self) -> None:
@@ -170,38 +189,38 @@ class DatasetConfig:
 class BackboneConfig:
     """A pretrained feature extractor with batch normalisation."""
 
-    name: str
-    model: str
+    name: Name
+    model: Text
     """timm model name, or `my_package.my_module.function`"""
     weights: Literal["file", "hub", "random", "own"]
     """`checkpoint`; timm's hub entry of that name; none at all; those that an imported network comes with"""
-    mean: tuple[float, float, float]
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Std, Std, Std]
     """normalisation of RGB in [0, 1]"""
     source: Literal["timm", "import"] = "timm"
     """what makes the network: timm, or a function that is imported and returns a torch.nn.Module"""
-    model_args: dict[str, Any] = field(default_factory=dict)
-    checkpoint: str | None = None
-    """.safetensors, or a torch file that loads with weights_only=True"""
+    model_args: PlainDict = field(default_factory=dict)
+    checkpoint: Text | None = None
+    """safetensors, a torch file or a TorchScript archive, by content"""
     checksum: Checksum | None = None
-    urls: list[str] = field(default_factory=list)
+    urls: list[Url] = field(default_factory=list)
     """where prepare.py fetches the checkpoint, tried in this order"""
-    bytes: PositiveInt | None = None
+    bytes: ByteCount | None = None
     """of the checkpoint"""
-    wrapper: str | None = None
-    """key under which a torch file keeps its state dict"""
+    wrapper: Text | None = None
+    """key under which a torch file keeps its state dict; a dotted path of keys"""
     prefix: str = ""
     """only keys that start with it are read; it is stripped"""
-    drop: list[str] = field(default_factory=list)
+    drop: list[Text] = field(default_factory=list)
     """keys that start with one of these, after the prefix, are left out: the pretraining head"""
     rename: dict[str, str] = field(default_factory=dict)
     r"""names in the checkpoint to names in the model, after prefix and drop: regular expressions with
     \1, \2, … for their groups; of those that match a whole name the first counts"""
-    num_features: PositiveInt | None = None
+    num_features: Width | None = None
     """width of the features; null: whatever the model gives"""
-    input_size: PositiveInt | None = None
+    input_size: Side | None = None
     """side in pixels of the only images it takes; null: any"""
-    lr_head: PositiveFloat = 1.0
+    lr_head: Rate = 1.0
     """anchor of η_w; the right one depends on the norm of the features"""
 
     def __post_init__(self) -> None:
@@ -225,7 +244,7 @@ class BackboneConfig:
 class MethodConfig:
     """One row of Table 1 or Table 5."""
 
-    name: str
+    name: Name
     head_init: Literal["random", "zero", "probe"]
     rates: Literal["tied", "separate", "frozen"]
     """of backbone (η_θ) and head (η_w): one, two, or a backbone that is not trained"""
@@ -235,13 +254,13 @@ class MethodConfig:
     """before training (Algorithm 1)"""
     conversion_batches: PositiveInt | None = None
     """mini-batches that BN conversion measures, from the first; null: the whole training set (paper)"""
-    lr_backbone: PositiveFloat | None = None
+    lr_backbone: Rate | None = None
     """η_θ; with tied rates the head's too"""
-    lr_head: PositiveFloat | None = None
+    lr_head: Rate | None = None
     """η_w"""
-    head_hidden: list[PositiveInt] = field(default_factory=list)
+    head_hidden: list[Width] = field(default_factory=list)
     """widths of the head's hidden layers; none: a linear head"""
-    lr_probe: PositiveFloat | None = None
+    lr_probe: Rate | None = None
     """η_w of the run with a frozen backbone that head_init=probe takes a segmentation's decoder from"""
 
     def __post_init__(self) -> None:
@@ -289,18 +308,21 @@ class MethodConfig:
 class TrainingConfig:
     """The optimiser's settings and the choice of epoch."""
 
-    epochs: NonNegativeInt
+    epochs: Epochs
     steps: PositiveInt | None = None
     """iterations of all epochs together, in equal shares; null: each epoch is a pass over the images"""
     poly_power: PositiveFloat | None = None
     """rates fall as (1 - step / steps) to this power, every step; null: as a half cosine, every epoch"""
-    batch_size: int = Field(ge=2, strict=True)
-    momentum: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0)
+    batch_size: Annotated[BatchSize, Field(ge=2)]
+    momentum: Number = Field(ge=0, lt=1)
+    weight_decay: Number = Field(ge=0, le=1000)
     selection: Literal["paper", "holdout", "last"]
     """by the ID evaluation set, or by a stratified tenth of the training set; or simply the last"""
     precision: Literal["auto", "fp32", "bf16"]
     """auto: bf16 on a GPU, fp32 elsewhere"""
+    divergence: Literal["discard", "keep_best"] = "discard"
+    """of a run whose loss or logits are not finite in some epoch: nothing counts, or its best epoch before that
+    (the authors' code)"""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < self.epochs:
@@ -313,19 +335,19 @@ class SegmentationConfig:
 
     output_stride: Literal[8, 16]
     """pixels of the image per pixel of the backbone's last features"""
-    atrous_rates: tuple[PositiveInt, PositiveInt, PositiveInt]
+    atrous_rates: tuple[Side, Side, Side]
     """dilations of the pyramid"""
     separable: bool
     """whether the decoder's convolutions of 3 x 3 are depthwise separable"""
-    dropout: float = Field(ge=0, lt=1)
+    dropout: Number = Field(ge=0, lt=1)
     """of the pyramid's output"""
-    channels: PositiveInt
+    channels: Width
     """of the decoder"""
-    eval_batch_size: PositiveInt
+    eval_batch_size: BatchSize
     """1 where images keep their own sizes; no part of a run's identity"""
     head_init: Literal["random"]
     """what LP and DAFT start the decoder from"""
-    lr_head: PositiveFloat
+    lr_head: Rate
     """anchor of η_w"""
 
 
@@ -333,10 +355,10 @@ class SegmentationConfig:
 class ComputeConfig:
     """Where and how fast a run computes; no part of its identity."""
 
-    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    threads: PositiveInt | None
-    workers: NonNegativeInt | None
-    resident_gib: float = Field(ge=0)
+    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
+    threads: Cores | None = Field(ge=1)
+    workers: Cores | None = Field(ge=0)
+    resident_gib: Number = Field(ge=0, le=1e6)
     unreadable: Literal["error", "skip"]
     compile: bool
 
@@ -346,9 +368,9 @@ class WandbConfig:
     """Weights & Biases: a mirror of the record, never its source."""
 
     mode: Literal["online", "offline", "disabled"]
-    project: str
-    entity: str | None
-    group: str | None
+    project: Project
+    entity: Text | None
+    group: Text | None
     """null: the run's cell"""
 
 
@@ -421,6 +443,11 @@ class Config:
     """what a sweep was told; its runs themselves are told nothing of it"""
 
     def __post_init__(self) -> None:
+        names = (self.dataset.name, self.backbone.name, self.method.name)
+        if (size := len("-".join(names).encode())) > LONGEST_NAME - len(f"-s{self.seed}-0123456789ab"):
+            raise ConfigError(
+                "dataset.name", f"{size} bytes with the other names; too long for a folder's name"
+            )
         masks = SOURCES[self.dataset.source].masks
         if self.segmentation is None:
             if masks == "always":

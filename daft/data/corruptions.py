@@ -19,10 +19,10 @@ import numpy as np
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
-import yaml
 from PIL import Image
 from torch import Tensor
 
+from daft.config import yaml_files
 from daft.data.loader import derive_seed
 
 SEVERITIES = range(1, 6)
@@ -120,7 +120,7 @@ def parameters(side: int) -> dict[str, Any]:
 
 @functools.cache
 def _published() -> list[dict[str, Any]]:
-    return [yaml.safe_load(file.read_text()) for file in sorted(PUBLISHED.glob("*.yaml"))]
+    return [yaml_files.load(file) for file in sorted(PUBLISHED.glob("*.yaml"))]
 
 
 def _levels(x: Tensor) -> Tensor:

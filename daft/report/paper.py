@@ -14,10 +14,11 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from daft.common.errors import UserError
+from daft.config import texts, yaml_files
 from daft.config.check import validate, validate_section
 from daft.config.compose import composed
-from daft.config.operations import STRICT
-from daft.config.schema import SweepConfig
+from daft.config.schema import Config, SweepConfig
+from daft.config.types import STRICT
 from daft.report import tables
 from daft.runs import frames
 from daft.sweep import selection
@@ -139,7 +140,8 @@ class PaperTable:
                 key, _, value = override.partition("=")
                 if key.startswith("compute."):  # where a run was computed, not what it is
                     continue
-                same = runs.get(f"config.{key}", pd.Series(index=runs.index)) == yaml.safe_load(value)
+                wanted = value if texts.is_text(key, Config) else yaml.safe_load(value)
+                same = runs.get(f"config.{key}", pd.Series(index=runs.index)) == wanted
                 found &= same | (runs[frames.DATASET] != dataset)
         return found
 
@@ -166,8 +168,9 @@ def load(name: str) -> PaperTable:
     if not file.exists():
         raise UserError(f"{name}: no such table; choose from {', '.join(names())}")
     try:
-        return TypeAdapter(PaperTable).validate_python({"name": name, **yaml.safe_load(file.read_text())})
-    except (yaml.YAMLError, TypeError) as error:
+        content = yaml_files.load(file, PaperTable)
+        return TypeAdapter(PaperTable).validate_python({"name": name, **content})
+    except TypeError as error:
         raise UserError(f"{file}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         first = error.errors()[0]

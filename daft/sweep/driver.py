@@ -14,7 +14,8 @@ from typing import Protocol
 from daft import experiment
 from daft.common.errors import UserError
 from daft.common.files import digest
-from daft.config.check import rewrite_overrides, to_dict
+from daft.config.check import to_dict
+from daft.config.overrides import rewrite_overrides
 from daft.config.schema import SweepConfig
 from daft.runs import identity, records, status
 from daft.sweep.cells import Cell, SweepRun, delete_unselected_weights, unfinished

@@ -10,7 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from daft.common.errors import ConfigError
-from daft.config.check import rewrite_overrides, validate_section
+from daft.config.check import validate_section
+from daft.config.overrides import rewrite_overrides
 from daft.config.schema import SweepConfig
 from daft.runs import frames
 from daft.sweep import selection

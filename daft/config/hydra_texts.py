@@ -1,0 +1,71 @@
+"""How Hydra reads what people write: files are checked first, and names stay as they are spelled.
+
+Importing this module puts both in the place of Hydra's own; each process that composes does, by the plugins.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins import file_config_source
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.override_parser import overrides_parser, overrides_visitor
+from hydra.grammar.gen.OverrideParser import OverrideParser
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
+
+from daft.config import texts, yaml_files
+from daft.config.schema import Config
+
+GLOBAL = "_global_"
+
+
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Hydra's source of that name; it says where a file is wrong, and keeps names that look like numbers."""
+
+    latest: Path | None = None
+    """The file that was loaded last: where defaults go in a circle, one of the circle."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """The content of a file; raises UserError if it is no mapping in YAML."""
+        name = self._normalize_file_name(config_path)
+        file = Path(os.path.realpath(os.path.join(self.path, name)))
+        if not file.exists():
+            return super().load_config(config_path)  # which says so
+        text = yaml_files.read(file)
+        with yaml_files.errors_of(file):
+            header = self._get_header_dict(text[:512])
+            package = header.get("package") or (Path(name).parts[0] if Path(name).parts[1:] else GLOBAL)
+            loader = get_yaml_loader()(text)
+            node, kind = loader.get_single_node(), Config if package == GLOBAL else texts.at(package, Config)
+            content = {} if node is None else loader.construct_document(texts.keep_spelling(node, kind))
+            if not isinstance(content, dict):
+                raise TypeError(f"{type(content).__name__}, not keys with values as in name: pets")
+            _require_defaults(content.get("defaults", []))
+            FileConfigSource.latest = file
+            config, path = OmegaConf.create(content), f"file://{self.path}"
+            return ConfigResult(provider=self.provider, path=path, config=config, header=header)
+
+
+def _require_defaults(entries: Any) -> None:
+    """Raise ValueError unless this is a list of options, as Hydra wants it."""
+    if not isinstance(entries, list):
+        raise ValueError(f"defaults: {entries!r} is no list, as in [base/breeds@_here_, _self_]")
+    for entry in entries:
+        pair = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else ("", entry)
+        options = pair[1] if isinstance(pair[1], list) and pair[0] else [pair[1]]
+        if not all(isinstance(option, str) or (option is None and pair[0]) for option in options):
+            raise ValueError(f"defaults: {entry!r} is no option: write a name, or group: name")
+
+
+class _Visitor(overrides_visitor.HydraOverrideVisitor):
+    """Hydra's reader of the command line, but a key of a dict is text: {2018: …, 1e3: …, null: …}."""
+
+    def visitDictKey(self, ctx: OverrideParser.DictKeyContext) -> Any:  # noqa: N802
+        key = super().visitDictKey(ctx)
+        return key if isinstance(key, str) else ctx.getText().strip()
+
+
+SourcesRegistry.instance().types["file"] = FileConfigSource
+overrides_parser.HydraOverrideVisitor = _Visitor  # pyright: ignore[reportPrivateImportUsage]
