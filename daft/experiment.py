@@ -207,13 +207,15 @@ def _fine_tune(
     clock.next("train_s")
     fitted = _fit(context, prepared, tracker)
     clock.next("evaluate_s")
-    metrics, distorted = ({}, {}) if fitted.diverged else _measure(context, prepared, before)
+    kept = context.config.training.divergence == "keep_best" and fitted.best_epoch
+    diverged = fitted.diverged and not kept
+    metrics, distorted = ({}, {}) if diverged else _measure(context, prepared, before)
     clock.stop()
     state = {key: value.cpu().contiguous() for key, value in prepared.model.state_dict().items()}
     write_atomically(context.directory / records.MODEL, lambda path: save_file(state, path))
     record = {
         "run": digest(context.identity),
-        "status": "diverged" if fitted.diverged else "finished",
+        "status": "diverged" if diverged else "finished",
         "config": to_dict(context.config),
         "identity": context.identity,
         "environment": context.environment,

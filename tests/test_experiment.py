@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -18,6 +19,7 @@ from daft.runs import frames, records
 from daft.runs.identity import run_identity
 from daft.sweep import selection
 from daft.tracking.mirror import Tracker
+from daft.training import tasks
 from tests.conftest import FAST, TINY
 from tests.helpers.forked import Forked
 from tests.helpers.pausing import pause_in_step
@@ -150,13 +152,31 @@ def test_lp_and_lp_ft_share_one_probe_and_start_from_it(tiny, tmp_path):
 
 def test_a_diverged_run_is_recorded_as_diverged_and_never_selected(tiny):
     fixed = ["method=ft", "method.bn_mode=test"]
-    diverged = experiment.run(tiny(*fixed, "method.lr_backbone=1e9"))
+    diverged = experiment.run(tiny(*fixed, "method.lr_backbone=1e3"))
     assert diverged.record["status"] == "diverged"
     assert diverged.record["metrics"] == {}
     finished = experiment.run(tiny(*fixed, "method.lr_backbone=1e-4"))
     runs = frames.from_directories([diverged.directory, finished.directory])
     assert selection.select(runs)["run"].tolist() == [finished.record["run"]]
     assert "diverged" in tables.format_run(diverged.record, fresh=True)
+
+
+def test_of_a_run_that_diverges_late_the_best_epoch_before_counts_on_request(tiny, monkeypatch):
+    score, scores = tasks.Classification.score, []
+
+    def finite_twice(*arguments):
+        scores.append(score(*arguments))
+        return scores[-1] if len(scores) % 3 else math.nan
+
+    monkeypatch.setattr(tasks.Classification, "score", finite_twice)
+    fixed = ["method=ft", "method.lr_backbone=1e-3", "training.epochs=5"]
+    discarded = experiment.run(tiny(*fixed)).record
+    kept = experiment.run(tiny(*fixed, "training.divergence=keep_best")).record
+    assert (discarded["status"], kept["status"]) == ("diverged", "finished")
+    assert discarded["run"] != kept["run"]
+    assert kept["best_epoch"] == 1 + (scores[1] > scores[0])
+    assert kept["metrics"]["id/accuracy"] == max(scores[:2])
+    assert [row["selection/accuracy"] for row in kept["history"]] == [*scores[:2], None]
 
 
 def test_holdout_selection_never_looks_at_the_id_evaluation_set(tiny):

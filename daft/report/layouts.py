@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from daft.report.paper import KEYS, PaperTable
-from daft.report.tables import EDGES, pipe_table
+from daft.report.tables import EDGES, in_markdown, pipe_table
 
 LEGEND = (
     "Each cell: ours, mean ± sample standard deviation (ddof = 1) over seeds; then the paper's; then the "
@@ -17,6 +17,8 @@ LEGEND = (
     "as printed. Learning rates are chosen by ID accuracy on the lowest seed; * marks a rate at the edge "
     "of its grid, † a cell that lacks runs of its protocol."
 )
+
+DIVERGED = "Diverged runs, of which no epoch counts (in the published code the best one before does)"
 
 
 def _grid(
@@ -82,7 +84,7 @@ def notes(table: PaperTable, compared: pd.DataFrame) -> list[str]:
         ("Runs of the protocol that are not there", cells["lacking"] > 0, "{lacking}"),
         ("η_θ at the edge of its grid", cells["at_edge"].astype(bool), "{lr_backbone:g}"),
         ("η_w at the edge of its grid", cells["head_at_edge"].astype(bool), "{lr_head:g}"),
-        ("Diverged runs", cells["diverged"] > 0, "{diverged}"),
+        (DIVERGED, cells["diverged"] > 0, "{diverged}"),
     ):
         named = [f"{_name(table, row)} ({value.format_map(row)})" for row in cells[select].to_dict("records")]
         if named:
@@ -104,16 +106,12 @@ def _method(table: PaperTable, name: str) -> str:
 
 def markdown(table: PaperTable, compared: pd.DataFrame) -> str:
     """One Markdown table, and notes."""
-
-    def escape(text: str) -> str:
-        return re.sub(r"([\\`*|<])", r"\\\1", text)
-
-    rows = _grid(table, compared, escape, "**{}**", lambda *texts: " · ".join(filter(None, texts)))
+    rows = _grid(table, compared, in_markdown, "**{}**", lambda *texts: " · ".join(filter(None, texts)))
     rows.columns = [dataset if split == dataset else f"{dataset} {split}" for dataset, split in rows.columns]
     rows = rows.reset_index(names=["model", "method"])
     rows["model"] = rows["model"].mask(rows["model"].duplicated(), "")
-    remarks = "\n".join(f"- {escape(note)}" for note in notes(table, compared))
-    return f"### {escape(table.title)}\n\n{pipe_table(rows, texts=rows.shape[1])}\n\n{remarks}\n"
+    remarks = "\n".join(f"- {in_markdown(note)}" for note in notes(table, compared))
+    return f"### {in_markdown(table.title)}\n\n{pipe_table(rows, texts=rows.shape[1])}\n\n{remarks}\n"
 
 
 def html(table: PaperTable, compared: pd.DataFrame) -> str:

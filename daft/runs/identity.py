@@ -25,7 +25,7 @@ IDENTITY_KEYS_IF_SET = {
     "dataset": {"cache_side": None, "exif_orientation": "ignore", "transparency": "drop"},
     "backbone": {"source": "timm"},
     "method": {"conversion_batches": None, "lr_probe": None},
-    "training": {"steps": None, "poly_power": None},
+    "training": {"steps": None, "poly_power": None, "divergence": "discard"},
 }
 """Settings that count unless they have this value: keys that are younger than the first runs."""
 
