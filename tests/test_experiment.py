@@ -171,7 +171,9 @@ def test_of_a_run_that_diverges_late_the_best_epoch_before_counts_on_request(tin
     monkeypatch.setattr(tasks.Classification, "score", finite_twice)
     fixed = ["method=ft", "method.lr_backbone=1e-3", "training.epochs=5"]
     discarded = experiment.run(tiny(*fixed)).record
-    kept = experiment.run(tiny(*fixed, "training.divergence=keep_best")).record
+    run = experiment.run(tiny(*fixed, "training.divergence=keep_best"))
+    kept = records.read(run.directory)
+    assert kept is not None
     assert (discarded["status"], kept["status"]) == ("diverged", "finished")
     assert discarded["run"] != kept["run"]
     assert kept["best_epoch"] == 1 + (scores[1] > scores[0])
