@@ -267,7 +267,7 @@ def _open_sample(split: Labelled, kept_side: int | None) -> None:
         except UserError:
             raise
         except Exception as error:  # Pillow raises many kinds for damaged files
-            raise UserError(f"{path} cannot be read ({error})") from error
+            raise UserError(f"cannot be read: {files.problem(i)}") from error
         if kept_side and side > kept_side:
             raise UserError(
                 f"{path} has a shorter side of {side} pixels; the repository's results are from {kept_side} "

@@ -64,8 +64,11 @@ def load_tiny_imagenet(overrides: list[str]) -> tuple[Images, Images, int]:
 
     def decoded(name: str, split: Labelled) -> Images:
         images, kept = store.load(split, [], name)
-        if not isinstance(images, Resident) or store.unreadable:
-            raise UserError(f"dataset.{name}: not all images can be read, or they differ in size")
+        if unreadable := store.unreadable.get(name):
+            count = len(unreadable.paths)
+            raise UserError(f"dataset.{name}: {count:,} image(s) cannot be read; {unreadable.problem(0)}")
+        if not isinstance(images, Resident):
+            raise UserError(f"dataset.{name}: the images differ in size")
         return images.pixels, kept.labels
 
     train, held_out = (

@@ -315,6 +315,7 @@ def test_a_larger_image_than_allowed_is_refused_with_the_key_and_others_do_not_w
         assert read_image(file).shape == (3, 120, 100)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_refusal_of_size_is_never_a_skipped_image(
     tmp_path: Path, configure: Callable[..., Config], folders: list[str]
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_same_image_several_times_in_a_class_is_told(tmp_path: Path, listed:
 # --- formats ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:IM image format")
 def test_every_format_that_pillow_writes_and_reads_is_listed_and_decoded(tmp_path: Path) -> None:
     Image.init()
     kinds = {kind: suffix for suffix, kind in Image.registered_extensions().items()}
