@@ -77,7 +77,7 @@ dashboard: setup
 	$(BIN)/python scripts/dashboard.py --save
 
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	PYTHONWARNDEFAULTENCODING=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Kill a sweep at random times, 20 rounds; about a quarter of an hour on two cores.
 kill-test: setup

@@ -219,5 +219,5 @@ class LocalJobs(_Jobs):
         for job in self._started:
             controller = Path("/proc", job.job_id, "task", job.job_id, "children")
             with suppress(OSError):  # it has just ended by itself
-                for process in [job.job_id, *controller.read_text().split()]:
+                for process in [job.job_id, *controller.read_text(encoding="ascii").split()]:
                     os.kill(int(process), signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ def train(cfg: "DictConfig") -> str:
             raise
         sys.exit(f"train.py: {error}")  # as SystemExit it passes Hydra without a traceback
     if job.mode == RunMode.MULTIRUN:
-        (Path(job.runtime.output_dir) / POINTER).write_text(str(run.directory.resolve()))
+        (Path(job.runtime.output_dir) / POINTER).write_text(str(run.directory.resolve()), encoding="utf-8")
         print(tables.format_run(run.record, run.fresh), flush=True)
     else:
         note = "" if run.fresh else " (taken from its record)"
@@ -54,12 +55,16 @@ def main() -> None:
         print(options.help_page())
         return
     import hydra
+    from hydra._internal.utils import get_args_parser
 
     from daft.config.compose import hydra_errors
     from daft.config.overrides import arrange
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
     words, sys.argv[1:] = sys.argv[1:], arrange(sys.argv[1:])
+    parser = get_args_parser()
+    parser.error = partial(cli.refuse_argument, parser)
+    parser.parse_args()
     with hydra_errors(words):
         hydra.main(version_base="1.3", config_path=str(options.CONF), config_name="train")(train)()
 

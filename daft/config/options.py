@@ -30,7 +30,7 @@ def help_page() -> str:
         for group, name in entry.items()
         if group in groups and name
     ):
-        keys += f"\n{group}:\n" + indent((CONF / group / f"{option}.yaml").read_text(), "  ")
+        keys += f"\n{group}:\n" + indent((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"), "  ")
     return Template(config["hydra"]["help"]["template"]).substitute(
         APP_CONFIG_GROUPS="".join(f"{group}: {', '.join(options(group))}\n" for group in groups), CONFIG=keys
     )

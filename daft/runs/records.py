@@ -90,7 +90,9 @@ def is_locked(directory: Path) -> bool:
     """Whether a process is at this run; also of a folder that cannot be written."""
     try:
         # Non-blocking: what stands there may be a pipe.
-        with open(directory / LOCK, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+        with open(
+            directory / LOCK, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)
+        ) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -62,7 +62,7 @@ class IsolatedTask:
             if isinstance(error, SystemExit) and not isinstance(error.code, str):
                 raise  # a cluster's job that is to be requeued
             with suppress(OSError):
-                (self.job_folder() / ERROR).write_text(traceback.format_exc())
+                (self.job_folder() / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
             return failure(error)
 
 

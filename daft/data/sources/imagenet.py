@@ -40,7 +40,7 @@ class Superclass(TypedDict):
 @cache
 def hierarchies() -> dict[str, list[Superclass]]:
     """Superclasses in label order, per hierarchy."""
-    return json.loads(Path(__file__).with_name("breeds.json").read_text())["hierarchies"]
+    return json.loads(Path(__file__).with_name("breeds.json").read_text(encoding="utf-8"))["hierarchies"]
 
 
 def classes(cfg: DatasetConfig) -> list[str]:
