@@ -23,7 +23,10 @@ LONGEST_HEADER = 100_000_000
 PACKED = "packed files, not weights: unpack it, and name the file of weights in it"
 AGAIN = "copy or fetch it again"
 
-CUT = re.compile("truncated|incomplete|ran out of|unexpected EOF|invalid header length", re.IGNORECASE)
+CUT = re.compile(
+    "truncated|incomplete|ran out of|unexpected EOF|header too small|invalid header length|central directory",
+    re.IGNORECASE,
+)
 """What libraries say of a file that is cut short."""
 
 KINDS = {
@@ -62,7 +65,7 @@ def read(file: Path) -> Any:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # what a damaged file raises can be anything
-        raise UserError(f"{file} does not load ({_reason(error)}); {AGAIN}") from error
+        raise UserError(f"{file} does not load ({reason(error)}); {AGAIN}") from error
     raise UserError(f"{file} is {_kind(start)}")
 
 
@@ -93,7 +96,8 @@ def _read_torch(file: Path) -> Any:
             return torch.load(opened, map_location="cpu", weights_only=False, pickle_module=pickles)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What a library raised for a damaged file, in a few words."""
     text = first_line(error).split(". ")[0]
     return "it is cut short" if isinstance(error, EOFError) or CUT.search(text) else text
 

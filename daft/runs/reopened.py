@@ -11,11 +11,11 @@ import torch
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from daft.common.errors import UserError, first_line
+from daft.common.errors import UserError
 from daft.common.files import is_damage, require_regular
 from daft.config.schema import Config, PathsConfig
 from daft.data import datasets
-from daft.networks import checkpoints, soundness
+from daft.networks import checkpoints, soundness, weight_files
 from daft.networks.classifier import Classifier
 from daft.runs import layout, records
 from daft.runs.identity import pretrained_key
@@ -89,7 +89,7 @@ class FinishedRun:
         except Exception as error:  # what a damaged file raises can be anything
             if not is_damage(error):
                 raise
-            raise UserError(f"{file}: not the weights of this run ({first_line(error)})") from error
+            raise UserError(f"{file}: not the weights of this run ({weight_files.reason(error)})") from error
         return model.to(device).to(memory_format=torch.channels_last).eval()
 
     def pretrained_features(self, device: torch.device) -> PretrainedFeatures:

@@ -13,9 +13,9 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from daft.common.errors import UserError, first_line
+from daft.common.errors import UserError
 from daft.common.files import is_damage, require_regular, write_atomically
-from daft.networks import soundness
+from daft.networks import soundness, weight_files
 
 LAST = "last.pt"
 
@@ -154,7 +154,7 @@ class Checkpoints:
             absent = isinstance(error, FileNotFoundError)
             if isinstance(error, torch.OutOfMemoryError) or not (absent or is_damage(error)):
                 raise
-            reason = "it is not there" if absent else first_line(error).split(". ")[0]
+            reason = "it is not there" if absent else weight_files.reason(error)
             raise UserError(
                 f"{file}: the run cannot go on from it ({reason}); remove the folder {self.folder} to start "
                 "the run anew: what is lost are its epochs so far"

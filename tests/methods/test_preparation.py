@@ -166,3 +166,21 @@ def test_a_head_of_several_layers_has_their_widths_and_learns_with_the_heads_rat
     shapes = [tuple(m.weight.shape) for m in prepared.model.head.children() if isinstance(m, nn.Linear)]
     assert shapes == [(16, 128), (8, 16), (3, 8)]
     assert len(prepared.groups[1]["params"]) == 6
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_parameters_decide_whether_the_backbone_is_trained_and_not_the_names_of_groups(configure, name):
+    model, method = classifier(configure, *FILELESS, "backbone.weights=random", f"method={name}")
+    batches = [(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4))]
+    probed = {key: value.clone() for key, value in model.head.state_dict().items()}
+    prepared = preparation.prepare(method, model, probed_head=probed, batches=batches)
+    for group in prepared.groups:
+        group["name"] = "anything"
+    before = {key: value.clone() for key, value in model.backbone.named_parameters()}
+    if prepared.groups:
+        optimizer = torch.optim.SGD(prepared.groups, lr=1.0)
+        model(torch.rand(4, 3, 32, 32)).square().sum().backward()
+        optimizer.step()
+    moved = any(not torch.equal(value, before[key]) for key, value in model.backbone.named_parameters())
+    assert prepared.trains_backbone == (method.rates != "frozen")
+    assert moved <= prepared.trains_backbone
