@@ -5,12 +5,14 @@ import json
 import os
 import re
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from daft import experiment
 from daft.common import files
@@ -19,7 +21,9 @@ from daft.data.corruptions import CORRUPTIONS, SEVERITIES
 from daft.report.figures import gallery
 from daft.runs import frames, records, results, status
 from daft.sweep import cells, plan, timing
+from daft.sweep.jobs import POINTER
 from daft.sweep.protocol import Protocol, Rates
+from hydra_plugins.sweep_summary import SweepSummary
 from tests.conftest import ROOT
 from tests.helpers.fake_wandb import Service
 from tests.runs.test_records import RECORD
@@ -403,6 +407,48 @@ def test_an_error_in_any_bytes_is_shown_as_far_as_it_is_text(tmp_path: Path):
     (run / records.ERROR).write_bytes(b"Traceback\nValueError: caf\xe9 [/red] is damaged\x1b[31m\n")
     (state,) = status.list_runs(tmp_path)
     assert state.error == r"ValueError: caf� [/red] is damaged\x1b[31m"
+
+
+def test_the_table_of_a_sweep_is_of_the_runs_that_its_jobs_point_at(damaged: Path, capsys):
+    good, bad_one = next(damaged.glob("*-ft-*0")), bad(damaged)[0].parent
+    pointers = {
+        "0": str(good).encode(),
+        "1": b"",
+        "2": b"\xff",
+        "3": b"a\x00b",
+        "4": b"runs/relative",
+        "5": str(damaged / "nowhere").encode(),
+        "6": str(bad_one).encode(),
+        "7": b"x" * 10_000,
+    }
+    for job, content in pointers.items():
+        (damaged / "sweep" / job).mkdir(parents=True)
+        (damaged / "sweep" / job / POINTER).write_bytes(content)
+    for job, make in zip(("10", "11", "12", "13", "\xb2"), PLACES.values(), strict=True):
+        (damaged / "sweep" / job).mkdir()
+        make(damaged / "sweep" / job / POINTER)
+    SweepSummary().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(damaged / "sweep")}}}))
+    output, errors = capsys.readouterr()
+    assert output.count("90.00") == 1
+    told = [line.removeprefix("left out: ") for line in errors.splitlines()]
+    named = {line.split(f"/{POINTER}: ")[0].removeprefix(f"{damaged}/sweep/") for line in told}
+    assert named - {told[-1]} == {"1", "2", "3", "4", "5", "7", "10", "11", "12"}
+    assert told[-1].startswith(f"{bad_one / records.RECORD} is not a record")
+
+
+@pytest.mark.parametrize("content", [b"", b"half"])
+def test_a_run_with_a_damaged_checkpoint_says_what_to_remove_and_then_starts_anew(tiny, content: bytes):
+    config = tiny("method=ft", "training.epochs=1")
+    directory = experiment.directory_of(config)
+    file = directory / records.CHECKPOINTS / "last.pt"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"last\.pt: .*; remove the folder {re.escape(str(file.parent))} to"):
+        experiment.run(config)
+    (state,) = status.list_runs(directory.parent)
+    assert (state.state, f"remove the folder {file.parent}" in state.error) == ("failed", True)
+    shutil.rmtree(file.parent)
+    assert experiment.run(config).record["status"] == "finished"
 
 
 def test_frames_of_nothing_usable_are_empty(damaged: Path, capsys):
