@@ -131,9 +131,10 @@ def remedy(cfg: DatasetConfig | BackboneConfig, findings: Iterable[Finding], com
         fetched, key = bool(cfg.files), "dataset.root"
     else:
         fetched, key = bool(cfg.urls or cfg.weights == "hub"), "backbone.checkpoint"
+    damaged = any(finding.state == "damaged" for finding in findings)
     if not fetched:
-        return f"put it there yourself, or set {key} to where it is"
-    if any(finding.state == "damaged" for finding in findings):
+        return f"put {'another' if damaged else 'it'} there yourself, or set {key} to where it is"
+    if damaged:
         return f"what is there is never overwritten: remove what is damaged, then fetch it anew: {command}"
     return f"fetch what is absent: {command}"
 
@@ -156,7 +157,7 @@ class _Manifest:
     """What was fetched for one dataset or backbone: from where, its checksum, whether it is unpacked."""
 
     def __init__(self, cache: Path, name: str) -> None:
-        self.file = cache / "prepared" / f"{name}.json"
+        self.file = cache / "prepared" / f"{name.replace('/', '_')}.json"
 
     def entry(self, path: str) -> dict[str, Any]:
         """What is noted of one file; nothing of a user's own."""
