@@ -119,8 +119,12 @@ def test_colours_of_sixteen_bits_are_scaled(tmp_path: Path) -> None:
 def test_pixels_whose_white_nobody_knows_are_refused_by_name(
     tmp_path: Path, write: Callable[[Path], Path], named: str
 ) -> None:
-    with pytest.raises(UnknownWhiteError, match=rf"/x\.tif: {named}.* save it with 8 bits, or as 16-bit PNG"):
-        read_image(write(tmp_path))
+    file = write(tmp_path)
+    with pytest.raises(
+        UnknownWhiteError, match=rf"^{file}: {named}.* save it with 8 bits, or as 16-bit PNG$"
+    ):
+        read_image(file)
+    assert Streamed([file]).problem(0).startswith(f"{file}: {named}")
 
 
 def test_every_mode_of_file_becomes_rgb(tmp_path: Path) -> None:
