@@ -1,6 +1,5 @@
 """Batches of one split, the same ones whatever holds the images and however many workers read them."""
 
-import functools
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -206,7 +205,7 @@ def _fitting_workers(workers: int, size: int) -> int:
         return workers
     fitting = min(workers, shutil.disk_usage(SHARED_MEMORY).free // size)
     if fitting < workers:
-        _say_once(
+        progress.say_once(
             f"compute.workers: {fitting} instead of {workers}, for each needs {size / MIB:,.0f} MiB of "
             f"{SHARED_MEMORY}, {_room()}"
         )
@@ -219,11 +218,6 @@ def _room() -> str:
         f"where {room.free / MIB:,.0f} of {room.total / MIB:,.0f} MiB are free; a container gets more by "
         "docker run --shm-size=8g"
     )
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    progress.console.print(text, style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def _read(files: Streamed | Cached, index: int) -> Tensor:

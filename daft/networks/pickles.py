@@ -4,6 +4,7 @@ Training scripts save their arguments, metrics and whole networks beside the wei
 that is not needed for tensors is replaced by a stand-in, which keeps what was stored in it, and does nothing.
 """
 
+import io
 import pickle
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -101,11 +102,25 @@ def _bytes(text: str = "", *_: object) -> bytes:
     return text.encode("latin1")
 
 
+def _storage(content: bytes) -> Any:
+    """The values of a tensor that was pickled without torch.save."""
+    return torch.load(io.BytesIO(content), weights_only=True)
+
+
+def _array(values: bytes, dtype: Any, shape: Any, order: str) -> Array:
+    """An array of protocol 5."""
+    array = Array()
+    array.state = 1, shape, dtype, order == "F", values
+    return array
+
+
 STAND_INS: dict[str, Any] = {
+    "torch.storage._load_from_bytes": _storage,
     "_codecs.encode": _bytes,
     "builtins.bytes": _bytes,
     "numpy.dtype": _DType,
     **{f"numpy.{core}.multiarray._reconstruct": Array for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _array for core in ("core", "_core")},
 }
 
 

@@ -164,4 +164,4 @@ class Tracker:
 
     def _complain(self, error: Exception) -> None:
         text = f"W&B failed ({type(error).__name__}: {error}); the run goes on without it"
-        progress.console.print(text, style="yellow", markup=False)
+        progress.say(text)

@@ -142,6 +142,15 @@ def test_arrays_of_numpy_are_tensors_of_the_same_numbers(tmp_path: Path, keyword
         assert torch.equal(found[name], expected), name
 
 
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_alone_is_read_too(tmp_path: Path, protocol: int) -> None:
+    content = {"tensors": WEIGHTS | {"part": WEIGHTS["conv.weight"][:, 1:, ::2]}, "arrays": np.eye(3)[1:]}
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps(content, protocol))
+    found = weight_files.read(tmp_path / "net.pkl")
+    assert same(found["tensors"], content["tensors"])
+    assert same(pickles.entries({"a": found["arrays"]}), {"a": torch.eye(3, dtype=torch.float64)[1:]})
+
+
 class Calls:
     """An object that is made by a call."""
 
