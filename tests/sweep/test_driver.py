@@ -335,7 +335,7 @@ def test_a_failed_run_stops_no_other_is_tried_twice_and_shown_when_it_fails(tmp_
     assert len(missing) == 5
     for line in missing[:4]:
         assert str(broken) in line
-        assert "does not load" in line
+        assert "no file of weights" in line
     assert missing[4].endswith("its later stages, which need what failed")
     failed = [line for line in output.splitlines() if line.startswith("failed: ")]
     assert sorted(line.endswith("; it is tried again") for line in failed) == [False] * 4 + [True] * 4
@@ -345,6 +345,26 @@ def test_a_failed_run_stops_no_other_is_tried_twice_and_shown_when_it_fails(tmp_
     assert len(jobs) == 2 * 4
     states = {state.state for state in status.list_runs(tmp_path / "runs")}
     assert states == {"finished", "failed"}
+
+
+def test_a_damaged_checkpoint_costs_its_own_run_alone_and_is_named_with_what_mends_it(whole, tmp_path, here):
+    cells = ["method=lp,ft", "sweep.seeds=[0]"]
+    for run in [*whole[0].glob("runs/*-lp-s0-*"), *whole[0].glob("runs/*-ft-s0-*")]:
+        shutil.copytree(run, tmp_path / "runs" / run.name)
+    victim = next(tmp_path.glob("runs/*-ft-s0-*"))
+    shutil.rmtree(victim)
+    checkpoints = victim / records.CHECKPOINTS
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "last.pt").write_bytes(b"PK\x03\x04 half of it")
+    code, output, errors = here(tmp_path, *cells)
+    assert code == 1
+    assert errors.endswith("1 run(s) are missing, as listed; the same command tries again what failed\n")
+    assert re.search(rf"missing: .*last\.pt: .* \(.+\); remove the folder {checkpoints} to start", output)
+    assert table(output)[-1].startswith("| lp | - | - | 1 |")
+    shutil.rmtree(checkpoints)
+    code, output, errors = here(tmp_path, *cells)
+    assert (code, errors) == (0, "")
+    assert contents(tmp_path).items() <= contents(whole[0]).items()
 
 
 @pytest.mark.parametrize("change", ["cut off", "format", "protocol"])
