@@ -140,6 +140,8 @@ class StagedSweeper(Sweeper):
                 right = f"{name}=[0,1]" if name.startswith("sweep.") else "lists as in method=ft,daft"
                 raise UserError(f"{line}: a staged sweep takes {right}")
             values = dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator())
+            if not values:
+                raise UserError(f"{(override.input_line or key).lstrip('+')}: no value, so there is no run")
             axes[key] = [(value, "" if name in GROUPS else value.lstrip("+")) for value in values]
         return list(axes.values())
 

@@ -18,14 +18,19 @@ def main() -> None:
     """List the images of every split, and write the sheet."""
     parser = cli.parser(__doc__)
     parser.add_argument("overrides", nargs="*", help="dataset=NAME and its keys, as for train.py")
-    parser.add_argument("--out", type=Path, required=True, help="a .png, .pdf or .svg file")
-    parser.add_argument("--per-class", type=cli.count, help="images of a class and split; default: 1")
+    parser.add_argument("--out", type=cli.path, required=True, help="a .png, .pdf or .svg file")
+    parser.add_argument("--per-class", type=cli.up_to(100), help="images of a class and split; default: 1")
     parser.add_argument(
         "--classes", type=cli.names, default=[], help="separated by commas; default: ten, evenly spaced"
     )
-    parser.add_argument("--corruptions", type=Path, nargs="?", const=Path(), metavar="IMAGE")
+    parser.add_argument("--corruptions", type=cli.path, nargs="?", const=Path(), metavar="IMAGE")
     args = parser.parse_intermixed_args()
+    cli.require_out(args.out, "png", "pdf", "svg")
     if args.corruptions is not None:
+        if args.overrides:
+            parser.error(f"--corruptions is of one image; {args.overrides[0]} has no effect")
+        if args.corruptions.name and not args.corruptions.is_file():
+            raise UserError(f"--corruptions {args.corruptions}: no such file")
         from daft.report.figures import sheets, style
 
         style.save(sheets.corruptions(args.corruptions if args.corruptions.name else None), args.out)

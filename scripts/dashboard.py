@@ -5,7 +5,6 @@ python scripts/dashboard.py --save                      in place of the one befo
 """
 
 import json
-from pathlib import Path
 
 from _door import cli
 
@@ -18,13 +17,15 @@ def main() -> None:
     """Write the report's specification, save it online, or both."""
     parser = cli.parser(__doc__)
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(options('table'))}; default: all")
-    parser.add_argument("--project", default="daft", help="default: daft")
-    parser.add_argument("--entity", help="default: the account's own")
-    parser.add_argument("--out", type=Path, help="a .json file for the specification")
+    parser.add_argument("--project", type=cli.project, default="daft", help="default: daft")
+    parser.add_argument("--entity", type=cli.entity, help="default: the account's own")
+    parser.add_argument("--out", type=cli.path, help="a .json file for the specification")
     parser.add_argument("--save", action="store_true", help="save it online")
     args = parser.parse_args()
     if not args.out and not args.save:
         parser.error("say --save, --out FILE, or both")
+    if args.out:
+        cli.require_out(args.out, "json")
 
     from daft.report import paper
     from daft.tracking import sync

@@ -30,7 +30,7 @@ def main() -> int:
     from daft.config.check import validate_section
     from daft.config.compose import composed
     from daft.config.overrides import SECTIONS
-    from daft.config.schema import BackboneConfig, DatasetConfig
+    from daft.config.schema import BackboneConfig, DatasetConfig, PathsConfig
 
     named, overrides = _named(args.what, SECTIONS)
     shared = [word for word in _of("dataset", overrides) if not word.startswith("paths.")]
@@ -40,9 +40,8 @@ def main() -> int:
     configurations = []
     for group, name in named:
         config = composed(f"{group}={name}", *_of(group, overrides))
-        configurations.append(
-            (group, validate_section(config, group, kinds[group]), Path(config.paths.cache))
-        )
+        paths = validate_section(config, "paths", PathsConfig)
+        configurations.append((group, validate_section(config, group, kinds[group]), Path(paths.cache)))
 
     # Seconds of imports: only now that every configuration makes sense.
     from daft.common import progress
@@ -79,7 +78,9 @@ def _named(what: list[str], sections: list[str]) -> tuple[list[tuple[str, str]],
         group, _, names = word.partition("=")
         if word == "all":
             for each in GROUPS:  # but for those that wait for a user's own values
-                texts = {name: (CONF / each / f"{name}.yaml").read_text() for name in options(each)}
+                texts = {
+                    name: (CONF / each / f"{name}.yaml").read_text(encoding="utf-8") for name in options(each)
+                }
                 named += [(each, name) for name, text in texts.items() if "???" not in text]
         elif group in GROUPS and names:
             named += [(group, name) for name in names.split(",")]

@@ -7,8 +7,6 @@ python scripts/pretrain.py tiny_imagenet --out weights/resnet18_tin64.safetensor
 (scripts/prepare.py). One thread on a CPU, so that the same machine gives the same weights.
 """
 
-from pathlib import Path
-
 from _door import cli
 
 FIRST_SEED = 1000
@@ -19,14 +17,15 @@ def main() -> None:
     """Train, measure on held-out images, save."""
     parser = cli.parser(__doc__)
     parser.add_argument("data", choices=["shapes", "tiny_imagenet"])
-    parser.add_argument("--out", type=Path, required=True, help="a .safetensors file")
-    parser.add_argument("--epochs", type=cli.count, help="default: the recipe's")
-    parser.add_argument("--seed", type=int, default=FIRST_SEED, help=f"at least {FIRST_SEED}")
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--out", type=cli.path, required=True, help="a .safetensors file")
+    parser.add_argument("--epochs", type=cli.up_to(100_000), help="default: the recipe's")
+    parser.add_argument("--seed", type=cli.count, default=FIRST_SEED, help=f"at least {FIRST_SEED}")
+    parser.add_argument("--device", type=cli.device, help="default: cuda if there is one, else cpu")
     parser.add_argument("overrides", nargs="*", help="dataset.root=…, paths.data=…, dataset.train.images=…")
     args = parser.parse_intermixed_args()
     if args.seed < FIRST_SEED:
         parser.error(f"--seed {args.seed}: at least {FIRST_SEED}")
+    cli.require_out(args.out, "safetensors")
     if args.data == "shapes" and args.overrides:
         parser.error(f"shapes are drawn; {args.overrides[0]} has no effect")
 

@@ -3,8 +3,6 @@
 python scripts/report.py --runs runs --out report.html
 """
 
-from pathlib import Path
-
 from _door import cli
 
 from daft.common.errors import UserError
@@ -15,8 +13,9 @@ def main() -> None:
     """Write the page."""
     parser = cli.parser(__doc__)
     cli.add_runs(parser)
-    parser.add_argument("--out", type=Path, required=True, help="an .html file")
+    parser.add_argument("--out", type=cli.path, required=True, help="an .html file")
     args = parser.parse_args()
+    cli.require_out(args.out, "html")
 
     from daft.report import page
     from daft.runs import records, results

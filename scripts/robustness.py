@@ -24,17 +24,20 @@ def main() -> int:
         "--on", choices=["cifar10_c", "generated"], help="default: what the table shows, else generated"
     )
     parser.add_argument("--images", type=cli.count, help="in each of the 75 blocks, stratified; default: all")
-    parser.add_argument("--batch-size", type=cli.count, default=256)
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
-    parser.add_argument("--threads", type=cli.count, help="of the CPU; default: torch's")
-    parser.add_argument("--out", type=Path, help="folder for robustness.md and .csv")
+    parser.add_argument("--batch-size", type=cli.up_to(2**20), default=256)
+    parser.add_argument("--device", type=cli.device, help="default: a GPU if there is one")
+    parser.add_argument("--threads", type=cli.cores, help="of the CPU; default: torch's")
+    parser.add_argument("--out", type=cli.path, help="folder for robustness.md and .csv")
     args = parser.parse_args()
+    if args.out:
+        cli.require_out(args.out)
 
     import torch
 
+    from daft.common import devices
     from daft.report import paper, robustness
 
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = devices.find(args.device, "--device")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True

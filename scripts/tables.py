@@ -19,35 +19,38 @@ def main() -> None:
     """Write TABLE.{csv,md,html,tex}, or for a folder runs.csv, table.csv and table.md; print the Markdown."""
     parser = cli.parser(__doc__)
     parser.add_argument("what", help=f"{', '.join(options('table'))}, or a folder of run directories")
-    parser.add_argument("--out", type=Path, help="folder for the files")
+    parser.add_argument("--out", type=cli.path, help="folder for the files")
     cli.add_runs(parser, of="the table's ")
     parser.add_argument(
         "--overrides", action="store_true", help="only print, a line each, the sweeps that have its runs"
     )
-    for axis in (*AXES, "seeds"):
+    for axis, kind in (*((axis, cli.names) for axis in AXES), ("seeds", cli.seeds)):
         about = "with --overrides: only these, separated by commas"
-        parser.add_argument(f"--{axis}", type=cli.names, default=[], help=about)
-    parser.add_argument("--over", default="", help="of a folder: the setting that its runs differ in")
+        parser.add_argument(f"--{axis}", type=kind, default=[], help=about)
+    parser.add_argument("--over", help="of a folder: the setting that its runs differ in")
     args = parser.parse_args()
     only = {axis: getattr(args, axis) for axis in AXES}
     if (args.seeds or any(only.values())) and not args.overrides:
         parser.error(
             "--datasets, --backbones, --methods and --seeds narrow --overrides; a table is always whole"
         )
-    if wrong := [seed for seed in args.seeds if not seed.isdigit()]:
-        raise UserError(f"--seeds: {wrong[0]!r} is no seed; write whole numbers as in 0,1,2")
-    if args.over and (args.overrides or args.what in options("table")):
+    if args.over is not None and (args.overrides or args.what in options("table")):
         parser.error("--over is of a folder of runs")
     if not args.out and not args.overrides:
         parser.error("the following arguments are required: --out")
+    if args.out:
+        cli.require_out(args.out)
 
     from daft.report import files, paper
+    from daft.runs import records
 
     if args.overrides:
-        seeds = [f"sweep.seeds=[{','.join(args.seeds)}]"] if args.seeds else []
+        seeds = [f"sweep.seeds=[{','.join(map(str, args.seeds))}]"] if args.seeds else []
         for overrides in paper.load(args.what).narrowed(**only).sweeps():
             print(" ".join([*overrides, *seeds]))
     elif args.what in options("table"):
+        if not records.find_runs(args.runs):
+            raise UserError(f"--runs {args.runs}: no records below this folder")
         print(files.write_table(paper.load(args.what), args.runs, args.out))
     else:
         print(files.write_folder(Path(args.what), args.out, args.over))

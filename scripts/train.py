@@ -41,7 +41,9 @@ def train(cfg: "DictConfig") -> str:
             raise
         sys.exit(f"train.py: {error}")  # as SystemExit it passes Hydra without a traceback
     if job.mode == RunMode.MULTIRUN:
-        (Path(job.runtime.output_dir) / POINTER).write_text(str(run.directory.resolve()), encoding="utf-8")
+        pointer = Path(job.sweep.dir, str(job.job.num), POINTER)  # whatever hydra.sweep.subdir is
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        pointer.write_text(str(run.directory.resolve()), encoding="utf-8")
         print(tables.format_run(run.record, run.fresh), flush=True)
     else:
         note = "" if run.fresh else " (taken from its record)"

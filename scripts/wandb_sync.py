@@ -5,7 +5,6 @@ python scripts/wandb_sync.py runs
 """
 
 from collections import Counter
-from pathlib import Path
 
 from _door import cli
 
@@ -17,9 +16,10 @@ DID = {"send": "sent", "complete": "completed", "update": "updated"}
 def main() -> None:
     """Print a line per run that is sent, completed or updated, then how many there are of each."""
     parser = cli.parser(__doc__)
-    parser.add_argument("runs", type=Path, help="folder of run directories")
-    parser.add_argument("--project", help="in place of the one that each record names (wandb.project)")
-    parser.add_argument("--entity", help="in place of each record's (wandb.entity), or the account's own")
+    parser.add_argument("runs", type=cli.path, help="folder of run directories")
+    own = "in place of the one that each record names"
+    parser.add_argument("--project", type=cli.project, help=f"{own} (wandb.project)")
+    parser.add_argument("--entity", type=cli.entity, help=f"{own} (wandb.entity), or the account's own")
     parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
     args = parser.parse_args()
 

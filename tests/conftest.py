@@ -1,9 +1,12 @@
 """What the tests share: configurations as the command line composes them, and a run small enough."""
 
 import os
+import runpy
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -77,6 +80,33 @@ def folders(tmp_path: Path) -> list[str]:
 def tiny(configure: Callable[..., Config], folders: list[str]) -> Callable[..., Config]:
     """A run of seconds on the embedded images and network."""
     return lambda *overrides: configure(*TINY, *folders, *overrides)
+
+
+class Done(NamedTuple):
+    """How a script ended."""
+
+    code: int
+    output: str
+    errors: str
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """A script with these arguments, as Python runs it, but in this process: it has its libraries already."""
+
+    def run(name: str, *arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # train.py sets it
+        code, message = 0, ""
+        try:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        except SystemExit as stop:
+            if stop.code:
+                code, message = 1, f"{stop.code}\n" if isinstance(stop.code, str) else ""
+        output, errors = capfd.readouterr()
+        return Done(code, output, errors + message)
+
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,7 @@
 """Claims about the scripts around runs: tables, figures, contact sheet, benchmark."""
 
-import runpy
-import sys
-from collections.abc import Callable
+import os
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import pytest
@@ -13,34 +10,6 @@ from PIL import Image
 from daft import experiment
 from daft.runs import records
 from tests.report.test_page import LOADED
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-class Done(NamedTuple):
-    """How a script ended."""
-
-    code: int
-    output: str
-    errors: str
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """A script with these arguments, as Python runs it, but in this process: it has its libraries already."""
-
-    def run(name: str, *arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        code, message = 0, ""
-        try:
-            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
-        except SystemExit as stop:
-            if stop.code:
-                code, message = 1, f"{stop.code}\n" if isinstance(stop.code, str) else ""
-        output, errors = capfd.readouterr()
-        return Done(code, output, errors + message)
-
-    return run
 
 
 def drawn(file: Path) -> bool:
@@ -112,3 +81,84 @@ def test_the_benchmark_runs_through_at_toy_size(script):
     assert done.code == 0, done.errors
     for row in ("a. BN conversion", "b. BN conversion"):
         assert row in done.output
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two records and with what an argument can name by mistake."""
+    folder = tmp_path_factory.mktemp("messy")
+    for record in LOADED[:2]:
+        records.write(folder / "runs" / record["run"], record)
+    (folder / "file").write_text("x")
+    (folder / "empty").mkdir()
+    os.mkfifo(folder / "pipe")
+    return folder
+
+
+MISTAKES = [
+    ("tables.py", "table5 --runs /nope --out o", "--runs /nope: no records below this folder"),
+    ("tables.py", "table5 --runs file --out o", "--runs file: no records below this folder"),
+    ("tables.py", "table5 --runs empty --out o", "--runs empty: no records below this folder"),
+    ("tables.py", "runs --out file", "--out file: file is no folder"),
+    ("tables.py", "runs --out pipe", "--out pipe: pipe is no folder"),
+    ("tables.py", "runs --over nope --out o", "--over nope: the runs in runs have no such setting"),
+    ("tables.py", "runs --over= --out o", "--over : the runs in runs have no such setting"),
+    ("tables.py", "table5 --overrides --seeds=99999999999999", "'99999999999999' is no seed"),
+    ("tables.py", "table5 --overrides --seeds=x", "'x' is no seed"),
+    ("tables.py", "table5 --overrides --datasets=", "'' has no name"),
+    ("tables.py", "table5 --overrides --datasets 2018", "no dataset '2018'"),
+    ("figures.py", "pipe --out o.png", "pipe: no records"),
+    ("figures.py", "runs --out o.gif", "--out o.gif: name a file that ends in .png or .pdf or .svg"),
+    ("figures.py", "runs --dataset= --out o.png", "must not be empty"),
+    ("figures.py", "runs --out o.png --project a/b", "'a/b': a project of W&B has 1 to 128 characters"),
+    ("report.py", "--runs runs --out o", "--out o: name a file that ends in .html"),
+    ("report.py", "--runs= --out o.html", "a path must not be empty"),
+    ("robustness.py", "runs --device cuda:99", "--device=cuda:99: 0 CUDA device(s) found"),
+    ("robustness.py", "runs --threads 1000000", "'1000000' is no whole number from 1 to 1024"),
+    ("robustness.py", "runs --batch-size 999999999999", "is no whole number from 1 to 1048576"),
+    ("robustness.py", "runs --out file", "--out file: file is no folder"),
+    ("status.py", "pipe", "pipe: no runs in this folder"),
+    ("wandb_sync.py", "file --dry-run", "file: no records below this folder"),
+    ("wandb_sync.py", "runs --entity a/b", "a team or an account of W&B"),
+    ("dashboard.py", "--out empty", "--out empty: name a file that ends in .json"),
+    ("pretrain.py", "shapes --out o.safetensors --device cuda:99", "0 CUDA device(s) found"),
+    ("pretrain.py", "shapes --out o.safetensors --seed 99999999999999999999", "is no whole number from 1"),
+    ("contact_sheet.py", "--corruptions pipe --out o.png", "--corruptions pipe: no such file"),
+    ("contact_sheet.py", "--corruptions --out o.png dataset=pacs", "dataset=pacs has no effect"),
+    ("contact_sheet.py", "dataset=shapes --per-class 99999 --out o.png", "whole number from 1 to 100"),
+    ("prepare.py", "dataset=pacs paths.data=", "paths.data: '' is not allowed: must not be empty"),
+    ("prepare.py", "dataset=null", "dataset=null: no such option"),
+    ("prepare.py", "dataset=pacs dataset.files=[{path:../x,urls:['file:///x']}]", "outside of the root"),
+    ("prepare.py", "dataset=pacs dataset.files=[{path:x,urls:['http://[::1']}]", "write an address as in"),
+    ("train.py", "--nope", "unrecognized arguments: --nope"),
+    ("train.py", "-m seed=0 --cfg job", "-m runs, and --cfg and --info only show something"),
+    ("train.py", "-m seed=range(0,3,0)", "seed=range(0,3,0): Hydra does not take this (ValueError"),
+    ("train.py", "-m seed=range(0)", "seed=range(0): no value"),
+    ("train.py", "hydra.verbose=3 seed=0", "hydra.verbose=3: Hydra does not take this"),
+    ("train.py", "--config-dir /nope", "'/nope' not found"),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "told"), MISTAKES, ids=[f"{name} {w}" for name, w, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_nothing_is_left(
+    script, messy: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str, told: str
+):
+    monkeypatch.chdir(messy)
+    before = sorted(messy.rglob("*"))
+    done = script(name, *words.split())
+    assert done.code == 1
+    (line,) = done.errors.splitlines()
+    assert told in line
+    assert line.startswith(f"{name}: ")
+    assert done.output == ""
+    left = [path for path in sorted(messy.rglob("*")) if path not in before]
+    assert not [path for path in left if path.is_file() and path.name != "multirun.yaml"]  # Hydra's
+
+
+def test_a_table_for_each_value_of_a_list(script, runs: Path, tmp_path: Path):
+    done = script("tables.py", runs, "--over", "dataset.train_transform", "--out", tmp_path / "out")
+    assert done.code == 0, done.errors
+    assert (
+        '## dataset.train_transform = ["flip"]' in done.output
+        or "## dataset.train_transform = [{" in done.output
+    )

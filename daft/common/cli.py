@@ -4,16 +4,21 @@ import argparse
 import codecs
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from daft.common import names as wandb_names
 from daft.common.errors import UserError
 
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 """Whether an error is shown with its traceback."""
 
+
+LARGEST = 2**31
+"""Above whole numbers that are given: seeds, images, epochs."""
 
 SPELLED = {"η": "eta", "θ": "theta", "±": "+-", "×": "x", "…": "...", "≈": "~", "→": "->"}
 """Our signs as a terminal shows them that has no Unicode; others become a question mark."""
@@ -51,9 +56,19 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        refuse_argument(self, message)
+
+
+def refuse_argument(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """Say in one line what is wrong with the arguments, and exit with code 2."""
+    parser.exit(2, f"{parser.prog}: {message}; see --help\n")
+
+
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """An argument parser that shows a script's docstring as it is written."""
-    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    """An argument parser that shows a script's docstring as it is written, and errors in one line."""
+    return _Parser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
 
 
 def add_runs(parser: argparse.ArgumentParser, name: str = "--runs", of: str = "") -> None:
@@ -61,19 +76,96 @@ def add_runs(parser: argparse.ArgumentParser, name: str = "--runs", of: str = ""
     parser.add_argument(
         name,
         nargs=None if name.startswith("-") else "?",
-        type=Path,
+        type=path,
         default=os.environ.get("DAFT_RUNS", "runs"),
         help=f"folder of {of}run directories; default: DAFT_RUNS, or runs",
     )
 
 
+def path(text: str) -> Path:
+    """A file or a folder, as the type of an argument."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a path must not be empty")
+    return Path(text).expanduser()
+
+
+def require_out(out: Path, *suffixes: str) -> None:
+    """Raise UserError unless `--out` can be written: a file with such a suffix; without any, a folder."""
+    folder = out
+    if suffixes:
+        if out.suffix[1:] not in suffixes:
+            raise UserError(f"--out {out}: name a file that ends in {' or '.join(f'.{s}' for s in suffixes)}")
+        if out.exists() and not out.is_file():
+            kind = "a folder" if out.is_dir() else "a device or a pipe"
+            raise UserError(f"--out {out}: there is {kind} of that name; name another file")
+        folder = out.parent
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise UserError(f"--out {out}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out}: {there} cannot be written")
+
+
+def project(text: str) -> str:
+    """The name of a project of W&B, as the type of an argument."""
+    return _as_argument(wandb_names.project, text)
+
+
+def entity(text: str) -> str:
+    """The name of an account or a team of W&B, as the type of an argument."""
+    return _as_argument(wandb_names.entity, text)
+
+
+def _as_argument(check: Callable[[str], str], text: str) -> str:
+    try:
+        return check(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+
 def names(text: str) -> list[str]:
     """The names in a list with commas, as the type of an argument."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    if not (found := [name.strip() for name in text.split(",") if name.strip()]):
+        raise argparse.ArgumentTypeError(f"{text!r} has no name; write one or more, separated by commas")
+    return found
 
 
-def count(text: str) -> int:
-    """A whole number from 1, as the type of an argument."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
-    return int(text)
+def text(text: str) -> str:
+    """Something that is not empty, as the type of an argument."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def up_to(most: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from 1."""
+
+    def read(text: str) -> int:
+        if not _is_whole(text) or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {most}")
+        return int(text)
+
+    return read
+
+
+count, cores = up_to(LARGEST - 1), up_to(1024)
+
+
+def device(text: str) -> str:
+    """A device, as the type of an argument; whether it is here is another question."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; write cpu, cuda or cuda:N")
+    return text
+
+
+def seeds(text: str) -> list[int]:
+    """Different seeds in a list with commas, as the type of an argument."""
+    if wrong := [name for name in names(text) if not _is_whole(name)]:
+        raise argparse.ArgumentTypeError(
+            f"{wrong[0]!r} is no seed; write whole numbers below {LARGEST}, as in 0,1,2"
+        )
+    return list(dict.fromkeys(map(int, names(text))))
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < len(str(LARGEST)) + 1 and int(text) < LARGEST

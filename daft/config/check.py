@@ -7,7 +7,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from daft.common.errors import ConfigError, first_line
@@ -50,7 +50,8 @@ def composition_error(error: Exception) -> ConfigError:
     """What OmegaConf says of a value that cannot be had, in the words of a user."""
     text = first_line(error)
     key = getattr(error, "full_key", None) or "configuration"
-    if isinstance(error, MissingMandatoryValue):
+    if missing := re.search(r"Missing mandatory value: (\S+)$", text):
+        key = missing[1] if "${" in text or "interpolation" in text else key
         return ConfigError(key, f"has no default; give it, as {key}=…")
     if isinstance(error, RecursionError) or "Recursive interpolation" in text:
         return ConfigError(key, "its value is, by way of ${…}, itself")

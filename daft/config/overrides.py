@@ -45,32 +45,65 @@ def rewrite_overrides(overrides: Sequence[str]) -> list[str]:
 
     Hydra refuses a key that no file mentions; with ++ it passes, and the schema, which knows all keys and
     their types, accepts it or says what is allowed. It has no word for a home folder, which no shell expands
-    behind `dataset.root=`, and takes names such as 2018 or 1e3 for numbers.
+    behind `dataset.root=`, takes names such as 2018 or 1e3 for numbers, and has no keys like `ood.1e3.path`:
+    these become `{1e3: {path: …}}`.
     """
-    return [_rewritten(override) for override in overrides]
+    rewritten: list[str] = []
+    nested: dict[str, list[Tree]] = {}  # by key: the values of a sweep, or the only one
+    for override in overrides:
+        if override == "sweep=null":  # Hydra takes no null for a group
+            rewritten.append("~sweep")
+            continue
+        sign, key, values = _parts(override)
+        if key and (split := _unreadable(key.split("."))):
+            above, names = ".".join(key.split(".")[:split]), key.split(".")[split:]
+            trees = nested.get(above, [{}])
+            nested[above] = [_grown(tree, names, value) for tree in trees for value in values]
+        else:
+            rewritten.append(f"{sign}{key}={','.join(values)}" if key else override)
+    # With + they are no other value of a key that is given with ++.
+    return [*rewritten, *(f"+{key}={','.join(map(_text, trees))}" for key, trees in nested.items())]
 
 
-def _rewritten(override: str) -> str:
-    if override == "sweep=null":  # Hydra takes no null for a group
-        return "~sweep"
+Tree = dict[str, "Tree | str"]
+
+
+def _parts(override: str) -> tuple[str, str, list[str]]:
+    """Sign, key and values of an override; no key if there is nothing to change of it."""
     if override.lstrip("+").startswith("="):
         raise UserError(f"{override!r}: no key; write key=value, as in method=ft or seed=1")
-    if (match := OVERRIDE.fullmatch(override)) is None:
-        return override
+    match = OVERRIDE.fullmatch(override)
+    if match is None:
+        return "", "", []
     sign, key, value = match.groups()
     if HOME.fullmatch(value):
         value = "'{}'".format(str(Path(value).expanduser()).replace("'", r"\'"))
     if "/" in key or (CONF / key).is_dir():  # a group
-        return f"{sign}{key}={','.join(texts.quote(value, str, is_option=True))}"
-    path = key.split(".")
-    if path[0] not in SECTIONS or not path[1:]:
-        return f"{sign}{key}={value}"
-    values = texts.quote(value, texts.at(key, Config))
-    for i in range(1, len(path)):
-        above = texts.at(".".join(path[:i]), Config)
-        if get_origin(texts.plain(above)) is dict and not NAME.fullmatch(path[i]):
-            key = ".".join(path[:i])
-            for name in reversed(path[i:]):
-                values = [f"{{{texts.escape(name)}: {value}}}" for value in values]
-            break
-    return f"{sign or '++'}{key}={','.join(values)}"
+        return sign, key, texts.quote(value, str, is_option=True)
+    if key.split(".")[0] not in SECTIONS or "." not in key:
+        return sign, key, [value]
+    return sign or "++", key, texts.quote(value, texts.at(key, Config))
+
+
+def _unreadable(path: list[str]) -> int:
+    """Where in a key a user's own name stands that Hydra's grammar does not take; 0 for nowhere."""
+    for i, name in enumerate(path):
+        if get_origin(texts.plain(texts.at(".".join(path[:i]), Config))) is dict and not NAME.fullmatch(name):
+            return i
+    return 0
+
+
+def _grown(tree: Tree, names: list[str], value: str) -> Tree:
+    """The tree with this value at a path."""
+    first, *others = names
+    below = tree.get(first, {})
+    return tree | {
+        first: _grown(below if isinstance(below, dict) else {}, others, value) if others else value
+    }
+
+
+def _text(tree: Tree | str) -> str:
+    """A tree as Hydra's grammar has it."""
+    if isinstance(tree, str):
+        return tree
+    return "{" + ", ".join(f"{texts.escape(name)}: {_text(below)}" for name, below in tree.items()) + "}"

@@ -19,6 +19,7 @@ from daft.config.types import (
     ByteCount,
     Checksum,
     Cores,
+    Entity,
     Epochs,
     Folder,
     Grid,
@@ -76,6 +77,8 @@ class FileConfig:
     """checksums of what it gives, by file below the root"""
 
     def __post_init__(self) -> None:
+        if self.path in (".", "./"):
+            raise ConfigError("path", f"{self.path!r} is the root itself; name a file below it")
         if (self.unpack is None) != (not self.gives):
             raise ConfigError("gives", f"{self.gives} with unpack={self.unpack}; an archive needs both")
 
@@ -321,8 +324,7 @@ class TrainingConfig:
     precision: Literal["auto", "fp32", "bf16"]
     """auto: bf16 on a GPU, fp32 elsewhere"""
     divergence: Literal["discard", "keep_best"] = "discard"
-    """of a run whose loss or logits are not finite in some epoch: nothing counts, or its best epoch before that
-    (the authors' code)"""
+    """of a run that is not finite in some epoch: nothing counts, or its best epoch before (authors' code)"""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < self.epochs:
@@ -369,7 +371,7 @@ class WandbConfig:
 
     mode: Literal["online", "offline", "disabled"]
     project: Project
-    entity: Text | None
+    entity: Entity | None
     group: Text | None
     """null: the run's cell"""
 

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
+from daft.common import names
+
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 OF_COLOURS = ", of colours in [0, 1]; divide what is for [0, 255] by 255"
@@ -38,13 +40,6 @@ def _name(value: str) -> str:
     if not value.strip() or not value.isprintable():
         raise ValueError("a name has one line of characters that can be seen")
     return value
-
-
-def project(name: str) -> str:
-    """A project's name as W&B takes it; raises ValueError for another."""
-    if not 0 < len(name) <= 128 or set(name) & set("/\\#?%:") or not name.isprintable():
-        raise ValueError("a project of W&B has 1 to 128 characters, none of / \\ # ? % :")
-    return name
 
 
 def _url(value: str) -> str:
@@ -103,7 +98,9 @@ Folder = Annotated[Text, AfterValidator(os.path.expanduser)]
 Inside = Annotated[Text, AfterValidator(_inside)]
 """Path below a root, which does not lead outside of it."""
 Url = Annotated[str, AfterValidator(_url)]
-Project = Annotated[str, AfterValidator(project)]
+Project = Annotated[str, AfterValidator(names.project)]
+Entity = Annotated[str, AfterValidator(names.entity)]
+"""Of W&B."""
 PlainDict = Annotated[dict[str, Any], AfterValidator(_plain_data)]
 """Whatever a record can hold."""
 Checksum = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{8,32})$")]

@@ -12,6 +12,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from daft.common import devices
 from daft.common.errors import UserError
 from daft.common.files import checksum
 from daft.config.check import validate_section
@@ -117,7 +118,7 @@ def pretrain(
         raise UserError(f"--seed {seed}: the held-out images are drawn from it; take another")
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    device = torch.device(device_name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = devices.find(device_name, "--device")
     torch.use_deterministic_algorithms(device.type == "cpu")
     recipe = RECIPES[data]
     epochs = epochs or recipe.epochs

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from daft.common.errors import UserError
+from daft.common import devices
 from daft.common.threads import available_cpus
 from daft.config.schema import Config
 
@@ -21,13 +21,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
 
 def device_and_precision(config: Config) -> tuple[torch.device, str]:
     """Device and precision of a run; raises UserError if the device is not here."""
-    name, precision = config.compute.device, config.training.precision
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UserError(f"compute.device={name}: {found} CUDA device(s) found; use auto or cpu")
+    device, precision = devices.find(config.compute.device, "compute.device"), config.training.precision
     if precision == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "fp32"

@@ -18,7 +18,7 @@ GROUPS = ("dataset", "backbone", "method")
 """Configuration groups that name a cell."""
 
 POINTER = "run.txt"
-"""File in a job's folder that names the directory of its run."""
+"""File that names the directory of a job's run, in the folder of the job's number."""
 
 ERROR = "error.txt"
 """File in a job's folder that says why it failed."""

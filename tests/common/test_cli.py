@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,96 @@ def test_the_folder_of_runs_is_that_of_the_environment_unless_it_is_named(monkey
             cli.add_runs(parser, name)
             assert parser.parse_args([]).runs == Path(folder or "runs")
             assert parser.parse_args(given).runs == Path("mine")
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_path_and_a_text_are_not_empty(text: str, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for kind in (cli.path, cli.text):
+        with pytest.raises(argparse.ArgumentTypeError, match="not be empty"):
+            kind(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="has no name"):
+        cli.names(text)
+    assert cli.path("~/runs") == Path("/home/me/runs")
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "-1", "1.5", "99999999999999", "2147483648", "1e3", "²", "٣", "0x1", "9" * 5000]
+)
+def test_a_seed_is_a_whole_number_that_torch_takes(text: str):
+    assert cli.seeds("0, 2147483647,0") == [0, 2147483647]
+    with pytest.raises(argparse.ArgumentTypeError, match="is no seed; write whole numbers below 2147483648"):
+        cli.seeds(f"1,{text}")
+
+
+@pytest.mark.parametrize("text", ["tpu", "meta", "cuda:", "cuda:x", "cuda:9999", "", "CPU"])
+def test_a_device_is_named_as_torch_names_it(text: str):
+    assert [cli.device(name) for name in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+    with pytest.raises(argparse.ArgumentTypeError, match="write cpu, cuda or cuda:N"):
+        cli.device(text)
+
+
+@pytest.mark.parametrize("text", ["", "a/b", "a\\b", "a#", "a?", "a%", "a:", "x" * 129, "a\nb"])
+def test_a_project_is_named_as_wandb_takes_it(text: str):
+    assert cli.project("daft v2, ours") == "daft v2, ours"
+    with pytest.raises(argparse.ArgumentTypeError, match="a project of W&B has 1 to 128 characters"):
+        cli.project(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="a team or an account of W&B"):
+        cli.entity(f"{text}/")
+
+
+@pytest.fixture
+def messy(tmp_path: Path) -> Path:
+    """A folder with what an output can run into."""
+    (tmp_path / "file.png").write_text("kept")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "suffixes", "words"),
+    [
+        ("a.gif", ("png", "pdf"), "name a file that ends in .png or .pdf"),
+        ("a", ("png",), "name a file that ends in .png"),
+        ("folder.png", ("png",), "there is a folder of that name"),
+        ("pipe.png", ("png",), "a device or a pipe"),
+        ("file.png/a.png", ("png",), "file.png is no folder"),
+        ("file.png", (), "file.png is no folder"),
+        ("file.png/a", (), "file.png is no folder"),
+        ("pipe.png", (), "pipe.png is no folder"),
+        ("dangling", (), "dangling is no folder"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_any_work(messy: Path, name: str, suffixes, words: str):
+    with pytest.raises(UserError) as caught:
+        cli.require_out(messy / name, *suffixes)
+    assert str(caught.value).startswith(f"--out {messy / name}: ")
+    assert words in str(caught.value)
+    for fine, kinds in (
+        ("file.png", ["png"]),
+        ("new/deep/a.png", ["png"]),
+        ("folder.png", []),
+        ("new/deep", []),
+    ):
+        cli.require_out(messy / fine, *kinds)
+    assert not (messy / "new").exists()
+
+
+def test_a_folder_that_is_read_only_is_refused(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda place, mode: place != tmp_path)  # root may write anywhere
+    with pytest.raises(UserError, match="cannot be written"):
+        cli.require_out(tmp_path / "new" / "a.png", "png")
+
+
+def test_a_wrong_argument_is_one_line_and_code_2(capsys):
+    parser = cli.parser("doc")
+    parser.add_argument("--images", type=cli.count)
+    for wrong in (["--images", "0"], ["--nope"]):
+        with pytest.raises(SystemExit) as caught:
+            parser.parse_args(wrong)
+        assert caught.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert wrong[0] in line
+        assert line.endswith("see --help")

@@ -113,3 +113,21 @@ def test_a_record_keeps_the_spelling():
     config = to_dict(configuration(*OWN, "dataset.ood={01: {path: 1e3}}", "dataset.classes=[no, null]"))
     assert config["dataset"]["ood"]["01"]["path"] == "1e3"
     assert config["dataset"]["classes"] == ["no", "null"]
+
+
+def test_keys_of_several_overrides_come_together_also_in_a_sweep():
+    keys = [
+        "dataset.ood.1e3.path=a,b",
+        "dataset.ood.1e3.images=3",
+        "dataset.ood.01={path: c}",
+        "dataset.ood={x: {}}",
+    ]
+    own, odd = rewrite_overrides(keys)
+    assert own.split("=")[0] != odd.split("=")[0]  # else Hydra's sweeper would take the last alone
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values = odd.removeprefix("+dataset.ood=").replace("},{", "}\n{").splitlines()
+        read = [
+            validate(compose("train", [*OWN, own, f"+dataset.ood={value}"])).dataset.ood for value in values
+        ]
+    assert [sets["1e3"].path for sets in read] == ["a", "b"]
+    assert all(sets["1e3"].images == 3 and sets["01"].path == "c" and "x" in sets for sets in read)

@@ -1,0 +1,59 @@
+"""Claims about scripts/train.py: whatever Hydra's own folders are, runs are where `paths.runs` says."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from hydra_plugins.sweep_summary import SweepSummary
+from tests.conftest import TINY
+
+TINIEST = [*TINY, "method=ft", "training.epochs=1", "dataset.train.images=20", "dataset.id.images=10"]
+MOVED = ["hydra.job.chdir=true", "hydra.run.dir=a/${now:%H}", "hydra.sweep.dir=b", "hydra.sweep.subdir=c"]
+MOVED += ["hydra.output_subdir=d", "hydra.job.name=e"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_runs_are_where_they_are_without_hydras_options_and_are_not_made_again(script, here: Path):
+    done = script("train.py", *TINIEST)
+    assert done.code == 0, done.errors
+    (run,) = here.glob("runs/shapes-*")
+    done = script("train.py", *TINIEST, *MOVED)
+    assert done.code == 0, done.errors
+    assert "(taken from its record)" in " ".join(done.output.split())
+    done = script("train.py", "-m", "wandb.group=a,b", *TINIEST, *MOVED)  # both jobs have one folder
+    assert done.code == 0, done.errors
+    assert sum("│ ft" in line for line in done.output.splitlines()) == 2
+    sweep = ["sweep=small", "sweep.seeds=[0]", "sweep.grids.ft=[0.01]"]
+    for moved in (MOVED, []):
+        done = script("train.py", "-m", *sweep, *TINIEST, *moved)
+        assert done.code == 0, done.errors
+        assert "to compute" not in done.output
+    assert [path.parent for path in here.rglob("record.json")] == [run]
+    assert {"a", "b", "runs", "cache"} <= {path.name for path in here.iterdir()}
+
+
+def test_the_table_of_a_sweep_leaves_out_what_an_earlier_one_left_in_its_folder(
+    here: Path, capsys, monkeypatch
+):
+    shown = []
+    monkeypatch.setattr("daft.report.tables.show", lambda runs, title: shown.append(runs))
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": "out"}, "overrides": {"task": ["seed=range(0)"]}}})
+    summary = SweepSummary()
+    for name, times in (("first", 2), ("second", 1)):
+        (here / name).mkdir()
+        (here / name / "record.json").write_text("{}")
+        summary.on_multirun_start(config)
+        for job in range(times):
+            (here / "out" / str(job)).mkdir(parents=True, exist_ok=True)
+            (here / "out" / str(job) / "run.txt").write_text(str(here / name))
+        summary.on_multirun_end(config)
+    assert shown == [[here / "first"] * 2, [here / "second"]]
+    summary.on_multirun_start(config)
+    with pytest.raises(SystemExit, match=r"train\.py: seed=range\(0\): no value, so there is no run"):
+        summary.on_multirun_end(config)
