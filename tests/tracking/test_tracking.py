@@ -149,6 +149,7 @@ def test_what_is_measured_after_the_run_is_added_to_it(online: Service, tmp_path
     assert synced(directories) == ["send"]
     before = copy.deepcopy(online.run("b4"))
     facts = {"format": results.FORMAT, "kind": "cifar10_c", "images": 9, "whole": 9, "precision": "fp32"}
+    facts |= {"identity": [[], [], 9], "seconds": 1.0}
     errors = {name: {str(s): 10.0 * s for s in SEVERITIES} for name in CORRUPTIONS}
     (directories[0] / results.FILE.format("x")).write_text(json.dumps(facts | {"errors": errors}))
     assert synced(directories) == ["update"]
