@@ -282,7 +282,7 @@ def test_a_network_goes_from_its_publication_to_a_run(
     cfg = config.backbone
     assert [f.state for f in doctor.check_backbone(cfg)] == ["absent"]
     publish_network(server.folder, cfg)
-    file = redirected(FileConfig(path=str(cfg.checkpoint), urls=cfg.urls), server)
+    file = redirected(FileConfig(path=Path(str(cfg.checkpoint)).name, urls=cfg.urls), server)
     cfg = replace(cfg, urls=file.urls, bytes=file.bytes, checksum=file.checksum)
     doctor.prepare_backbone(cfg, tmp_path / "cache")
     (finding,) = doctor.check_backbone(cfg)
