@@ -30,7 +30,9 @@ def require_own(network: nn.Module, state: Mapping[str, Tensor], *, finite: bool
     """
     if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in network.state_dict().items()}:
         raise ValueError("they are of another network")
-    if finite and (found := faults(network, state)):
+    # A rate that is far too large leaves an infinite variance, with which the network still computes.
+    faulty = _faults(network, state, infinite_is_wrong=False) if finite else ()
+    if found := [f"{name} ({fault})" for name, fault in faulty]:
         raise ValueError(f"no network can compute with {join_first(found)}")
 
 
@@ -41,7 +43,9 @@ def faults(
     return [f"{(names or {}).get(name, name)} ({fault})" for name, fault in _faults(network, state)]
 
 
-def _faults(network: nn.Module, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+def _faults(
+    network: nn.Module, state: Mapping[str, Tensor], *, infinite_is_wrong: bool = True
+) -> Iterator[tuple[str, str]]:
     expected = network.state_dict()
     finite = {name for name, _ in network.named_parameters()}
     variances = {f"{layer}.running_var".lstrip(".") for layer in batchnorm_layers(network)}
@@ -50,7 +54,9 @@ def _faults(network: nn.Module, state: Mapping[str, Tensor]) -> Iterator[tuple[s
         if not expected[name].is_floating_point():
             continue
         values = tensor.to(expected[name].dtype)  # too large a number becomes infinite here
-        wrong = ~values.isfinite() if name in finite else values.isnan()  # a mask may be -inf
+        wrong = (
+            ~values.isfinite() if infinite_is_wrong and name in finite else values.isnan()
+        )  # a mask may be -inf
         if wrong.any():
             kind = "NaN" if values.isnan().any() else "infinite"
             yield name, f"{int(wrong.sum())} of {wrong.numel()} {kind}"
