@@ -195,7 +195,7 @@ class _BatchSampler:
             yield list(zip(chunk.tolist(), self.uniforms[chunk].tolist(), strict=True))
 
 
-def _as_it_is(batch: Batch | str) -> Batch | str:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
