@@ -341,7 +341,7 @@ def test_the_contact_sheet_of_a_dataset_is_drawn(tmp_path: Path, call):
     file = tmp_path / "sheet.png"
     call(contact_sheet, *TINY[:5], "--classes", "ring,star", "--out", file)
     assert drawn(file)
-    with pytest.raises(UserError, match=r"sheet\.jpg: a picture is one of \*\.png, \*\.pdf, \*\.svg"):
+    with pytest.raises(UserError, match=r"sheet\.jpg: name a file that ends in \.png or \.pdf or \.svg"):
         call(contact_sheet, *TINY[:5], "--out", tmp_path / "sheet.jpg")
 
 
