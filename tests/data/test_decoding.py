@@ -120,9 +120,7 @@ def test_pixels_whose_white_nobody_knows_are_refused_by_name(
     tmp_path: Path, write: Callable[[Path], Path], named: str
 ) -> None:
     file = write(tmp_path)
-    with pytest.raises(
-        UnknownWhiteError, match=rf"^{file}: {named}.*8 bits, or as 16-bit PNG$"
-    ):
+    with pytest.raises(UnknownWhiteError, match=rf"^{file}: {named}.*8 bits, or as 16-bit PNG$"):
         read_image(file)
     assert Streamed([file]).problem(0).startswith(f"{file}: {named}")
 
