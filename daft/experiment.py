@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from daft.common import progress
-from daft.common.errors import BusyError, UserError
+from daft.common import memory, progress
+from daft.common.errors import BusyError, UserError, join_first
 from daft.common.files import digest, write_atomically
 from daft.config.check import to_dict
 from daft.config.schema import Config
@@ -167,7 +167,16 @@ class RunContext:
         return Path(self.config.paths.cache)
 
     def check_inputs(self) -> None:
-        """Raise UserError unless the network takes every split's images, and conversion has its batches."""
+        """Raise UserError unless the network takes every split's images, and conversion has its batches.
+
+        And unless a head of several layers has room: a few numbers are enough to fill any memory.
+        """
+        hidden = self.config.method.head_hidden
+        widths = [self.backbone.num_features, *hidden, len(self.images.classes)]
+        weights = sum(inputs * outputs for inputs, outputs in pairwise(widths))
+        if hidden and self.device.type == "cpu":
+            what = f"method.head_hidden=[{join_first(hidden)}]: {weights:,} weights, gradients and momenta"
+            memory.require(weights * 3 * 4, what, "make it narrower")
         wanted, there = self.config.method.conversion_batches or 0, self.images.train.num_batches
         if wanted > there:
             raise UserError(

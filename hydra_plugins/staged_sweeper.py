@@ -114,10 +114,14 @@ class StagedSweeper(Sweeper):
         """Show the plan, or run every cell and show the tables; raises UserError if runs are missing."""
         options = validate_section(self._config, "sweep", SweepConfig)
         axes = self._axes([*self._params, *arguments])  # mistakes are told before torch is imported
+        from daft.common import devices
         from daft.report import terminal
         from daft.sweep import cells, driver, plan
 
         found = cells.product(axes, options, self._compose)
+        if self._launcher.slots is not None:  # on this machine; a cluster's jobs are elsewhere
+            for cell in found:
+                devices.find(cell.config.compute.device, "compute.device")
         sweep = driver.Driver(found, options, self._launcher, Path(self._sweep_dir))
         if options.plan:
             terminal.show_plan(plan.plan(found, sweep.states()), keep_all=options.checkpoints == "all")

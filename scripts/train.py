@@ -36,10 +36,11 @@ def train(cfg: "DictConfig") -> str:
         from daft.tracking.mirror import Tracker
 
         run = experiment.run(config, Tracker)
-    except UserError as error:
-        if FULL_ERROR:
+    except Exception as error:
+        line = cli.mistake(error)
+        if FULL_ERROR or line is None:
             raise
-        sys.exit(f"train.py: {error}")  # as SystemExit it passes Hydra without a traceback
+        sys.exit(f"train.py: {line}")  # as SystemExit it passes Hydra without a traceback
     if job.mode == RunMode.MULTIRUN:
         pointer = Path(job.sweep.dir, str(job.job.num), POINTER)  # whatever hydra.sweep.subdir is
         pointer.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -338,3 +339,11 @@ def test_what_the_probe_refuses_is_said_in_one_line_with_the_method(tiny, monkey
     monkeypatch.setattr(experiment.probe, "fit_probe", refusing)
     with pytest.raises(UserError, match="method=lp: training features are constant"):
         experiment.run(tiny("method=lp"))
+
+
+def test_a_head_that_has_no_room_is_refused_before_it_is_made(tiny):
+    config = tiny("method=ft")
+    config = replace(config, method=replace(config.method, head_hidden=[16384] * 2000))
+    words = r"^method\.head_hidden=\[16384, .*, …\]: 536,\d+,\d+,\d+ weights, .*: 5,9.* GiB of memory"
+    with pytest.raises(UserError, match=words):
+        experiment.run(config)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from daft.common import names as wandb_names
-from daft.common.errors import UserError
+from daft.common.errors import UserError, first_line
+from daft.common.memory import is_lack_of_memory
 
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 """Whether an error is shown with its traceback."""
@@ -50,10 +51,18 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
-    except (UserError, OSError) as error:
-        if FULL_ERROR:
+    except Exception as error:
+        line = mistake(error)
+        if FULL_ERROR or line is None:
             raise
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        sys.exit(f"{Path(sys.argv[0]).name}: {line}")
+
+
+def mistake(error: Exception) -> str | None:
+    """What to tell of an error that the user can mend, or of a lack of disk or memory; None for a bug."""
+    if is_lack_of_memory(error):
+        return f"out of memory ({first_line(error)}); smaller images or batches take less"
+    return str(error) if isinstance(error, UserError | OSError) else None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,14 +7,14 @@ from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, Valid
 from pydantic.dataclasses import dataclass
 
 from daft.common.errors import ConfigError
-from daft.config.types import STRICT, Factor, Fraction, Number, Side
+from daft.config.types import STRICT, Factor, Fraction, Number, ResizedSide, Side
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Resize:
     """Shorter side (or height and width) to `size` pixels, antialiased."""
 
-    size: Side | tuple[Side, Side]
+    size: ResizedSide | tuple[ResizedSide, ResizedSide]
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
     random = False
 
@@ -54,7 +54,7 @@ class RandomCrop:
 class RandomResizedCrop:
     """Box of random area (fraction of the image) and aspect ratio, resized to `size` pixels."""
 
-    size: Side
+    size: ResizedSide
     scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     ratio: tuple[Factor, Factor] = (3 / 4, 4 / 3)
     random = True
@@ -132,7 +132,7 @@ def _operation(value: Any) -> Any:
     try:
         return TypeAdapter(OPERATIONS[name]).validate_python(arguments)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = max(error.errors(), key=lambda each: len(each["loc"]))  # of a union, what was tried last
         where = ".".join([name, *map(str, first["loc"][:1])])
         raise ValueError(f"{where}: {first['msg']}") from None
 

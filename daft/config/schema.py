@@ -24,6 +24,7 @@ from daft.config.types import (
     Folder,
     Grid,
     Inside,
+    LeastSide,
     Mean,
     Name,
     NonNegativeInt,
@@ -127,9 +128,9 @@ class DatasetConfig:
     """class names in label order; default: the training set's, sorted"""
     ood_mean: list[str] | None = None
     """OOD sets that count in the OOD mean; default: all"""
-    eval_every: int | None = Field(default=None, ge=2, strict=True)
+    eval_every: Annotated[PositiveInt, Field(ge=2)] | None = None
     """every n-th image of a class, in path order, is for ID evaluation, the others for training"""
-    image_size: int | None = Field(default=None, ge=16, le=2**16, strict=True)
+    image_size: LeastSide | None = None
     """side of generated images in pixels (`shapes` only)"""
     annotations: Text | None = None
     """file or folder of labels, where the source keeps them apart from the images"""
@@ -139,7 +140,7 @@ class DatasetConfig:
     """drop: the colours that a file has under its transparency, as torchvision and timm; or on this ground"""
     max_megapixels: PositiveFloat = 179.0
     """an image file with more is refused: a small one can unpack to any size; 179 is Pillow's limit"""
-    cache_side: int | None = Field(default=None, ge=16, le=2**16, strict=True)
+    cache_side: LeastSide | None = None
     """decode each file once, resize its shorter side to this many pixels (antialiased bilinear, before any
     resize of the transform, bicubic ones too), and keep the pixels; they are other pixels than without it, so
     it is part of a run's identity"""
@@ -219,7 +220,7 @@ class BackboneConfig:
     rename: dict[str, str] = field(default_factory=dict)
     r"""names in the checkpoint to names in the model, after prefix and drop: regular expressions with
     \1, \2, … for their groups; of those that match a whole name the first counts"""
-    num_features: Width | None = None
+    num_features: PositiveInt | None = None
     """width of the features; null: whatever the model gives"""
     input_size: Side | None = None
     """side in pixels of the only images it takes; null: any"""
@@ -343,7 +344,7 @@ class SegmentationConfig:
     """whether the decoder's convolutions of 3 x 3 are depthwise separable"""
     dropout: Number = Field(ge=0, lt=1)
     """of the pyramid's output"""
-    channels: Width
+    channels: Annotated[Width, Field(le=4096)]
     """of the decoder"""
     eval_batch_size: BatchSize
     """1 where images keep their own sizes; no part of a run's identity"""

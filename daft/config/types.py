@@ -13,6 +13,9 @@ from daft.common import names
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+LOWEST_RATE, HIGHEST_RATE = 1e-12, 1e6
+"""Of learning: below no weight in float32 moves, above nothing but divergence is certain."""
+
 OF_COLOURS = ", of colours in [0, 1]; divide what is for [0, 255] by 255"
 
 
@@ -77,7 +80,10 @@ Epochs = Annotated[int, Field(ge=0, le=100_000, strict=True)]
 BatchSize = Annotated[int, Field(ge=1, le=2**20, strict=True)]
 Side = Annotated[int, Field(ge=1, le=2**16, strict=True)]
 """Of an image, in pixels."""
-Width = Annotated[int, Field(ge=1, le=2**16, strict=True)]
+LeastSide = Annotated[Side, Field(ge=16)]
+ResizedSide = Annotated[Side, Field(ge=2)]
+"""torch resizes to no single pixel."""
+Width = Annotated[int, Field(ge=1, le=2**14, strict=True)]
 """Of a layer."""
 Cores = Annotated[int, Field(le=1024, strict=True)]
 ByteCount = Annotated[int, Field(ge=1, lt=2**63, strict=True)]
@@ -88,8 +94,7 @@ Factor = Annotated[Number, Field(ge=0.01, le=100)]
 """Of a side, or of height and width."""
 Mean = Annotated[Number, AfterValidator(partial(_within, low=0, high=1, note=OF_COLOURS))]
 Std = Annotated[Number, AfterValidator(partial(_within, low=1e-3, high=10, note=OF_COLOURS))]
-Rate = Annotated[Number, AfterValidator(partial(_within, low=1e-12, high=1e6))]
-"""Of learning: below it no weight in float32 moves, above it nothing but divergence is certain."""
+Rate = Annotated[Number, AfterValidator(partial(_within, low=LOWEST_RATE, high=HIGHEST_RATE))]
 Grid = Annotated[list[Rate], Field(min_length=1)]
 Text = Annotated[str, AfterValidator(_text)]
 Name = Annotated[str, AfterValidator(_name)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from daft.common import memory
 from daft.common.errors import UserError
 from daft.common.threads import available_cpus
 from daft.config.operations import Operation
@@ -18,6 +19,10 @@ from daft.data.images import ImageStore, Resident, Streamed
 from daft.data.labelled import Labelled
 from daft.data.loader import Loader
 from daft.data.sources import source
+from daft.data.transforms import RGB, largest_size
+
+BYTES_OF_A_PIXEL = RGB * (1 + 4)
+"""In a batch: as it is read, and as the network takes it."""
 
 HOLDOUT_EVERY = 10
 """`selection: holdout` selects on every tenth training image of each class, which is not trained on."""
@@ -95,6 +100,7 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
 
     def loader(split: Labelled, operations: list[Operation], name: str) -> Loader:
         batch_size = training_batch if name == "train" else evaluation_batch
+        _require_memory(operations, name, min(batch_size, len(split)) if device.type == "cpu" else 1)
         images, split = store.load(split, operations, name, batched=batch_size > 1)
         kept[name] = split
         return Loader(
@@ -146,6 +152,15 @@ def _unreadable(splits: Iterable[Streamed]) -> UserError:
         f"{len(files):,} image(s) cannot be read; mend or remove them, or leave them out with "
         "compute.unreadable=skip:\n  " + "\n  ".join(told)
     )
+
+
+def _require_memory(operations: list[Operation], name: str, count: int) -> None:
+    """Raise UserError if not even the pixels of a batch have room, the network's features aside."""
+    height, width = largest_size(operations)
+    key = "dataset.train_transform" if name == "train" else "dataset.eval_transform"
+    what = f"{key}: {count:,} images of {height} x {width} pixels at a time"
+    needed = count * height * width * BYTES_OF_A_PIXEL
+    memory.require(needed, what, "make them smaller, or training.batch_size")
 
 
 def _require_images(splits: Mapping[str, Sized]) -> None:

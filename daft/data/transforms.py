@@ -7,6 +7,7 @@ Because row i belongs to image i of an epoch, the pixels of an epoch depend neit
 on whether images are resident, streamed, or read by one worker or eight.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import singledispatch
 from itertools import permutations
@@ -89,6 +90,13 @@ def min_side(operations: Sequence[Operation]) -> int:
     return least
 
 
+def largest_size(operations: Sequence[Operation]) -> tuple[int, int]:
+    """Height and width in pixels of the largest image that an operation makes, whatever it is given."""
+    made = [op.size for op in operations if isinstance(op, Resize | RandomResizedCrop | RandomScaleCrop)]
+    sizes = [(size, size) if isinstance(size, int) else size for size in made]
+    return max(sizes, key=math.prod, default=(1, 1))
+
+
 def gives_one_shape(operations: Sequence[Operation]) -> bool:
     """Whether images of any size come out in the same shape."""
     return any(
@@ -162,7 +170,7 @@ def _(op: RandomScaleCrop, images: Tensor, uniforms: Tensor) -> Tensor:
     crops = []
     for image, (u, v, w) in zip(images, uniforms.tolist(), strict=True):
         factor = low + u * (high - low)
-        size = [max(1, int(side * factor)) for side in image.shape[-2:]]
+        size = [max(2, int(side * factor)) for side in image.shape[-2:]]
         scaled = _resize(image, size)
         sides = [max(op.size, side) for side in size]
         top, left = ((large - side) // 2 for large, side in zip(sides, size, strict=True))

@@ -45,7 +45,8 @@ def _from_timm(cfg: BackboneConfig, pretrained: bool) -> nn.Module:
         models = [] if timm.is_model(cfg.model) else timm.list_models()
         similar = difflib.get_close_matches(cfg.model, models, n=5)
         hint = f"; timm has {', '.join(similar)}" if similar else ""
-        raise UserError(f"backbone.model={cfg.model}: {first_line(error)}{hint}") from error
+        given = f" with model_args={cfg.model_args}" if cfg.model_args else ""
+        raise UserError(f"backbone.model={cfg.model}{given}: {first_line(error)}{hint}") from error
 
 
 def _imported(cfg: BackboneConfig) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from daft.common.errors import ConfigError
 from daft.config.schema import Config, SweepConfig
+from daft.config.types import HIGHEST_RATE, LOWEST_RATE
 from daft.sweep.selection import preference
 
 EXTENSIONS = 4
@@ -139,6 +140,11 @@ def protocol(sweep: SweepConfig, config: Config) -> Protocol:
             known = sweep.cell_grids[method.name]
             keys = (f"{backbone}/{dataset}", backbone, "default")
             grid = next(known[key] for key in keys if key in known)
+        if wrong := [each for each in grid if not LOWEST_RATE <= each <= HIGHEST_RATE]:
+            problem = (
+                f"{value:g} times a factor is {wrong[0]:g}; rates are {LOWEST_RATE:g} to {HIGHEST_RATE:g}"
+            )
+            raise ConfigError("sweep.head_factors", problem)
         stages.append(Stage(rate, tuple(grid)))
     return Protocol(start, tuple(stages), tuple(sweep.seeds), sweep.extend)
 
@@ -170,7 +176,10 @@ def cell_state(protocol: Protocol, outcomes: Mapping[Trial, Outcome]) -> CellSta
             at_edge = best in (trials[0], trials[-1]) and len(values) > 1
             if not at_edge or len(values) >= limit:
                 break
-            values = _beyond(values, up=best == trials[0])
+            wider = _beyond(values, up=best == trials[0])
+            if not LOWEST_RATE <= wider[-1] < wider[0] <= HIGHEST_RATE:
+                break
+            values = wider
         new = [t for t, value in zip(trials, values, strict=True) if value not in tried]
         size = len(new) + (len(others) if stage.is_probe and status != "diverged" else 0)
         if best is not None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from daft.common import cli
 from daft.common.errors import ConfigError, UserError
@@ -172,3 +173,11 @@ def test_a_wrong_argument_is_one_line_and_code_2(capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert wrong[0] in line
         assert line.endswith("see --help")
+
+
+def test_a_lack_of_memory_is_one_line_too(monkeypatch):
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert str(ended(monkeypatch, caught.value)).startswith("tables.py: out of memory (")
+    with pytest.raises(RuntimeError, match="a bug"):
+        ended(monkeypatch, RuntimeError("a bug"))

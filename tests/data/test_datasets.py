@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 from daft.common.errors import ConfigError, UserError
 from daft.config.check import validate
+from daft.config.compose import configuration
 from daft.config.operations import (
     CenterCrop,
     Flip,
@@ -785,3 +786,24 @@ def test_a_dataset_file_of_a_dozen_lines_is_enough() -> None:
     }
     written |= {"ood": {}, "train_transform": ["flip"], "eval_transform": [{"resize": 64}], "epochs": 3}
     assert TypeAdapter(DatasetConfig).validate_python(written).eval_transform == [Resize(size=64)]
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_a_batch_that_cannot_fit_into_memory_is_refused_before_anything_is_resized(
+    split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"train": "[32, 32]", "eval": "[32, 32]"} | {split: "[60000, 60000]"}
+    resizes = [f"dataset.{key}_transform=[{{resize: {size}}}]" for key, size in sizes.items()]
+    few = ["dataset.image_size=32", "dataset.train.images=20", "dataset.id.images=20", "dataset.ood={}"]
+    few += [f"~dataset.ood.{name}" for name in ("photo", "clipart", "painting", "neon")]
+    config = configuration("training.batch_size=16", *few, *resizes)
+    load = ImageStore.load
+
+    def loaded(store: ImageStore, of: Labelled, operations: Any, name: str, **how: Any) -> Any:
+        assert (name == "train") != (split == "train")
+        return load(store, of, operations, name, **how)
+
+    monkeypatch.setattr(ImageStore, "load", loaded)
+    words = f"dataset.{split}_transform: 16 images of 60000 x 60000 pixels at a time: 804.7 GiB of memory"
+    with pytest.raises(UserError, match=words):
+        datasets.load(config, datasets.listing(config), torch.device("cpu"))

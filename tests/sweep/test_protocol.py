@@ -245,6 +245,23 @@ def test_extend_is_bounded_and_then_the_edge_is_flagged():
     assert state.edges == ["lr_backbone"]
 
 
+def test_extend_ends_where_rates_do():
+    cell = Protocol(Rates(0.01), (Stage("lr_backbone", (3e5, 1e5, 3e4)),), (0,), extend=True)
+    state, waves = go_through(cell, lambda rates: rates.lr_backbone)
+    assert state.rates == Rates(1e6)
+    assert sum(map(len, waves)) == 4
+    assert state.edges == ["lr_backbone"]
+
+
+def test_a_factor_that_leads_beyond_all_rates_is_refused(configure):
+    sweep = options("paper", "sweep.head_factors=[1,1e6]")
+    config = configure("method=daft", "method.lr_head=10")
+    with pytest.raises(
+        ConfigError, match=r"^sweep\.head_factors: 10 times a factor is 1e\+07; rates are 1e-12"
+    ):
+        protocol(sweep, config)
+
+
 def test_extend_does_not_go_on_into_divergence():
     cell = Protocol(Rates(0.01), (Stage("lr_backbone", (0.3, 0.1, 0.03)),), (0,), extend=True)
     outcomes = finished(_0_3=90.0, _0_1=1.0, _0_03=1.0) | {trial(1.0): Outcome("diverged")}

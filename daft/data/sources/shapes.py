@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from daft.common import memory
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
 from daft.data.labelled import IGNORED, Labelled
@@ -41,6 +42,9 @@ VERSION = 1
 # Bounds memory, and is part of the definition of the dataset: every chunk has its own generator.
 CHUNK = 128
 
+BYTES_TO_DRAW_A_PIXEL = 130
+"""Of the images that are drawn together; measured, at most."""
+
 
 def classes(cfg: DatasetConfig) -> list[str]:
     """The ten; a split whose classes have the background before them has masks."""
@@ -56,7 +60,19 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
     if split.images is None:
         raise UserError(f"dataset.{name}.images: shapes are generated; say how many")
     assert cfg.image_size is not None
-    return _drawn(split.path, split.images, split.seed, cfg.image_size, len(classes) > len(CLASSES))
+    with_masks = len(classes) > len(CLASSES)
+    _require_memory(sum(each.images or 0 for each in cfg.splits().values()), cfg.image_size, with_masks)
+    return _drawn(split.path, split.images, split.seed, cfg.image_size, with_masks)
+
+
+@cache  # before the first is drawn: then there is less
+def _require_memory(images: int, side: int, with_masks: bool) -> None:
+    """Raise UserError if so many images, with what it takes to draw a chunk of them, have no room."""
+    needed = images * (3 + with_masks) + min(images, CHUNK) * BYTES_TO_DRAW_A_PIXEL
+    what = f"dataset.image_size={side}: {images:,} images of {side} x {side} pixels"
+    memory.require(
+        needed * side**2, what, "make them smaller, or fewer by dataset.train.images and the others"
+    )
 
 
 @cache  # a sweep in one process draws them once

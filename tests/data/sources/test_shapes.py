@@ -1,6 +1,7 @@
 """Shapes: reproducible, balanced, drawn in styles that differ, and learnable by its backbone."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from daft.common.errors import UserError
+from daft.data import datasets
 from daft.data.sources import shapes
 from daft.data.sources.shapes import CLASSES, STYLES, generate
 
@@ -149,3 +152,25 @@ def _features(backbone: torch.nn.Module, seed: int) -> tuple[torch.Tensor, torch
     images, labels = generate("photo", 200, seed)
     inputs = (torch.from_numpy(images).float() / 255 - 0.5) / 0.25
     return backbone(inputs), torch.from_numpy(labels)
+
+
+def test_images_that_have_no_room_are_refused_before_one_is_drawn(configure, monkeypatch) -> None:
+    monkeypatch.setattr(shapes, "generate", lambda *_: pytest.fail("drawn"))
+    for overrides in (["dataset.image_size=60000"], ["dataset.train.images=2000000000"]):
+        config = configure(*overrides)
+        words = (
+            rf"^dataset.image_size={config.dataset.image_size}: .* GiB of memory are needed, but .* make them"
+        )
+        with pytest.raises(UserError, match=words):
+            datasets.listing(config)
+
+
+def test_what_drawing_takes_is_what_is_asked_for() -> None:
+    count, size = 2 * shapes.CHUNK, 32
+    for style in (*STYLES, "photo/painting/0.5"):
+        tracemalloc.start()
+        images, _ = generate(style, count, seed=0, size=size)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        drawing = (peak - images.nbytes) / (shapes.CHUNK * size**2)
+        assert shapes.BYTES_TO_DRAW_A_PIXEL / 2 < drawing < shapes.BYTES_TO_DRAW_A_PIXEL
