@@ -54,6 +54,12 @@ def interruptible() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def quiet_children() -> None:
+    """The warning that files are opened without an encoding is for our own code, in the tests' own processes."""
+    os.environ.pop("PYTHONWARNDEFAULTENCODING", None)
+
+
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Tests are small: threads cost more than they give, and one thread is reproducible.
 

@@ -468,7 +468,7 @@ def test_when_all_addresses_fail_each_says_why(server: Server, root: Path, tmp_p
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         refusing = f"http://127.0.0.1:{closed.getsockname()[1]}/a"
-        urls = [server.url("a"), server.url("mirror"), refusing, f"file://{tmp_path}/none", "gopher://x/a"]
+        urls = [server.url("a"), server.url("mirror"), refusing, f"file://{tmp_path}/none"]
         with pytest.raises(UserError) as caught:
             fetch.fetch(FileConfig(path="a", urls=urls, checksum=SHA256), root)
     lines = str(caught.value).splitlines()
@@ -478,8 +478,7 @@ def test_when_all_addresses_fail_each_says_why(server: Server, root: Path, tmp_p
     assert lines[2].endswith(f"/mirror: sha256:{other}, not {SHA256}")
     assert "Connection refused" in lines[3]
     assert lines[4].endswith("none: there is no such file")
-    assert "gopher" in lines[5]
-    assert f"put it at {root / 'a'} by hand" in lines[6]
+    assert f"put it at {root / 'a'} by hand" in lines[5]
     assert left(root) == []
 
 
@@ -552,7 +551,7 @@ def test_a_root_that_cannot_be_written_is_named_with_its_keys(server: Server, tm
 def test_what_is_needed_counts_what_is_absent(server: Server, root: Path):
     one = wanted(server, bytes=len(CONTENT))
     archive = FileConfig(
-        path="b.zip", urls=["x"], bytes=10**9, unpack=".", gives=["b"], unpacked_bytes=2 * 10**9
+        path="b.zip", urls=["https://host/x"], bytes=10**9, unpack=".", gives=["b"], unpacked_bytes=2 * 10**9
     )
     assert disk.required_bytes([one, archive], root) == 3 * 10**9 + len(CONTENT)
     interrupt(server, root)
@@ -572,7 +571,7 @@ def test_what_has_arrived_counts_even_if_no_size_of_the_archive_is_known(server:
 
 
 def test_too_small_a_disk_is_said_before_anything_is_fetched(root: Path):
-    huge = FileConfig(path="a", urls=["x"], bytes=10**18)
+    huge = FileConfig(path="a", urls=["https://host/x"], bytes=10**18)
     with pytest.raises(UserError, match=r"1,000,000,000\.0 GB are needed, but only .* GB are free"):
         disk.require_free(disk.required_bytes([huge], root), root)
     disk.require_free(1, root)
@@ -783,7 +782,7 @@ def test_what_appears_meanwhile_is_not_mixed_with_what_is_moved(archive: Path, r
 
 
 def test_what_is_there_is_taken_without_writing(archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
-    file, whole = archived(archive), FileConfig(path=archive.name, urls=["x"])
+    file, whole = archived(archive), FileConfig(path=archive.name, urls=["https://host/x"])
     archives.unpack(file, root)
     monkeypatch.setattr(disk, "writing", None)  # which all that writes must enter
     archives.unpack(file, root)

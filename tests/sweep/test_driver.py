@@ -654,7 +654,7 @@ def test_a_study_is_run_drawn_and_tabled(study, fewer, over, command, tmp_path, 
     methods = ["method=ft,ft_bnc"] if study == "shift_family" else []
     assert command("-m", *told, *methods)[0] == 0
     runs, out = tmp_path / "runs", tmp_path / "out"
-    for script, flags in ((figures, ["--kind", study]), (tables, ["--over", over])):
+    for script, flags in ((figures, ["--kind", study]), (tables, ["--over", over] if over else [])):
         monkeypatch.setattr(sys, "argv", [study, str(runs), *flags, "--out", str(out)])
         script.main()
     assert sorted(file.suffix for file in out.glob(f"*-{study}*")) == [".pdf", ".png"]
