@@ -55,7 +55,7 @@ def interruptible() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def quiet_children() -> None:
-    """The warning that files are opened without an encoding is for our own code, in the tests' own processes."""
+    """The warning of files that are opened without an encoding is for our own code, in these processes."""
     os.environ.pop("PYTHONWARNDEFAULTENCODING", None)
 
 
