@@ -23,7 +23,8 @@ from daft.config.check import to_dict
 from daft.config.schema import Config
 from daft.data import datasets
 from daft.data.loader import Loader, derive_seed
-from daft.methods import preparation, probe
+from daft.methods import head_rate, preparation, probe
+from daft.methods.head_rate import HeadRate
 from daft.methods.preparation import Prepared
 from daft.networks import checkpoints
 from daft.networks.backbones import FeatureExtractor
@@ -209,7 +210,8 @@ def _fine_tune(
     before = {name: pretrained(loader) for name, loader in context.images.evaluation.items()}
     try:
         probed = _probed_head(context, pretrained, track)
-        prepared = _prepare(context, probed)
+        fitting = _head_rate(context, pretrained)
+        prepared = _prepare(context, probed, fitting)
     except ValueError as error:
         raise UserError(f"method={context.config.method.name}: {error}") from error
     start = distortion.snapshot(prepared.model)  # Eq. 6 compares with the converted network
@@ -236,6 +238,8 @@ def _fine_tune(
         "relative_change": distortion.relative_change(start, prepared.model),
         "bn_shift": distortion.shift_table(prepared.shift),
         "probe": probed and probed.report,
+        "head_rate": fitting and fitting.report(),
+        "above_zero_head": _above_zero_head(context, fitted),
         "time": clock.seconds,
         "memory": machine.memory(context.device),
     }
@@ -297,9 +301,30 @@ def _trained_head(config: Config, track: Track) -> _ProbedHead:
     return _ProbedHead(head.state_dict(), {"run": done.record["run"], "metrics": done.record["metrics"]})
 
 
-def _prepare(context: RunContext, probed: _ProbedHead | None) -> Prepared:
+def _head_rate(context: RunContext, pretrained: PretrainedFeatures) -> HeadRate | None:
+    """The rate that fits the features, used or not, if the method has a rate for the head alone.
+
+    It is the same for every seed, so that the runs of a cell have one rate.
+    """
+    if context.config.segmentation is not None or context.config.method.rates != "separate":
+        return None
+    train = replace(context.images.train, seed=0)
+    file = f"{digest([pretrained.identity, train.identity, head_rate.IMAGES])}.json"
+
+    def features() -> Tensor:
+        batches = math.ceil(head_rate.IMAGES / train.batch_size)
+        return evaluation.features(pretrained.backbone, train, context.autocast, batches)[: head_rate.IMAGES]
+
+    return head_rate.cached_head_rate(context.cache / "head_rates" / file, features)
+
+
+def _prepare(context: RunContext, probed: _ProbedHead | None, fitting: HeadRate | None) -> Prepared:
     """Table 1: head, BN conversion, learning rates."""
     method, train = context.config.method, context.images.train
+    if method.lr_head_unit == "auto":
+        assert method.lr_head is not None
+        assert fitting is not None
+        method = replace(method, lr_head=method.lr_head * fitting.rate, lr_head_unit=None)
     batches = method.conversion_batches or train.num_batches
     torch.manual_seed(derive_seed(context.config.seed, 0))  # a random head depends on the seed alone
     prepared = preparation.prepare(
@@ -320,6 +345,11 @@ def _fit(context: RunContext, prepared: Prepared, tracker: Tracker | None) -> Tr
     def report(row: dict[str, float]) -> None:
         if tracker:
             tracker.log_epoch(row)
+        if task.is_above_zero_head(row["train/loss"]):
+            progress.say(
+                f"epoch {row['epoch']}: the loss, {row['train/loss']:.3g}, is above that of a head of zeros; "
+                "if it goes on so, a rate is too large: try smaller ones"
+            )
         state = {"epoch": row["epoch"], "epochs": training.epochs, "seconds": row["seconds"]}
         write_atomically(folder / records.PROGRESS, json.dumps(state))
 
@@ -346,6 +376,11 @@ def _fit(context: RunContext, prepared: Prepared, tracker: Tracker | None) -> Tr
         poly_power=training.poly_power,
         keep="last" if training.selection == "last" else "best",
     )
+
+
+def _above_zero_head(context: RunContext, fitted: TrainingState) -> list[float]:
+    """The epochs whose loss was above that of a head of zeros."""
+    return [row["epoch"] for row in fitted.history if context.task.is_above_zero_head(row["train/loss"])]
 
 
 def _measure(

@@ -5,9 +5,9 @@ Imports neither torch nor timm, so that a mistyped key fails in a fraction of a 
 
 import re
 from dataclasses import field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from daft.common.errors import ConfigError
@@ -15,6 +15,7 @@ from daft.config.operations import Operation
 from daft.config.sources import SOURCES
 from daft.config.types import (
     STRICT,
+    AutoRate,
     BatchSize,
     ByteCount,
     Checksum,
@@ -205,7 +206,8 @@ class BackboneConfig:
     """what makes the network: timm, or a function that is imported and returns a torch.nn.Module"""
     model_args: PlainDict = field(default_factory=dict)
     checkpoint: Text | None = None
-    """safetensors, a torch file or a TorchScript archive, by content"""
+    """safetensors, a torch file or a TorchScript archive, by content; `package:import_name/path` is a file of
+    an installed package"""
     checksum: Checksum | None = None
     urls: list[Url] = field(default_factory=list)
     """where prepare.py fetches the checkpoint, tried in this order"""
@@ -220,12 +222,15 @@ class BackboneConfig:
     rename: dict[str, str] = field(default_factory=dict)
     r"""names in the checkpoint to names in the model, after prefix and drop: regular expressions with
     \1, \2, … for their groups; of those that match a whole name the first counts"""
+    replace: dict[str, str] = field(default_factory=dict)
+    r"""parts of such names, before `rename`: every place where a regular expression matches, one after the
+    other, all of them"""
     num_features: PositiveInt | None = None
     """width of the features; null: whatever the model gives"""
     input_size: Side | None = None
     """side in pixels of the only images it takes; null: any"""
-    lr_head: Rate = 1.0
-    """anchor of η_w; the right one depends on the norm of the features"""
+    lr_head: AutoRate = "auto"
+    """anchor of η_w; auto: the rate that fits the features of the training images"""
 
     def __post_init__(self) -> None:
         known = ("file", "random", "hub" if self.source == "timm" else "own")
@@ -239,7 +244,7 @@ class BackboneConfig:
             raise ConfigError("checkpoint", "null, but weights=file; name a file, or weights=hub or random")
         if self.weights != "file" and self.checkpoint:
             raise ConfigError("weights", f"{self.weights} would ignore {self.checkpoint}; use weights=file")
-        for key in ("checksum", "urls", "bytes", "wrapper", "prefix", "drop", "rename"):
+        for key in ("checksum", "urls", "bytes", "wrapper", "prefix", "drop", "rename", "replace"):
             if self.weights != "file" and getattr(self, key):
                 raise ConfigError(key, f"{getattr(self, key)}, but weights={self.weights} reads no file")
 
@@ -261,13 +266,25 @@ class MethodConfig:
     lr_backbone: Rate | None = None
     """η_θ; with tied rates the head's too"""
     lr_head: Rate | None = None
-    """η_w"""
+    """η_w; `auto` stands for 1 in units of that rate"""
+    lr_head_unit: Literal["auto"] | None = None
+    """auto: η_w is in multiples of the rate that fits the features of the training images, 2 / λ"""
     head_hidden: list[Width] = field(default_factory=list)
     """widths of the head's hidden layers; none: a linear head"""
     lr_probe: Rate | None = None
     """η_w of the run with a frozen backbone that head_init=probe takes a segmentation's decoder from"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded(cls, given: Any) -> Any:
+        """`lr_head: auto`, as the two settings that it stands for."""
+        if isinstance(given, dict) and given.get("lr_head") == "auto":
+            return given | {"lr_head": 1.0, "lr_head_unit": "auto"}
+        return given
+
     def __post_init__(self) -> None:
+        if self.lr_head_unit and self.lr_head is None:
+            raise ConfigError("lr_head_unit", f"{self.lr_head_unit}, but lr_head is null; use null")
         if self.head_hidden and self.head_init != "random":
             raise ConfigError(
                 "head_init",
@@ -304,6 +321,7 @@ class MethodConfig:
             conversion_batches=None,
             lr_backbone=None,
             lr_head=self.lr_probe,
+            lr_head_unit=None,
             lr_probe=None,
         )
 

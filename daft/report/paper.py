@@ -33,12 +33,12 @@ MEASURED = ("accuracy", "miou", "error")
 NUMBERS = ["mean", "std", "n", "runs"]
 """Columns of a cell's split."""
 
-OF_CELL = ["lr_backbone", "lr_head", *tables.EDGES, "diverged", "lacking", "problem"]
+OF_CELL = ["lr_backbone", "lr_head", "lr_head_unit", *tables.EDGES, "diverged", "lacking", "problem"]
 """Columns of a cell, the same for all of its splits."""
 
 ABSENT: dict[str, Any] = dict.fromkeys(("mean", "std", "lr_backbone", "lr_head"), math.nan)
 ABSENT |= dict.fromkeys(("n", "diverged", "lacking"), 0) | dict.fromkeys(tables.EDGES, False)
-ABSENT |= {"runs": "", "problem": ""}
+ABSENT |= {"lr_head_unit": "", "runs": "", "problem": ""}
 """What a cell without runs has in them."""
 
 
@@ -201,6 +201,8 @@ def compare(table: PaperTable, runs: pd.DataFrame) -> pd.DataFrame:
         most, several = (rounded.groupby(columns.ngroup()).transform(f) for f in (extreme, "count"))
         ours[best] = (rounded == most) & (several > 1)
     ours["missing"] = ours["mean"].isna()
+    if "lr_head_unit" in ours and not ours["lr_head_unit"].any():  # as in the files of older tables
+        del ours["lr_head_unit"]
     return ours
 
 

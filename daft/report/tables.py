@@ -16,6 +16,7 @@ from daft.runs.frames import (
     BACKBONE,
     CELL,
     DATASET,
+    LR_HEAD_UNIT,
     MEASURES,
     METHOD,
     RATES,
@@ -61,13 +62,14 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     table["n"] = table["n"].fillna(0).astype(int)
     table = table.rename(columns=dict(zip(CELL, ("dataset", "backbone", "method"), strict=True)))
     columns = ["dataset", "backbone", "method", "metric", "mean", "std", "n", "lr_backbone", "lr_head"]
+    columns += ["lr_head_unit"] if table["lr_head_unit"].notna().any() else []
     return table[[*columns, "grid", *EDGES, "diverged", "runs"]]
 
 
 def _grid(chosen: pd.DataFrame | None, cell: pd.DataFrame) -> dict[str, Any]:
     """The chosen rates of a cell, the grid that they were chosen from, and how many of its runs diverged."""
     if chosen is None:  # shown as diverged
-        none = dict.fromkeys(("lr_backbone", "lr_head", "grid"))
+        none = dict.fromkeys(("lr_backbone", "lr_head", "lr_head_unit", "grid"))
         edges = dict.fromkeys(EDGES, False)
         return none | edges | {"diverged": len(cell), "judged_by": f"id/{cell_metric(cell)}"}
     cell = candidates(chosen, cell)
@@ -77,6 +79,7 @@ def _grid(chosen: pd.DataFrame | None, cell: pd.DataFrame) -> dict[str, Any]:
     return {
         "lr_backbone": rate,
         "lr_head": head,
+        "lr_head_unit": chosen[LR_HEAD_UNIT].iloc[0] if LR_HEAD_UNIT in chosen else None,
         "grid": " ".join(f"{r:g}" for r in grid),
         "at_edge": _at_edge(rate, grid),
         "head_at_edge": _at_edge(head, cell.loc[same, RATES[1]].dropna().unique()),
@@ -146,8 +149,13 @@ def rates(row: Any) -> list[str]:
     tied = "-" if pd.isna(backbone) else "= η_θ"
     return [
         "-" if pd.isna(backbone) else f"{backbone:g}{edge}",
-        tied if pd.isna(head) else f"{head:g}{head_edge}",
+        tied if pd.isna(head) else f"{format_head_rate(head, row.get('lr_head_unit'))}{head_edge}",
     ]
+
+
+def format_head_rate(rate: float, unit: object) -> str:
+    """η_w as it is set: a number, or a multiple of the rate that fits the features."""
+    return f"{rate:g} auto" if unit == "auto" else f"{rate:g}"
 
 
 def format_mean_std(row: Any) -> str:
@@ -172,7 +180,9 @@ def format_run(record: dict[str, Any], fresh: bool) -> str:
 def run_label(config: dict[str, Any]) -> str:
     """What tells a run from others of its dataset and backbone: method, rates, seed."""
     method = config["method"]
-    rates = [f"{m}={method[k]:g}" for m, k in (("η_θ", "lr_backbone"), ("η_w", "lr_head")) if method[k]]
+    rates = [f"η_θ={method['lr_backbone']:g}"] if method["lr_backbone"] else []
+    if head := method["lr_head"]:
+        rates.append(f"η_w={format_head_rate(head, method.get('lr_head_unit'))}")
     return " ".join([method["name"], *rates, f"seed={config['seed']}"])
 
 

@@ -60,6 +60,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
 
 DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]
 RATES = ["config.method.lr_backbone", "config.method.lr_head"]
+LR_HEAD_UNIT = "config.method.lr_head_unit"
 LR_PROBE = "config.method.lr_probe"
 SEED = "config.seed"
 MEASURES = ("/accuracy", "/miou")

@@ -24,7 +24,7 @@ shift of each OOD set, and the fingerprints of images and weights."""
 IDENTITY_KEYS_IF_SET = {
     "dataset": {"cache_side": None, "exif_orientation": "ignore", "transparency": "drop"},
     "backbone": {"source": "timm"},
-    "method": {"conversion_batches": None, "lr_probe": None},
+    "method": {"conversion_batches": None, "lr_probe": None, "lr_head_unit": None},
     "training": {"steps": None, "poly_power": None, "divergence": "discard"},
 }
 """Settings that count unless they have this value: keys that are younger than the first runs."""
@@ -38,7 +38,8 @@ OTHER_KEYS = {
     },
     "backbone": {
         *("name", "lr_head", "num_features", "input_size", "weights", "urls", "bytes"),
-        *("checkpoint", "checksum", "wrapper", "prefix", "drop", "rename"),  # in the weights' fingerprint
+        # in the weights' fingerprint:
+        *("checkpoint", "checksum", "wrapper", "prefix", "drop", "rename", "replace"),
     },
     "method": {"name"},
     "training": {"precision"},  # but as resolved

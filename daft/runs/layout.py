@@ -67,12 +67,13 @@ class _Dataset(_Section):
 
 
 class _Backbone(_Section):
-    lr_head: NotRequired[Rate | None]
+    lr_head: NotRequired[Rate | Literal["auto"] | None]
 
 
 class _Method(_Section):
     lr_backbone: Rate | None
     lr_head: Rate | None
+    lr_head_unit: NotRequired[Literal["auto"] | None]
     lr_probe: NotRequired[Rate | None]
     conversion_batches: NotRequired[Count | None]
 

@@ -131,7 +131,9 @@ class Driver:
         """The run of a trial: the same object for all cells that share it."""
         config = cell.configure(trial)
         before, method = asdict(cell.config.method), asdict(config.method)
-        changed = [f"method.{key}={json.dumps(method[key])}" for key in method if method[key] != before[key]]
+        keys = [key for key in method if method[key] != before[key]]
+        keys += ["lr_head_unit"] if "lr_head" in keys and method["lr_head_unit"] else []  # of `lr_head: auto`
+        changed = [f"method.{key}={json.dumps(method[key])}" for key in keys]
         overrides = [*cell.overrides, *rewrite_overrides([*changed, f"seed={trial.seed}"])]
         try:
             directory = experiment.directory_of(config)

@@ -52,20 +52,13 @@ def grid_seed(cell: pd.DataFrame) -> int:
 
 def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
     """Raise UserError if runs of a cell differ in more than rates and seed."""
-    free = (
-        *RATES,
-        LR_PROBE,
-        SEED,
-        "config.compute.",
-        "config.wandb.",
-        "config.paths.",
-        "config.sweep",
-        "config.backbone.lr_head",
-        "config.segmentation.lr_head",
-        "config.segmentation.eval_batch_size",
-        *(f"config.{place}" for place in identity.PLACES),
-    )
-    fixed = [c for c in cell.columns if c.startswith("config.") and not c.startswith(free)]
+    settings = {*RATES, LR_PROBE, SEED, "config.backbone.lr_head", "config.segmentation.lr_head"}
+    settings.add("config.segmentation.eval_batch_size")
+    free = ("config.compute.", "config.wandb.", "config.paths.", "config.sweep")
+    free += tuple(f"config.{place}" for place in identity.PLACES)
+    fixed = [
+        c for c in cell.columns if c.startswith("config.") and c not in settings and not c.startswith(free)
+    ]
     # A setting that older records lack has its default there, which is null.
     texts = {c: cell[c].astype(str).where(cell[c].notna(), "") for c in fixed}
     mixed = [c.removeprefix("config.") for c, text in texts.items() if text.nunique() > 1]

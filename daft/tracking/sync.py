@@ -97,7 +97,8 @@ def stages(runs: pd.DataFrame, tags: Sequence[Sequence[str]]) -> list[str | None
             selected = selection.select(group).index
         except UserError:
             continue
-        head, anchors = group[frames.RATES[1]], group.reindex(columns=ANCHORS).astype(float)
+        head = group[frames.RATES[1]]
+        anchors = group.reindex(columns=ANCHORS).replace("auto", 1.0).astype(float)
         moved = head.notna() & ((head != anchors.bfill(axis=1)[ANCHORS[0]]) | group[frames.RATES[0]].isna())
         found |= moved.map({True: "lr_head", False: "lr_backbone"}).to_dict()
         found |= dict.fromkeys(selected, SELECTED)

@@ -68,16 +68,17 @@ def _correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def features(backbone: nn.Module, loader: Loader, cast: Autocast) -> Tensor:
-    """Test-mode features [N, D] float32 of the pass before training, in its order."""
+def features(backbone: nn.Module, loader: Loader, cast: Autocast, batches: int | None = None) -> Tensor:
+    """Test-mode features [N, D] float32 of the pass before training, or of its first batches, in order."""
     backbone.eval()
 
-    def batches() -> Iterator[Tensor]:
-        for images, _ in loader.epoch():
+    def extracted() -> Iterator[Tensor]:
+        for images, _ in loader.epoch(0, slice(batches)):
             with cast():
                 yield backbone(images).float()
 
-    return torch.cat([*progress.track(batches(), f"features {loader.name}", loader.num_batches)])
+    total = min(batches or loader.num_batches, loader.num_batches)
+    return torch.cat([*progress.track(extracted(), f"features {loader.name}", total)])
 
 
 @dataclass(frozen=True)

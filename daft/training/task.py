@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from daft.config.schema import Config
 from daft.data.loader import Batch, Loader
+from daft.methods import head_rate
 from daft.networks.backbones import FeatureExtractor
 from daft.networks.classifier import Classifier
 from daft.training.evaluation import Autocast
@@ -36,6 +37,10 @@ class Task(ABC):
     @abstractmethod
     def compute_loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """What training minimises, as `loop.LoopHooks.compute_loss`."""
+
+    def is_above_zero_head(self, loss: float) -> bool:
+        """Whether an epoch's mean loss is that of a head that is worse than zeros."""
+        return head_rate.is_above_zero_head(loss, len(self.classes))
 
     @abstractmethod
     def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:

@@ -65,7 +65,7 @@ WRONG: list[tuple[str, Any]] = [
     ("config.dataset.cache_side", "large"),
     ("config.dataset.shift_strength", {"a": 1}),
     ("config.backbone.name", 18),
-    ("config.backbone.lr_head", "auto"),
+    ("config.backbone.lr_head", "much"),
     ("config.method", None),
     ("config.method.name", {"name": "ft"}),
     ("config.method.lr_backbone", "0.1"),

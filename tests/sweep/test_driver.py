@@ -328,7 +328,7 @@ def test_a_failed_run_stops_no_other_is_tried_twice_and_shown_when_it_fails(tmp_
     broken.write_bytes(b"not a checkpoint")
     checkpoints = [
         "backbone.checksum=null",
-        f"backbone.checkpoint=package:shapes_resnet10.safetensors,{broken}",
+        f"backbone.checkpoint=package:daft/networks/weights/shapes_resnet10.safetensors,{broken}",
     ]
     code, output, errors = here(tmp_path, "method=lp,ft", "sweep.grids.ft=[0.1,0.01]", *checkpoints)
     assert code == 1
