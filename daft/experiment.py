@@ -345,11 +345,6 @@ def _fit(context: RunContext, prepared: Prepared, tracker: Tracker | None) -> Tr
     def report(row: dict[str, float]) -> None:
         if tracker:
             tracker.log_epoch(row)
-        if task.is_above_zero_head(row["train/loss"]):
-            progress.say(
-                f"epoch {row['epoch']}: the loss, {row['train/loss']:.3g}, is above that of a head of zeros; "
-                "if it goes on so, a rate is too large: try smaller ones"
-            )
         state = {"epoch": row["epoch"], "epochs": training.epochs, "seconds": row["seconds"]}
         write_atomically(folder / records.PROGRESS, json.dumps(state))
 

@@ -32,6 +32,7 @@ def train(cfg: "DictConfig") -> str:
         config = validate(cfg)
         # Seconds of imports: only now that the configuration makes sense.
         from daft import experiment
+        from daft.common import progress
         from daft.report import tables
         from daft.tracking.mirror import Tracker
 
@@ -49,6 +50,8 @@ def train(cfg: "DictConfig") -> str:
     else:
         note = "" if run.fresh else " (taken from its record)"
         tables.show([run.directory], f"{run.directory}{note}")
+        if warning := tables.rate_warning(run.record):
+            progress.say(warning)
     return str(run.directory.resolve())
 
 

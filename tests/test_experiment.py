@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from daft import experiment
 from daft.common.errors import ConfigError, UserError
+from daft.data import datasets
+from daft.networks import backbones
 from daft.report import tables
 from daft.runs import frames, records
 from daft.runs.identity import run_identity
@@ -125,6 +127,35 @@ def test_conversion_measures_as_many_batches_as_it_is_told_and_that_is_another_r
         experiment.run(tiny("method=daft", "method.conversion_batches=3"))
     with pytest.raises(ConfigError, match="bn_conversion=false"):
         tiny("method=ft", "method.conversion_batches=1")
+
+
+def test_a_head_rate_can_be_a_multiple_of_the_one_that_fits_the_features_of_every_seed(tiny):
+    method, automatic = "method=daft", "backbone.lr_head=auto"
+    absolute, fitting, triple = tiny(method), tiny(method, automatic), tiny(method, "method.lr_head=3")
+    triple = replace(triple, method=replace(triple.method, lr_head_unit="auto"))
+    runs = [experiment.run(config).record for config in (absolute, fitting, triple)]
+    ran = [record["history"][0]["lr/head"] for record in runs]
+    found = runs[0]["head_rate"]
+    assert [record["head_rate"] for record in runs] == [found] * 3  # said where it is not used, too
+    assert ran == [0.1, found["rate"], pytest.approx(3 * found["rate"])]
+    assert experiment.run(tiny(method, automatic, "seed=5")).record["head_rate"] == found
+    # The features themselves, of the same images and crops: the cache that the rate is from is not asked.
+    loaded = datasets.load(fitting, datasets.listing(fitting), torch.device("cpu"))
+    with torch.no_grad():
+        images = torch.cat([images for images, _ in loaded.train.epoch()])
+        x = backbones.load(fitting.backbone)(images).double()
+    x = torch.cat([x, torch.ones(len(x), 1)], 1)
+    assert found["images"] == len(x) == 70
+    # Float32 features, and batches of another size: relative errors far below this.
+    assert found["lambda"] == pytest.approx(float(torch.linalg.matrix_norm(x, 2) ** 2 / len(x)), rel=1e-5)
+
+
+def test_an_epoch_that_is_worse_than_a_head_of_zeros_is_recorded_and_said(tiny):
+    rates = ["method.lr_backbone=1e-9", "method.lr_head=30"]
+    bad, good = (experiment.run(tiny("method=integrated_lp_ft", *given)).record for given in (rates, []))
+    assert (bad["above_zero_head"], good["above_zero_head"]) == ([1, 2], [])
+    assert "in epoch 1, 2 the loss was above" in tables.format_run(bad, fresh=True)
+    assert tables.rate_warning(good) == ""
 
 
 def test_runs_of_before_keep_their_identity(tiny):

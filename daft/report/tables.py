@@ -174,7 +174,17 @@ def format_run(record: dict[str, Any], fresh: bool) -> str:
     found = [f"{split_name(key)} {metrics[key]:.2f} %" for key in keys if metrics.get(key) is not None]
     seconds = sum(record["time"].values())
     how = f"{seconds:.0f} s" if fresh else "taken from its record"
-    return f"{run_label(record['config'])}: {', '.join(found) or record['status']} ({how})"
+    line = f"{run_label(record['config'])}: {', '.join(found) or record['status']} ({how})"
+    return "; ".join(filter(None, [line, rate_warning(record)]))
+
+
+def rate_warning(record: dict[str, Any]) -> str:
+    """Which epochs of a run with a rate for the head alone were worse than a head of zeros; mostly none."""
+    epochs = record.get("above_zero_head") or []  # older records have none
+    if not epochs or record["config"]["method"].get("rates") != "separate":
+        return ""
+    named = ", ".join(f"{epoch:g}" for epoch in epochs[:3]) + (", …" if len(epochs) > 3 else "")
+    return f"in epoch {named} the loss was above that of a head of zeros: a rate may be too large"
 
 
 def run_label(config: dict[str, Any]) -> str:

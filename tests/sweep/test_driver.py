@@ -593,6 +593,20 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path, here, monkeypatch):
         assert re.fullmatch(r"train\.py: hydra/launcher=slurm: .*srun.*\n", errors), errors
 
 
+def test_a_head_rate_that_fits_the_features_is_swept_in_multiples_of_it(tmp_path, here):
+    grids = ["sweep.grids.daft=[0.1]", "sweep.head_factors=[3]", "sweep.seeds=[0]"]
+    code, output, errors = here(tmp_path, "method=daft", "backbone.lr_head=auto", *grids)
+    assert (code, errors) == (0, "")
+    found = [json.loads(file.read_text()) for file in tmp_path.glob("runs/*/record.json")]
+    assert sorted(record["config"]["method"]["lr_head"] for record in found) == [1, 3]
+    for record in found:
+        method = record["config"]["method"]
+        assert method["lr_head_unit"] == "auto"
+        expected = method["lr_head"] * record["head_rate"]["rate"]
+        assert record["history"][0]["lr/head"] == pytest.approx(expected)
+    assert any(" auto*" in line for line in table(output))  # of two values each is at an edge
+
+
 TOY = [
     "dataset.image_size=16",
     *(f"~dataset.ood.{style}" for style in ("clipart", "painting")),
