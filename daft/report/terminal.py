@@ -45,6 +45,9 @@ def show_plan(stages: Sequence[PlannedStage], *, keep_all: bool) -> None:
     rest = f" and {unknown} run(s) of unknown time" if hours and unknown else ""
     lost = f"{len(unusable)} of no use, " if unusable else ""
     print(f"{runs} runs, {done} done, {lost}{left} to compute: {known}{rest}")
+    fitting = {" ".join(stage.cell.names[:2]): stage.head_rate for stage in stages if stage.head_rate}
+    for names, rate in fitting.items():
+        print(f"η_w that fits the features of {names}: {rate:g}, by a past run (backbone.lr_head=auto)")
     if not (to_compute := [stage for stage in stages if stage.left]):
         return
     estimates = dict.fromkeys(stage.estimate for stage in to_compute)

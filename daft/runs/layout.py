@@ -167,6 +167,10 @@ class _Probe(TypedDict):
     metrics: NotRequired[Metrics]
 
 
+class _HeadRate(TypedDict):
+    rate: Rate
+
+
 class _Environment(TypedDict):
     threads: NotRequired[Annotated[int, Field(gt=0)]]
 
@@ -187,6 +191,8 @@ class Record(TypedDict):
     data: NotRequired[_Data]
     relative_change: NotRequired[list[_Change]]
     bn_shift: NotRequired[list[_Shift]]
+    head_rate: NotRequired[_HeadRate | None]
+    above_zero_head: NotRequired[list[float]]
     probe: NotRequired[_Probe | None]
     memory: NotRequired[dict[str, float]]
 

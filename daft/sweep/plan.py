@@ -79,6 +79,8 @@ class PlannedStage(NamedTuple):
     """whose records are damaged or of another version: they are neither used nor made again"""
     estimate: Estimate | str
     """of each run, or why there is none"""
+    head_rate: float | None = None
+    """2 / λ of its images and network (`backbone.lr_head: auto`), if a past run tells; no image is read"""
 
     @property
     def left(self) -> int:
@@ -115,7 +117,8 @@ def plan(cells: Sequence[Cell], states: Sequence[CellState]) -> list[PlannedStag
             shared = shared and not is_probe
             unusable = [run for run in new if run.has_failed]
             done = sum(run.outcome is not None for run in new) - len(unusable)
-            stages.append(PlannedStage(cell, stage.name, size, done, unusable, estimates[is_probe]))
+            estimate, head = estimates[is_probe], _head_rate(config, past[config.paths.runs])
+            stages.append(PlannedStage(cell, stage.name, size, done, unusable, estimate, head))
     return stages
 
 
@@ -130,6 +133,18 @@ def _past(folder: Path) -> list[dict[str, Any]]:
         return True
 
     return [*filter(is_telling, records.load(records.find_runs(folder)))]
+
+
+def _head_rate(run: Config, past: Sequence[dict[str, Any]]) -> float | None:
+    """2 / λ by a past run with the same network and images."""
+    config = to_dict(run)
+    if config["method"]["rates"] != "separate" or config["segmentation"] is not None:
+        return None
+    for record in past:
+        same = record["config"]["backbone"]["name"] == config["backbone"]["name"]
+        if same and (found := record.get("head_rate")) and _same_images(record["config"], config):
+            return found["rate"]
+    return None
 
 
 def peak_memory(stages: Sequence[PlannedStage], kind: str) -> tuple[float, bool]:

