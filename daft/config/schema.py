@@ -283,8 +283,9 @@ class MethodConfig:
         return given
 
     def __post_init__(self) -> None:
-        if self.lr_head_unit and self.lr_head is None:
-            raise ConfigError("lr_head_unit", f"{self.lr_head_unit}, but lr_head is null; use null")
+        if self.lr_head_unit and (self.lr_head is None or self.rates != "separate"):
+            problem = f"{self.lr_head_unit}, but rates={self.rates} with lr_head={self.lr_head}; use null"
+            raise ConfigError("lr_head_unit", problem)
         if self.head_hidden and self.head_init != "random":
             raise ConfigError(
                 "head_init",
@@ -490,6 +491,8 @@ class Config:
             raise ConfigError("method.head_hidden", f"{self.method.head_hidden}; the head is the decoder")
         if self.method.head_init == "zero":
             raise ConfigError("method.head_init", "zero, but a decoder has several layers; use random")
+        if self.method.lr_head_unit:
+            raise ConfigError("method.lr_head_unit", "auto is for a linear head; use a number in lr_head")
         start, rate = self.method.head_init, self.method.lr_probe
         if start == "probe" and rate is None:
             raise ConfigError("method.lr_probe", "null, but head_init=probe needs the η_w of an LP run")

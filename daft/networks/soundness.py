@@ -54,9 +54,8 @@ def _faults(
         if not expected[name].is_floating_point():
             continue
         values = tensor.to(expected[name].dtype)  # too large a number becomes infinite here
-        wrong = (
-            ~values.isfinite() if infinite_is_wrong and name in finite else values.isnan()
-        )  # a mask may be -inf
+        strict = infinite_is_wrong and name in finite  # a mask may be -inf
+        wrong = ~values.isfinite() if strict else values.isnan()
         if wrong.any():
             kind = "NaN" if values.isnan().any() else "infinite"
             yield name, f"{int(wrong.sum())} of {wrong.numel()} {kind}"

@@ -68,6 +68,13 @@ PACS = ["dataset=pacs", "dataset.root=pacs"]
         (["method=ft", "method.lr_head=0.1"], "method.lr_head", ["0.1", "tied", "separate"]),
         (["method=ft", "method.lr_backbone=null"], "method.lr_backbone", ["null", "tied"]),
         (["method.lr_head=null"], "method.lr_head", ["null", "separate"]),
+        (["method=ft", "method.lr_head_unit=auto"], "method.lr_head_unit", ["tied", "null"]),
+        (
+            ["dataset=shapes_masks", "+task=shapes_masks", "method.lr_head=auto"],
+            "method.lr_head_unit",
+            ["linear"],
+        ),
+        (["backbone.lr_head=much"], "backbone.lr_head", ["much", "or auto"]),
         (["dataset.eval_transform=[flip]"], "dataset.eval_transform", ["random"]),
         (["dataset.eval_transform=[{resiz: 64}]"], "dataset.eval_transform.0", ["resiz", "center_crop"]),
         (["dataset.train_transform=[{resize: 0}]"], "dataset.train_transform.0", ["resize.size", "2"]),
