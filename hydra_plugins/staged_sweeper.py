@@ -23,6 +23,7 @@ from omegaconf import DictConfig, open_dict
 
 from daft.common.errors import UserError
 from daft.config.check import validate, validate_section
+from daft.config.compose import hydra_errors
 from daft.config.overrides import rewrite_overrides
 from daft.config.schema import Config, SweepConfig
 from daft.sweep.jobs import GROUPS, IsolatedTask, JobResult
@@ -150,7 +151,8 @@ class StagedSweeper(Sweeper):
         return list(axes.values())
 
     def _compose(self, overrides: list[str]) -> Config:
-        cfg = self._loader.load_sweep_config(self._config, overrides)
+        with hydra_errors(overrides):
+            cfg = self._loader.load_sweep_config(self._config, overrides)
         with open_dict(cfg):
             del cfg["hydra"]
         return validate(cfg)

@@ -225,7 +225,9 @@ def test_holdout_selection_never_looks_at_the_id_evaluation_set(tiny):
         experiment.run(tiny(*holdout))
 
 
-def test_unreadable_images_are_all_named_before_any_work_or_skipped_and_counted(configure, folders, tmp_path):
+def test_unreadable_images_are_all_named_before_any_work_or_skipped_and_counted(
+    configure, folders, tmp_path, capfd
+):
     splits = enumerate(("train", "val", "dark"))
     for (tint, split), (name, shade) in itertools.product(splits, (("a", 30), ("b", 200))):
         folder = tmp_path / "mine" / split / name
@@ -249,6 +251,11 @@ def test_unreadable_images_are_all_named_before_any_work_or_skipped_and_counted(
     record = experiment.run(configure(*mine, *FAST, *folders, "compute.unreadable=skip")).record
     assert record["data"]["unreadable"] == {"train": 1, "dark": 1}
     assert record["data"]["images"] == {"train": 12, "id": 12, "dark": 12}
+    assert "dataset.ood.dark: 1 of 13 images cannot be read, and are left out" in capfd.readouterr().err
+    for file in (tmp_path / "mine" / "train" / "a").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match=r"dataset\.train: 7 of 13 images .* leaves none of 'a'; mend them"):
+        experiment.run(configure(*mine, *FAST, *folders, "compute.unreadable=skip"))
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])

@@ -133,6 +133,12 @@ MISTAKES = [
     ("train.py", "--nope", "unrecognized arguments: --nope"),
     ("train.py", "-m seed=0 --cfg job", "-m runs, and --cfg and --info only show something"),
     ("train.py", "-m seed=range(0,3,0)", "seed=range(0,3,0): Hydra does not take this (ValueError"),
+    (
+        "train.py",
+        "-m seed=range(0,1000000000)",
+        "range(0,1000000000): 1,000,000,000 values; 100,000 are enough",
+    ),
+    ("train.py", "-m method=range(0,3) sweep=small", "Hydra does not take this (ValueError: Config group"),
     ("train.py", "-m seed=range(0)", "seed=range(0): no value"),
     (
         "train.py",

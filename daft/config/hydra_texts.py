@@ -10,6 +10,8 @@ from typing import Any
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.override_parser import overrides_parser, overrides_visitor
+from hydra.core.override_parser.types import RangeSweep
+from hydra.errors import HydraException
 from hydra.grammar.gen.OverrideParser import OverrideParser
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
@@ -19,6 +21,9 @@ from daft.config import texts, yaml_files
 from daft.config.schema import Config
 
 GLOBAL = "_global_"
+
+MAX_VALUES = 100_000
+"""Of one range on the command line."""
 
 
 class FileConfigSource(file_config_source.FileConfigSource):
@@ -60,11 +65,33 @@ def _require_defaults(entries: Any) -> None:
 
 
 class _Visitor(overrides_visitor.HydraOverrideVisitor):
-    """Hydra's reader of the command line, but a key of a dict is text: {2018: …, 1e3: …, null: …}."""
+    """Hydra's reader of the command line, but a key of a dict is text: {2018: …, 1e3: …, null: …}.
+
+    A key that stands there twice, and a range without end in sight, are refused.
+    """
 
     def visitDictKey(self, ctx: OverrideParser.DictKeyContext) -> Any:  # noqa: N802
         key = super().visitDictKey(ctx)
         return key if isinstance(key, str) else ctx.getText().strip()
+
+    def visitDictContainer(self, ctx: OverrideParser.DictContainerContext) -> Any:  # noqa: N802
+        items = [ctx.getChild(i) for i in range(1, ctx.getChildCount() - 1, 2)]
+        pairs = [self.visitDictKeyValuePair(item) for item in items if item is not None]
+        names = [name for name, _ in pairs]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise HydraException(f"while evaluating '{ctx.getText()}': the key {twice!r} stands there twice")
+        return dict(pairs)
+
+    def visitFunction(self, ctx: OverrideParser.FunctionContext) -> Any:  # noqa: N802
+        value = super().visitFunction(ctx)
+        if isinstance(value, RangeSweep) and value.step:
+            count = ((value.stop or 0) - (value.start or 0)) / value.step
+            if not count <= MAX_VALUES:
+                text = ctx.getText()
+                raise HydraException(
+                    f"while evaluating '{text}': {count:,.0f} values; {MAX_VALUES:,} are enough"
+                )
+        return value
 
 
 SourcesRegistry.instance().types["file"] = FileConfigSource

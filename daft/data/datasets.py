@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from daft.common import memory
-from daft.common.errors import UserError
+from daft.common import memory, progress
+from daft.common.errors import UserError, join_first
 from daft.common.threads import available_cpus
 from daft.config.operations import Operation
 from daft.config.schema import Config, DatasetConfig, SplitConfig
@@ -125,6 +125,8 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
     }
     if store.unreadable and compute.unreadable == "error":
         raise _unreadable(store.unreadable.values())
+    for name, files in store.unreadable.items():
+        _say_skipped(listed, name, kept[name], files)
     _require_images({"train": train, **evaluation})
     overlap.require_other_images(cfg, kept, store.cache, store.threads)
     skipped = {name: len(files.paths) for name, files in store.unreadable.items()}
@@ -152,6 +154,17 @@ def _unreadable(splits: Iterable[Streamed]) -> UserError:
         f"{len(files):,} image(s) cannot be read; mend or remove them, or leave them out with "
         "compute.unreadable=skip:\n  " + "\n  ".join(told)
     )
+
+
+def _say_skipped(listing: Listing, name: str, kept: Labelled, files: Streamed) -> None:
+    """Say how many images of a split are left out; raises UserError if those are all of a class."""
+    listed = listing.train if name == "train" else listing.evaluation[name]
+    told = f"{overlap.split_key(name)}: {len(files.paths):,} of {len(listed):,} images cannot be read"
+    example = f"{files.problem(0)} (and others)" if len(files.paths) > 1 else files.problem(0)
+    if lost := sorted({*listed.labels.tolist()} - {*kept.labels.tolist()} if len(kept) else ()):
+        names = join_first([repr(listing.classes[label]) for label in lost])
+        raise UserError(f"{told}, which leaves none of {names}; mend them, or remove the class: {example}")
+    progress.say_once(f"{told}, and are left out: {example}")
 
 
 def _require_memory(operations: list[Operation], name: str, count: int) -> None:

@@ -191,7 +191,7 @@ def _stats(files: Sequence[Path], what: str) -> list[os.stat_result]:
         except ValueError:  # a null byte in its name
             return None
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
                 return None
             raise
 

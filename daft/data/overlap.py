@@ -48,7 +48,7 @@ def require_other_files(cfg: DatasetConfig, splits: Mapping[str, Labelled]) -> N
             path, seed = configured[one].path, configured[one].seed
             if (path, seed) == (configured[other].path, configured[other].seed):
                 what = f"the {path} images" + (f" of seed {seed}" if SOURCES[cfg.source].drawn else "")
-                raise UserError(f"{_key(one)}: {what} are in {_key(other)} too; {_mend(one)}")
+                raise UserError(f"{split_key(one)}: {what} are in {split_key(other)} too; {_mend(one)}")
 
 
 def require_other_images(
@@ -79,7 +79,8 @@ def _configured(cfg: DatasetConfig) -> dict[str, SplitConfig]:
     return {"train": cfg.train, "id": cfg.id, **cfg.ood}
 
 
-def _key(name: str) -> str:
+def split_key(name: str) -> str:
+    """What a split is called in a configuration, or what makes it."""
     if name == "holdout":
         return "training.selection=holdout"
     return f"dataset.{name}" if name in ("train", "id") else f"dataset.ood.{name}"
@@ -92,7 +93,7 @@ def _mend(name: str) -> str:
 def _told(
     splits: Mapping[str, Labelled], one: str, other: str, images: list[tuple[int, int]], what: str
 ) -> str:
-    text = f"{_key(one)}: {len(images):,} of {len(splits[one]):,} images are {what} {_key(other)}"
+    text = f"{split_key(one)}: {len(images):,} of {len(splits[one]):,} images are {what} {split_key(other)}"
     (i, j), mine, others = images[0], splits[one].images, splits[other].images
     if isinstance(mine, list) and isinstance(others, list):
         there = f" (there {shown(others[j])})" if others[j] != mine[i] else ""

@@ -79,6 +79,8 @@ def read_table(file: Path, columns: Sequence[str]) -> Table:
             if set(wanted) <= set(known):
                 break
         else:
+            if not header:
+                raise UserError(f"{file} is empty; the first line must name {','.join(columns)}")
             raise UserError(
                 f"{file} has columns {join_first(header.strip().split(','))}; the first line must name "
                 f"{','.join(columns)}" + ("; save it as UTF-8" if "\0" in header else "")

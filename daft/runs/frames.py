@@ -8,6 +8,7 @@ import pandas as pd
 
 from daft.common.files import digest
 from daft.config.schema import metric_name, selected_on
+from daft.runs.layout import MEASURES
 from daft.runs.records import load
 
 
@@ -63,7 +64,6 @@ RATES = ["config.method.lr_backbone", "config.method.lr_head"]
 LR_HEAD_UNIT = "config.method.lr_head_unit"
 LR_PROBE = "config.method.lr_probe"
 SEED = "config.seed"
-MEASURES = ("/accuracy", "/miou")
 
 
 def cell_metric(runs: pd.DataFrame) -> str:

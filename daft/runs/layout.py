@@ -13,6 +13,9 @@ from daft.config.schema import metric_name, selected_on
 
 T = TypeVar("T")
 
+MEASURES = ("/accuracy", "/miou")
+"""Ends of the names of metrics in percent."""
+
 
 def validated(layout: TypeAdapter[T], value: Any, *, strict: bool = False) -> T:
     """A value as pydantic takes it; raises ValueError, which names the first key that is wrong."""
@@ -201,6 +204,9 @@ def _complete(record: Record) -> Record:
     """A finished run is judged by its metrics, and an epoch has a number."""
     if any(row.get("epoch") is None for row in record["history"]):
         raise ValueError("a row of history has no epoch")
+    shares = {m: v for m, v in record["metrics"].items() if m.endswith(MEASURES) and v is not None}
+    if wrong := [metric for metric, value in shares.items() if not 0 <= value <= 100]:
+        raise ValueError(f"metrics.{wrong[0]}: should be from 0 to 100")
     if record["status"] == "finished":
         config = record["config"]
         segmentation = config.get("segmentation")

@@ -66,8 +66,15 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
         mixed = ["the images or weights that they read"]
     if mixed:
         raise UserError(f"runs of {name} differ in {', '.join(mixed)}; give a folder with one setting")
-    if cell.duplicated([*RATES, *({LR_PROBE} & {*cell}), SEED]).any():
-        raise UserError(f"several runs of {name} have the same rates and seed; give a folder with one")
+    settings = [*RATES, *({LR_PROBE} & {*cell}), SEED]
+    if (again := cell.duplicated(settings)).any():
+        last = cell[again].iloc[0][settings]
+        alike = ((cell[settings] == last) | (cell[settings].isna() & last.isna())).all(axis=1)
+        one, other, *_ = cell["run"][alike]
+        told = f"{one} in two folders" if one == other else f"{one} and {other}"
+        raise UserError(
+            f"several runs of {name} have the same rates and seed: {told}; give a folder with one"
+        )
 
 
 def candidates(chosen: pd.DataFrame, cell: pd.DataFrame) -> pd.DataFrame:

@@ -67,7 +67,7 @@ def fit(
 ) -> TrainingState:
     """Train with SGD; the model ends with the weights of the epoch that evaluates best, or of the last one.
 
-    groups: of parameters, each with `initial_lr` and a `name`; none: nothing is trained.
+    groups: of parameters, each with `initial_lr` and a `name`; none, or no epochs: nothing is trained.
     steps: of all epochs, in equal numbers; by default an epoch is a pass over the loader's images.
     poly_power: as `Schedule.power`.
 
@@ -75,7 +75,7 @@ def fit(
     interrupted, with the same result as if it had not been. Nothing is evaluated before training, ties
     keep the earlier epoch, and a loss or logit that is not finite ends the run as diverged.
     """
-    if not groups:
+    if not groups or not epochs:
         return TrainingState()
     optimizer = torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
     schedule = Schedule(epochs, steps or epochs * loader.num_batches, poly_power)

@@ -109,6 +109,11 @@ def test_what_is_not_complete_is_left_to_hydra_which_refuses_it(value: str):
         composed(f"dataset.ood={value}")
 
 
+def test_a_key_that_stands_twice_in_a_dict_is_refused():
+    with pytest.raises(UserError, match="the key 'a' stands there twice"):
+        configuration("dataset.ood={a: {path: photo, images: 9}, a: {path: neon, images: 9}}")
+
+
 def test_a_record_keeps_the_spelling():
     config = to_dict(configuration(*OWN, "dataset.ood={01: {path: 1e3}}", "dataset.classes=[no, null]"))
     assert config["dataset"]["ood"]["01"]["path"] == "1e3"

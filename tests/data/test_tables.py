@@ -101,7 +101,8 @@ def test_surplus_columns_are_not_read_and_named_once(
     ("content", "named"),
     [
         (BODY, r"has columns images/a\.png, cat; the first line must name path,label"),
-        ("", r"the first line must name path,label"),
+        ("", r"is empty; the first line must name path,label"),
+        (PLAIN + "x" * 300 + ",cat\n", r"1 of the 4 file\(s\) .* do not exist: .*/x+"),
         (PLAIN.encode("utf-16-le"), r"has columns p\\x00a\\x00.*save it as UTF-8"),
         (b"\xff\xfe" + b"p", r"begins as UTF-16, but is damaged"),
         (PLAIN + "images/a.png\n", r"line 5 has no label"),

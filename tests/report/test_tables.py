@@ -187,7 +187,10 @@ def test_runs_that_differ_in_more_than_rates_and_seed_are_no_sample():
         selection.select(frame)
     frame["config.dataset.train.images"] = None
     frame[frames.SEED] = 0
-    with pytest.raises(UserError, match="same rates and seed"):
+    with pytest.raises(UserError, match="same rates and seed: r0 and r1;"):
+        selection.select(frame)
+    frame["run"] = "r0"  # a folder that was copied
+    with pytest.raises(UserError, match="same rates and seed: r0 in two folders;"):
         selection.select(frame)
 
 

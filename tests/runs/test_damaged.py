@@ -54,6 +54,8 @@ WRONG: list[tuple[str, Any]] = [
     ("status", "done"),
     ("status", ["finished"]),
     ("best_epoch", "one"),
+    ("metrics", {"id/accuracy": 1e308}),
+    ("metrics", {"id/accuracy": -1}),
     ("config", {}),
     ("config", None),
     ("config.seed", "zero"),

@@ -312,6 +312,14 @@ def test_a_run_of_steps_that_was_cut_off_in_a_pass_ends_bit_equal_and_keeps_its_
         assert torch.equal(value, resumed.state_dict()[key])
 
 
+def test_no_epochs_train_nothing(tmp_path):
+    model = Net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    _, fitted = fit(tmp_path, model=model, epochs=0)
+    assert (fitted.history, fitted.best_epoch, fitted.diverged) == ([], None, False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_nothing_to_train_trains_nothing(tmp_path):
     fitted = loop.fit(
         Net(),

@@ -199,10 +199,9 @@ def _described(value: Any) -> str:
 
 
 def _opened(file: Path) -> IO[bytes]:
-    try:
-        return file.open("rb")
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist") from None
+    if not file.is_file():  # a pipe would never end
+        raise UserError(f"{file} is no file" if file.exists() else f"{file} does not exist")
+    return file.open("rb")
 
 
 SPLITS: dict[str, Callable[[Path], Pixels]] = {

@@ -1,5 +1,6 @@
 """Images in files: folders with one sub-folder per class, or a table of path,label."""
 
+import os
 import re
 from pathlib import Path
 from unicodedata import normalize
@@ -112,7 +113,7 @@ def _as_on_disk(folder: Path, path: str) -> str:
     """A path as a table has it, or without what a spreadsheet, Windows or macOS did to it, if that exists."""
     bare = path.strip().replace("\\", "/")
     spellings = [path, path.strip(), bare, normalize("NFC", bare), normalize("NFD", bare)]
-    return next((spelling for spelling in spellings if (folder / spelling).exists()), path.strip())
+    return next((spelling for spelling in spellings if os.path.exists(folder / spelling)), path.strip())
 
 
 def _class_name(text: str) -> str:

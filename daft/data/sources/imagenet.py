@@ -147,11 +147,12 @@ def _synsets(file: Path) -> list[tuple[str, str]]:
 def _devkit(file: Path) -> list[tuple[str, str]]:
     """One ILSVRC2012_ID a line, in the order of the images; meta.mat says which WordNet id that is."""
     meta = file.with_name("meta.mat")
+    if not meta.is_file():
+        what = "is no file" if meta.exists() else "does not exist"
+        raise UserError(f"{meta} {what}; it says which class a number of {file.name} is")
     try:
         synsets = scipy.io.loadmat(str(meta), squeeze_me=True)["synsets"]
         wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    except FileNotFoundError:
-        raise UserError(f"{meta} does not exist; it says which class a number of {file.name} is") from None
     except Exception as error:  # SciPy raises many kinds for damaged files
         raise UserError(f"{meta} is not the devkit's, or damaged ({error})") from error
     numbers = [line.strip() for _, line in read_lines(file)]

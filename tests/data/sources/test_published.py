@@ -90,6 +90,16 @@ def refused(config: Config, name: str, *words: str) -> None:
         assert word in str(caught.value)
 
 
+def in_its_place(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """What removes a file and makes something else of its name."""
+
+    def harm(file: Path) -> None:
+        file.unlink()
+        make(file)
+
+    return harm
+
+
 def write_fmow(root: Path, config: Config) -> None:
     """Two training images and one of each other kind."""
     park, zoo = "park", "zoo"
@@ -387,6 +397,8 @@ ZEROS = np.zeros((2, 3072), np.uint8)
     ("name", "file", "harm", "words"),
     [
         ("id", BATCH, Path.unlink, ["does not exist"]),
+        ("id", BATCH, in_its_place(os.mkfifo), ["is no file"]),
+        ("id", BATCH, in_its_place(Path.mkdir), ["is no file"]),
         ("id", BATCH, cut, ["damaged"]),
         ("id", BATCH, lambda f: f.write_bytes(b"\x80\x02}."), ["'data'"]),
         (
@@ -404,6 +416,7 @@ ZEROS = np.zeros((2, 3072), np.uint8)
         ("cifar10_1", "cifar10.1_v6_labels.npy", lambda f: np.save(f, np.array([{}])), ["damaged", "Object"]),
         ("cifar10_1", "cifar10.1_v6_labels.npy", lambda f: np.save(f, np.arange(3)), ["20 whole numbers"]),
         ("cifar10_1", "cifar10.1_v6_labels.npy", lambda f: np.save(f, np.full(20, -1)), ["label -1"]),
+        ("cifar10_1", "cifar10.1_v6_data.npy", in_its_place(os.mkfifo), ["is no file"]),
         ("stl10", "stl10_binary/test_X.bin", cut, ["multiple of 3 x 96 x 96"]),
         ("stl10", "stl10_binary/test_y.bin", lambda f: f.write_bytes(bytes(20)), ["label 0", "1 to 10"]),
         ("stl10", "stl10_binary/test_y.bin", lambda f: f.write_bytes(bytes(19)), ["20 whole numbers"]),
@@ -505,6 +518,7 @@ def empty(folder: Path) -> None:
         ("sorted", "val/n01631663", shutil.rmtree, ["1 of 34", "n01631663"]),
         ("sorted", "val/n01631663", empty, ["1 of 34", "n01631663"]),
         ("devkit", "ILSVRC2012_devkit_t12/data/meta.mat", Path.unlink, ["meta.mat does not exist"]),
+        ("devkit", "ILSVRC2012_devkit_t12/data/meta.mat", in_its_place(os.mkfifo), ["meta.mat is no file"]),
         ("devkit", "ILSVRC2012_devkit_t12/data/meta.mat", cut, ["meta.mat", "damaged"]),
         (
             "devkit",
