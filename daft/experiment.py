@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from daft.common import memory, progress
+from daft.common import files, memory, progress
 from daft.common.errors import BusyError, UserError, join_first
 from daft.common.files import digest, write_atomically
 from daft.config.check import to_dict
@@ -81,6 +81,8 @@ def run(config: Config, track: Track = untracked) -> RunResult:
     directory = records.run_directory(config, run_id)
     if (record := records.read(directory)) is not None:
         return RunResult(directory, record, fresh=False)
+    files.make_folder(Path(config.paths.cache), "paths.cache")
+    files.make_folder(directory.parent, "paths.runs")
     with records.lock_run(directory) as directory:
         if (record := records.read(directory)) is not None:  # another process has just finished it
             return RunResult(directory, record, fresh=False)

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from daft.sweep.jobs import POINTER
+from daft.sweep.jobs import ERROR, POINTER
 
 
 class SweepSummary(Callback):
@@ -18,25 +18,31 @@ class SweepSummary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note what an earlier sweep has left in the folder."""
-        self._before = _pointers(config)
+        self._before = _left_by_jobs(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Read the run that each job points at; a staged sweep prints its own table."""
+        """Read the run that each job points at, exit with 1 if one failed; a staged sweep has its own."""
         if "sweep" in config:
             return
         from daft.report import tables
 
-        jobs = [path for path, time in _pointers(config).items() if self._before.get(path) != time]
-        if not jobs:
+        left = [path for path, time in _left_by_jobs(config).items() if self._before.get(path) != time]
+        if not left:
             empty = ", ".join(word for word in config.hydra.overrides.task if "(" in word)
             sys.exit(f"train.py: {empty or 'the sweep'}: no value, so there is no run")
-        ordered = sorted(jobs, key=lambda p: int(p.parent.name) if p.parent.name.isdecimal() else 0)
-        tables.show([run for pointer in ordered if (run := _pointed(pointer))], "Sweep")
+        ordered = sorted(left, key=lambda p: int(p.parent.name) if p.parent.name.isdecimal() else 0)
+        pointers = [path for path in ordered if path.name == POINTER]
+        if pointers:
+            tables.show([run for pointer in pointers if (run := _pointed(pointer))], "Sweep")
+        if failed := len(left) - len(pointers):
+            sys.exit(f"train.py: {failed} of {len(left)} runs failed, for the reasons above")
 
 
-def _pointers(config: DictConfig) -> dict[Path, int]:
-    """The pointers in the folder of a sweep, and when each was written, in ns."""
-    return {path: path.lstat().st_mtime_ns for path in Path(config.hydra.sweep.dir).glob(f"*/{POINTER}")}
+def _left_by_jobs(config: DictConfig) -> dict[Path, int]:
+    """What jobs have left in the folder of a sweep, a pointer or an error each, and when in ns."""
+    jobs = Path(config.hydra.sweep.dir)
+    found = [path for name in (POINTER, ERROR) for path in jobs.glob(f"*/{name}")]
+    return {path: path.lstat().st_mtime_ns for path in found}
 
 
 def _pointed(pointer: Path) -> Path | None:

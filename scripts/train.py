@@ -41,6 +41,8 @@ def train(cfg: "DictConfig") -> str:
         line = cli.mistake(error)
         if FULL_ERROR or line is None:
             raise
+        if job.mode == RunMode.MULTIRUN and job.runtime.choices["hydra/sweeper"] != "staged":
+            return leave_out(Path(job.sweep.dir, str(job.job.num)), " ".join(job.overrides.task), line)
         sys.exit(f"train.py: {line}")  # as SystemExit it passes Hydra without a traceback
     if job.mode == RunMode.MULTIRUN:
         pointer = Path(job.sweep.dir, str(job.job.num), POINTER)  # whatever hydra.sweep.subdir is
@@ -53,6 +55,16 @@ def train(cfg: "DictConfig") -> str:
         if warning := tables.rate_warning(run.record):
             progress.say(warning)
     return str(run.directory.resolve())
+
+
+def leave_out(folder: Path, overrides: str, line: str) -> str:
+    """Say why one of several runs failed, and note it for the end of them; the others go on."""
+    from daft.sweep.jobs import ERROR
+
+    print(f"train.py: {overrides.replace('++', '')}: {line}", file=sys.stderr, flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR).write_text(line, encoding="utf-8")
+    return ""
 
 
 def main() -> None:

@@ -57,3 +57,22 @@ def test_the_table_of_a_sweep_leaves_out_what_an_earlier_one_left_in_its_folder(
     summary.on_multirun_start(config)
     with pytest.raises(SystemExit, match=r"train\.py: seed=range\(0\): no value, so there is no run"):
         summary.on_multirun_end(config)
+
+
+def test_of_several_runs_one_that_fails_is_told_and_the_others_go_on(script, here: Path):
+    done = script("train.py", "-m", *TINIEST, "training.batch_size=1,20")
+    assert done.code == 1
+    told = [line for line in done.errors.splitlines() if line.startswith("train.py: ")]
+    assert "training.batch_size=1: training.batch_size: 1 is not allowed" in told[0]
+    assert told[1] == "train.py: 1 of 2 runs failed, for the reasons above"
+    assert len([*here.glob("runs/*/record.json")]) == 1
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "x" * 300, "/proc/x"])
+@pytest.mark.parametrize("key", ["runs", "cache"])
+def test_a_place_that_can_be_no_folder_is_named_with_its_key(script, here: Path, key: str, place: str):
+    (here / "file").touch()
+    done = script("train.py", *TINIEST, f"paths.{key}={place}")
+    assert done.code == 1
+    assert done.errors.startswith(f"train.py: paths.{key}: {place[:50]}"), done.errors
+    assert len(done.errors.splitlines()) == 1

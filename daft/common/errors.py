@@ -1,8 +1,12 @@
 """Errors that a user can cause; `scripts/` show them as one line, without a traceback."""
 
+import errno
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Numbers of OSErrors that every other run would meet too."""
 
 UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What would break a line, steer a terminal, or is no text: bytes of a file name that are not UTF-8."""

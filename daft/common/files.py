@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from filelock import FileLock, Timeout
 
 from daft.common import progress
-from daft.common.errors import UserError, first_line
+from daft.common.errors import DISK_ERRORS, UserError, first_line, shown
 
 PARTIAL = ".partial"
 """Suffix of files that are being written; one that stays was cut off."""
@@ -32,6 +32,16 @@ DEEPEST = 64
 T = TypeVar("T")
 Content = str | bytes | Callable[[Path], object]
 """Text, bytes, or a function that writes to the path it is given."""
+
+
+def make_folder(folder: Path, key: str) -> None:
+    """Make a folder that a key of the configuration names; raises UserError if it cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise
+        raise UserError(f"{key}: {shown(folder)}: {error.strerror}; name a folder") from error
 
 
 def write_atomically(path: Path, content: Content) -> None:

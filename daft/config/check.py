@@ -53,6 +53,12 @@ def composition_error(error: Exception) -> ConfigError:
     if missing := re.search(r"Missing mandatory value: (\S+)$", text):
         key = missing[1] if "${" in text or "interpolation" in text else key
         return ConfigError(key, f"has no default; give it, as {key}=…")
+    if null := re.search(r"interpolation '\$\{([\w.]+)\}': Incompatible value 'None'", text):
+        return ConfigError(null[1], "null is not allowed")
+    if section := re.search(r"node `([\w.]+)` is not a container and thus cannot contain `(\w+)`", text):
+        return ConfigError(
+            section[1], f"has keys of its own; set one of them, as {section[1]}.{section[2]}=…"
+        )
     if isinstance(error, RecursionError) or "Recursive interpolation" in text:
         return ConfigError(key, "its value is, by way of ${…}, itself")
     if absent := re.search(r"Environment variable '(.*)' not found", text):

@@ -44,8 +44,10 @@ def hydra_errors(overrides: Sequence[str] = ()) -> Iterator[None]:
             raise error.__cause__ from error
         raise UserError(explain(error)) from error
     except Exception as error:
-        if isinstance(error, OSError) or not _is_of_hydra(error):
+        if not _is_of_hydra(error):
             raise
+        if isinstance(error, OSError):  # Hydra writes to the folder of runs alone
+            raise UserError(f"paths.runs: {shown(str(error.filename))}: {error.strerror}") from error
         raise UserError(_unexplained(error, overrides)) from error
 
 

@@ -42,9 +42,9 @@ class FileConfigSource(file_config_source.FileConfigSource):
         with yaml_files.errors_of(file):
             header = self._get_header_dict(text[:512])
             package = header.get("package") or (Path(name).parts[0] if Path(name).parts[1:] else GLOBAL)
-            loader = get_yaml_loader()(text)
-            node, kind = loader.get_single_node(), Config if package == GLOBAL else texts.at(package, Config)
-            content = {} if node is None else loader.construct_document(texts.keep_spelling(node, kind))
+            kind = Config if package == GLOBAL else texts.at(package, Config)
+            content = yaml_files.construct(get_yaml_loader()(text), kind)
+            content = {} if content is None else content
             if not isinstance(content, dict):
                 raise TypeError(f"{type(content).__name__}, not keys with values as in name: pets")
             _require_defaults(content.get("defaults", []))

@@ -46,7 +46,7 @@ def rewrite_overrides(overrides: Sequence[str]) -> list[str]:
     Hydra refuses a key that no file mentions; with ++ it passes, and the schema, which knows all keys and
     their types, accepts it or says what is allowed. It has no word for a home folder, which no shell expands
     behind `dataset.root=`, takes names such as 2018 or 1e3 for numbers, and has no keys like `ood.1e3.path`:
-    these become `{1e3: {path: …}}`.
+    these become `{1e3: {path: …}}`. It merges mappings: `dataset.ood={}` becomes null, which is none.
     """
     rewritten: list[str] = []
     nested: dict[str, list[Tree]] = {}  # by key: the values of a sweep, or the only one
@@ -82,7 +82,10 @@ def _parts(override: str) -> tuple[str, str, list[str]]:
         return sign, key, texts.quote(value, str, is_option=True)
     if key.split(".")[0] not in SECTIONS or "." not in key:
         return sign, key, [value]
-    return sign or "++", key, texts.quote(value, texts.at(key, Config))
+    kind = texts.at(key, Config)
+    if value == "{}" and get_origin(texts.plain(kind)) is dict:  # merged, it would change nothing
+        return sign or "++", key, ["null"]
+    return sign or "++", key, texts.quote(value, kind)
 
 
 def _unreadable(path: list[str]) -> int:

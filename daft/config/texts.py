@@ -62,7 +62,12 @@ def plain(kind: Any) -> Any:
 
 
 def as_text(value: Any, kind: Any) -> Any:
-    """Plain data with whole numbers as text where `kind` takes only text: Hydra's functions give some."""
+    """Plain data with whole numbers as text where `kind` takes only text: Hydra's functions give some.
+
+    A mapping of users' own names that is null is empty.
+    """
+    if value is None and get_origin(plain(kind)) is dict:
+        return {}
     if isinstance(value, dict):
         return {str(key): as_text(each, below(kind, str(key))) for key, each in value.items()}
     if isinstance(value, list):

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from yaml.reader import Reader
 
-from daft.common.errors import UserError
+from daft.common.errors import UserError, first_line
 from daft.config import texts
 
 MAX_BYTES = 1 << 22
@@ -46,9 +46,22 @@ def load(file: Path, kind: Any = None) -> Any:
     """What a YAML file says, names as they are spelled where `kind` takes text; raises UserError."""
     text = read(file)
     with errors_of(file):
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        return None if node is None else loader.construct_document(texts.keep_spelling(node, kind))
+        return construct(yaml.SafeLoader(text), kind)
+
+
+def construct(loader: yaml.SafeLoader, kind: Any) -> Any:
+    """What a loader's text says, as `load`; raises MarkedYAMLError where a value does not fit its tag."""
+    inner = loader.construct_object
+
+    def located(node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return inner(node, deep)
+        except (ValueError, TypeError, AttributeError) as error:  # of `!!int x`, say
+            raise yaml.MarkedYAMLError(problem=first_line(error), problem_mark=node.start_mark) from error
+
+    loader.construct_object = located
+    node = loader.get_single_node()
+    return None if node is None else loader.construct_document(texts.keep_spelling(node, kind))
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Masks:
         classes = self.class_of_value[values.long()]
         if (classes == INVALID).any():
             found = join_first(sorted(set(values[classes == INVALID].tolist())))
-            raise UserError(f"{file}: has pixels of value {found}, which is no class")
+            raise UserError(f"{file}: has pixels of value {found}, which is no class; correct the mask")
         return classes.to(torch.uint8)
 
     def subset(self, indices: Tensor) -> "Masks":
@@ -61,9 +61,14 @@ def _read_mask(file: Path, decoding: Decoding) -> Tensor:
         if image.format == "JPEG":
             raise UserError(f"{file}: a JPEG does not keep the values of a mask; save it as PNG")
         if image.mode not in ("P", "L"):
-            raise UserError(f"{file}: a mask has one byte a pixel, not the mode {image.mode}")
+            raise UserError(
+                f"{file}: a mask has one byte a pixel, not the mode {image.mode}; save it with a palette, or "
+                "as greys"
+            )
         if image.mode == "L" and ";" in (stored := _stored_as(image)):  # Pillow would make 85 or 17 of a 1
-            raise UserError(f"{file}: a mask of greys has one byte a pixel, not {stored}")
+            raise UserError(
+                f"{file}: a mask of greys has one byte a pixel, not {stored}; save it with 8 bits"
+            )
         return torch.from_numpy(np.array(image))
 
 

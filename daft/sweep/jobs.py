@@ -1,6 +1,5 @@
 """A sweep's jobs and what they hand back; imports little, since Hydra and scripts read it at their start."""
 
-import errno
 import io
 import os
 import re
@@ -11,7 +10,7 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from daft.common.errors import BusyError
+from daft.common.errors import DISK_ERRORS, BusyError
 from daft.sweep import gpus
 
 GROUPS = ("dataset", "backbone", "method")
@@ -22,9 +21,6 @@ POINTER = "run.txt"
 
 ERROR = "error.txt"
 """File in a job's folder that says why it failed."""
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Numbers of OSErrors that every other run would meet too."""
 
 
 class JobResult(NamedTuple):

@@ -173,13 +173,15 @@ def train(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (["method.lr_hed=1"], ["method.lr_hed", "lr_head"]),
         (["method.bn_mode=tran"], ["method.bn_mode", "'tran'", "'test'"]),
         (["sede=1"], ["sede", "seed"]),
-        (["-m", "method=ft,lp_ft", "method.lr_head=1"], ["method.lr_head", "tied"]),
+        (["paths.runs=null"], ["paths.runs", "null"]),
+        (["paths=/tmp"], ["paths: has keys of its own", "paths.runs=…"]),
         (["dataset=folder", "dataset.root=/x(y)"], ["dataset.root=/x(y)", "with both quotes"]),
         (["dataset=pacs", "paths.data=/nowhere"], ["/nowhere/pacs/sketch", "dataset.train"]),
     ],
 )
 def test_the_command_line_says_what_is_wrong_without_a_traceback(arguments, words, tmp_path):
-    done = train(*arguments, f"paths.runs={tmp_path}/runs", f"paths.cache={tmp_path}/cache")
+    places = {"DAFT_RUNS": f"{tmp_path}/runs", "DAFT_CACHE": f"{tmp_path}/cache"}
+    done = train(*arguments, **places)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     for word in words:

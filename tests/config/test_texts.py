@@ -50,6 +50,14 @@ def test_in_a_file_a_path_a_class_and_a_set_are_text(word: str, in_file):
         assert in_file(f"train: {{path: {word}}}\n").dataset.train.path == word
 
 
+@pytest.mark.parametrize("none", ["{}", "null"])
+def test_no_ood_sets_are_asked_for_by_an_empty_mapping(none: str):
+    assert [*configuration().dataset.ood]
+    assert configuration(f"dataset.ood={none}").dataset.ood == {}
+    assert configuration(*OWN, f"dataset.ood={none}").dataset.ood == {}
+    assert configuration(f"backbone.model_args={none}").backbone.model_args == {}
+
+
 def test_what_shall_be_no_text_stays_what_it_is(in_file):
     lines = ["classes: null", "epochs: 0x10", "shift_strength: 1e3"]
     dataset = in_file("\n".join([*lines, "train: &a {images: 2_000}", "id: {<<: *a, path: 07}", ""])).dataset

@@ -42,6 +42,7 @@ WRONG = {
     "deep": (GOOD + "manual: " + "[" * 500 + "]" * 500 + "\n", 10, "deeper than 50"),
     "deep by indents": (GOOD + "".join(f"{' ' * i}a:\n" for i in range(400)), 60, "deeper than 50"),
     "aliases without end": (GOOD + BOMB, 14, "more than 100,000"),
+    "no number": (GOOD.replace("epochs: 1", "epochs: !!int x"), 9, "invalid literal"),
     "control characters": (GOOD + "manual: \x07\n", 10, "character"),
     "Latin-1": (GOOD.replace("pics", "été").encode("latin-1"), 3, "0xe9 is no UTF-8"),
     "UTF-16": (GOOD.encode("utf-16"), 1, "0xff is no UTF-8"),
