@@ -26,6 +26,7 @@ SOURCES = {
     "tiny_imagenet": SourceInfo(),
     "voc": SourceInfo(masks="always"),
     "cityscapes": SourceInfo(masks="always"),
+    "masks": SourceInfo(masks="always", own=True),
 }
 """By name, which is that of a module in daft/data/sources. To add a source, write that module with the two
 functions of `daft.data.sources.Source`, and add its line here."""

@@ -34,7 +34,9 @@ class Encoder(FeatureExtractor):
         except Exception as error:
             raise UserError(f"{name} does not take output_stride={output_stride} ({error})") from error
         try:
-            dense.model.load_state_dict(plain.network.state_dict())  # key by key, as it was loaded
+            dense.model.load_state_dict(
+                _of_stages(plain.network, dense.model)
+            )  # key by key, as it was loaded
         except RuntimeError as error:
             raise UserError(f"{name} is another network with dilated stages ({error})") from error
         super().__init__(dense, dense.out_channels[-1], cfg)
@@ -45,6 +47,16 @@ class Encoder(FeatureExtractor):
         height, width = images.shape[-2:]
         missing = (0, -width % self.output_stride, 0, -height % self.output_stride)
         return self.network(F.pad(self.normalised(images), missing))
+
+
+def _of_stages(plain: nn.Module, dense: nn.Module) -> dict[str, Tensor]:
+    """The weights of a network without those behind its last stage, as EfficientNet's last convolution is."""
+    children = [f"{name}." for name, _ in plain.named_children()]
+    shared = [
+        i for i, child in enumerate(children) if any(key.startswith(child) for key in dense.state_dict())
+    ]
+    behind = tuple(children[max(shared, default=len(children)) + 1 :])
+    return {key: value for key, value in plain.state_dict().items() if not key.startswith(behind)}
 
 
 class Decoder(nn.Module):

@@ -33,6 +33,7 @@ OTHER_KEYS = {
     "dataset": {
         *("name", "epochs", "manual", "kept_side", "shift_strength"),  # names, defaults, notes
         *("source", "root", "annotations", "files", "classes", "train", "id", "ood", "eval_every"),
+        "ignored_values",
         "image_size",  # as those before: the fingerprints hold what they lead to
         "max_megapixels",  # a larger image is refused, never left out
     },

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors.torch import load_file
@@ -98,6 +99,26 @@ def test_moco_v2_becomes_torchvisions_dilated_network_key_by_key(configure, tmp_
     # the same products in the same order: bit for bit but for the kernels that torch picks
     assert torch.allclose(maps[2], low, rtol=1e-5, atol=1e-5 * float(low.abs().max()))
     assert torch.allclose(maps[-1], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_efficientnet_becomes_timms_dilated_network_without_what_is_behind_its_stages(configure):
+    model = "tf_efficientnet_lite0"
+    torch.manual_seed(0)
+    plain = backbones.load(
+        configure("backbone=timm", f"backbone.model={model}", "backbone.weights=random").backbone
+    )
+    encoder = Encoder(plain, configure("backbone=timm", f"backbone.model={model}").backbone, 16).eval()
+    dilated = timm.create_model(model, num_classes=0, output_stride=16).eval()
+    dilated.load_state_dict(plain.network.state_dict())
+    images = noise(1, 3, 64, 48)
+    with torch.no_grad():
+        maps = encoder(images)
+        expected = dilated.blocks(dilated.bn1(dilated.conv_stem(encoder.normalised(images))))
+    assert encoder.channels[-1] == expected.shape[1] == 320
+    assert torch.equal(maps[-1], expected)
+    assert {*plain.network.state_dict()} - {
+        key.removeprefix("model.") for key in encoder.network.state_dict()
+    } == {"conv_head.weight", *(key for key in plain.network.state_dict() if key.startswith("bn2."))}
 
 
 def test_a_checkpoint_with_a_missing_key_is_refused(configure, tmp_path):
