@@ -23,7 +23,7 @@ from daft.config.check import to_dict
 from daft.config.schema import Config
 from daft.data import datasets
 from daft.data.loader import Loader, derive_seed
-from daft.methods import head_rate, preparation, probe
+from daft.methods import authors_probe, head_rate, preparation, probe
 from daft.methods.head_rate import HeadRate
 from daft.methods.preparation import Prepared
 from daft.networks import checkpoints
@@ -81,6 +81,8 @@ def run(config: Config, track: Track = untracked) -> RunResult:
     directory = records.run_directory(config, run_id)
     if (record := records.read(directory)) is not None:
         return RunResult(directory, record, fresh=False)
+    if config.method.probe_solver == "authors":
+        authors_probe.require_installed()
     files.make_folder(Path(config.paths.cache), "paths.cache")
     files.make_folder(directory.parent, "paths.runs")
     with records.lock_run(directory) as directory:
@@ -277,9 +279,12 @@ def _probed_head(context: RunContext, pretrained: PretrainedFeatures, track: Tra
         return pretrained(loader), loader.labels[loader.order()].to(context.device)
 
     key = [pretrained.identity, images.train.identity, context.selection.identity, images.classes]
+    solver = probe.fit_probe
+    if config.method.probe_solver == "authors":
+        key, solver = [*key, "authors"], authors_probe.fit_probe
     solved = probe.cached_probe(
         context.cache / "probes" / f"{digest(key)}.safetensors",
-        lambda: probe.fit_probe(
+        lambda: solver(
             *labelled(images.train), *labelled(context.selection), num_classes=len(images.classes)
         ),
         len(images.classes),

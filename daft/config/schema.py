@@ -275,6 +275,8 @@ class MethodConfig:
     """widths of the head's hidden layers; none: a linear head"""
     lr_probe: Rate | None = None
     """η_w of the run with a frozen backbone that head_init=probe takes a segmentation's decoder from"""
+    probe_solver: Literal["exact", "authors"] = "exact"
+    """of head_init=probe: solved until it has converged, or by scikit-learn as the authors call it"""
 
     @model_validator(mode="before")
     @classmethod
@@ -294,6 +296,8 @@ class MethodConfig:
                 f"{self.head_init} needs a linear head, but head_hidden={self.head_hidden}; "
                 "a head of several layers starts with head_init=random",
             )
+        if self.probe_solver != "exact" and (self.head_init != "probe" or self.lr_probe is not None):
+            raise ConfigError("probe_solver", f"{self.probe_solver}, but no logistic regression is solved")
         if self.conversion_batches and not self.bn_conversion:
             raise ConfigError("conversion_batches", f"{self.conversion_batches}, but bn_conversion=false")
         if self.rates == "frozen":
