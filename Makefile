@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-STUDIES := training_size conversion_batches rate_grid shift_family
+STUDIES := training_size conversion_batches rate_grid shift_family head_rate probe_solver
 TABLES := table2 table3 table4 table5 table5_onefactor table6 small
 OUT = $(if $(filter small,$@),results/small,results)
 # Variables that narrow a table's runs, as lists with commas: make table5 BACKBONES=swav SEEDS=0 LAUNCHER=workers
@@ -49,12 +49,15 @@ study = $(train) sweep=$(1) wandb.mode=disabled paths.runs=$(RUNS) $(if $(DATASE
 training_size: over = dataset.train.images
 conversion_batches: over = method.conversion_batches
 shift_family: over = dataset.shift_strength
+head_rate: over = method.lr_head
+probe_solver: over = method.probe_solver
 $(STUDIES): RUNS = $(or $(DAFT_RUNS),runs)/$@
 $(STUDIES): OUT = results/small/sensitivity/$@
+$(filter-out probe_solver,$(STUDIES)): draw = $(BIN)/python scripts/figures.py $(RUNS) --kind $@ --out $(OUT) $(if $(WANDB),--wandb) &&
 
 $(STUDIES): setup
 	$(call study,$@)
-	$(BIN)/python scripts/figures.py $(RUNS) --kind $@ --out $(OUT) $(if $(WANDB),--wandb)
+	$(draw) \
 	$(BIN)/python scripts/tables.py $(RUNS) $(if $(over),--over $(over)) --out $(OUT)
 
 $(STUDIES:=-plan): RUNS = $(or $(DAFT_RUNS),runs)/$(@:-plan=)

@@ -35,6 +35,7 @@ SENSITIVITY = {
         "Estimate and accuracy over the batches of BN conversion",
         sensitivity.conversion_batches,
     ),
+    "head_rate": ("Accuracy over the head's rate in multiples of the one that fits", sensitivity.head_rate),
     "shift_family": ("What BN conversion gains over the strength of the shift", sensitivity.shift_family),
 }
 """Of one dataset and backbone, from `sensitivity.frame`; and `rate_grid`, per method."""
