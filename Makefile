@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 STUDIES := training_size conversion_batches rate_grid shift_family head_rate probe_solver
-TABLES := table2 table3 table4 table5 table5_onefactor table6 small
-OUT = $(if $(filter small,$@),results/small,results)
+TABLES := table2 table3 table4 table5 table5_onefactor table6 small small_resnet18
+OUT = results$(if $(filter small,$@),/small/efficientnet_lite0)$(if $(filter small_resnet18,$@),/small/resnet18_tin64)
 # Variables that narrow a table's runs, as lists with commas: make table5 BACKBONES=swav SEEDS=0 LAUNCHER=workers
 narrow = $(if $(DATASETS),--datasets '$(DATASETS)') $(if $(BACKBONES),--backbones '$(BACKBONES)') $(if $(METHODS),--methods '$(METHODS)') $(if $(SEEDS),--seeds '$(SEEDS)')
 train = $(BIN)/python scripts/train.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
@@ -66,7 +66,7 @@ $(STUDIES:=-plan): setup
 
 # The paper's figures of the small runs, as PNG and PDF, and with WANDB=1 there too; other runs: scripts/figures.py --help.
 figures: setup
-	$(BIN)/python scripts/figures.py small --out results/small/figures $(if $(WANDB),--wandb)
+	$(BIN)/python scripts/figures.py small --out results/small/efficientnet_lite0/figures $(if $(WANDB),--wandb)
 
 # All tables, figures and runs in one file that opens without a server.
 report: setup

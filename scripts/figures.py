@@ -1,6 +1,6 @@
 """Draw the records of a table's runs, or of a folder of runs, at the selected learning rates.
 
-python scripts/figures.py small --out results/small/figures    every figure of a table, as PNG and PDF
+python scripts/figures.py small --out figures                  every figure of a table, as PNG and PDF
 python scripts/figures.py runs/demo --out demo.png             one dataset: accuracy and distortion
 python scripts/figures.py runs/sizes --kind training_size --out sizes.png
 python scripts/figures.py small --out figures --wandb          logged to Weights & Biases, too

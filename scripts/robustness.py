@@ -2,7 +2,7 @@
 
 python scripts/robustness.py table4            the table's runs on CIFAR-10-C
 python scripts/robustness.py runs/sweep        the runs of a folder on their own ID images, corrupted here
-python scripts/robustness.py small --images 500 --out results/small/robustness      so those of another table
+python scripts/robustness.py small --images 500 --out robustness                    so those of another table
 
 A result is a file beside the run's record. What is there is not repeated; interrupted, the same command
 goes on.

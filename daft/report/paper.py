@@ -138,7 +138,7 @@ class PaperTable:
         for dataset, columns in table.datasets.items():
             for override in columns.overrides:
                 key, _, value = override.partition("=")
-                if key.startswith("compute."):  # where a run was computed, not what it is
+                if key.startswith(("compute.", "sweep.")):  # where and why it was computed, not what
                     continue
                 wanted = value if texts.is_text(key, Config) else yaml.safe_load(value)
                 same = runs.get(f"config.{key}", pd.Series(index=runs.index)) == wanted

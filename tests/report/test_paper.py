@@ -238,7 +238,7 @@ def test_only_runs_with_the_settings_of_the_table_count():
     frame["config.training.epochs"] = [10, 1]
     frame["config.training.precision"] = "bf16"
     frame["config.compute.threads"] = 8  # not the table's, and no matter
-    compared = paper.compare(paper.load("small"), frame)
+    compared = paper.compare(paper.load("small_resnet18"), frame)
     assert row(compared, "resnet18_tin64", "ft", "pacs", "id")[["mean", "n"]].tolist() == [96.0, 1]
 
 

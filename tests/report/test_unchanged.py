@@ -21,7 +21,8 @@ from daft.report.figures import accuracy, features, sensitivity
 from daft.runs import frames
 from daft.sweep import selection
 
-RESULTS = Path(__file__).resolve().parents[2] / "results" / "small"
+SMALL = Path(__file__).resolve().parents[2] / "results" / "small"
+RESULTS = SMALL / "resnet18_tin64"
 FIGURES = Path(__file__).parent / "figures.json"
 """What `drawn` returned for each of `pictures` before the code was rearranged."""
 
@@ -35,7 +36,7 @@ def runs_of(folder: Path) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def compared() -> tuple[paper.PaperTable, pd.DataFrame]:
     """The small table and its comparison, of the committed runs, all of which have the table's settings."""
-    table, runs = paper.load("small"), runs_of(RESULTS)
+    table, runs = paper.load("small_resnet18"), runs_of(RESULTS)
     for dataset, columns in table.datasets.items():
         for key, _, value in (override.partition("=") for override in columns.overrides):
             runs.loc[runs[frames.DATASET] == dataset, f"config.{key}"] = yaml.safe_load(value)
@@ -43,7 +44,7 @@ def compared() -> tuple[paper.PaperTable, pd.DataFrame]:
 
 
 def test_the_comparison_is_the_committed_one_to_the_last_digit(compared):
-    assert compared[1].to_csv(index=False) == (RESULTS / "small.csv").read_text()
+    assert compared[1].to_csv(index=False) == (RESULTS / "small_resnet18.csv").read_text()
 
 
 def content(text: str, suffix: str) -> Any:
@@ -65,7 +66,7 @@ def content(text: str, suffix: str) -> Any:
 
 @pytest.mark.parametrize("suffix", layouts.RENDERERS)
 def test_every_layout_of_the_table_says_what_the_committed_one_says(suffix: str, compared):
-    made, committed = layouts.RENDERERS[suffix](*compared), (RESULTS / f"small.{suffix}").read_text()
+    made, committed = layouts.RENDERERS[suffix](*compared), (RESULTS / f"small_resnet18.{suffix}").read_text()
     assert content(made, suffix) == content(committed, suffix)
 
 
@@ -80,7 +81,7 @@ STUDIES = {
 
 @pytest.mark.parametrize("study", [None, *STUDIES])
 def test_the_long_table_of_a_folder_is_the_committed_one(study: str | None):
-    folder = RESULTS / "sensitivity" / study if study else RESULTS
+    folder = SMALL / "sensitivity" / study if study else RESULTS
     runs, setting = runs_of(folder), STUDIES.get(study or "")
     made = {"": runs} if setting is None else dict(iter(runs.groupby(f"config.{setting}", dropna=False)))
     made = {value: tables.aggregate(selection.select(part), part) for value, part in made.items()}
@@ -113,7 +114,7 @@ def pictures() -> Iterator[tuple[str, Callable[[], Figure]]]:
                 rate = chosen.loc[chosen[frames.METHOD] == method, frames.RATES[0]].iloc[0]
                 yield f"{dataset}-rates_{method}", partial(accuracy.learning_rates, cell, rate)
     for study in STUDIES:
-        runs = runs_of(RESULTS / "sensitivity" / study)
+        runs = runs_of(SMALL / "sensitivity" / study)
         runs[sensitivity.EPOCHS] = np.arange(len(runs)) % 6 + 1.0  # not in the committed files
         runs[sensitivity.IMAGES] = runs.get("config.dataset.train.images", pd.Series(2000, runs.index))
         runs[sensitivity.BATCHES] = runs.get(sensitivity.SETTING, pd.Series(np.nan, runs.index)).fillna(50.0)

@@ -202,7 +202,7 @@ def test_groups_are_cells_unless_named_and_settings_of_a_table_make_its_tag(conf
         return mirror.description("x", to_dict(config))
 
     table = ["training.epochs=10", "training.precision=bf16"]
-    assert described(*table)["tags"] == ["small"]
+    assert described(*table)["tags"] == ["small_resnet18"]
     assert described()["tags"] == []
     assert described()["group"] == "pacs-resnet18_tin64-daft"
     assert described("wandb.group=mine")["group"] == "mine"
