@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from daft.common.errors import UserError
+from daft.config.compose import composed
 from daft.data.corruptions import CORRUPTIONS
 from daft.report import layouts, paper
 from daft.runs import frames, results
@@ -75,9 +76,8 @@ def test_every_cell_names_options_of_the_configuration_and_splits_that_the_datas
         for group, option in zip(("dataset", "backbone", "method"), cell, strict=True):
             assert (ROOT / "conf" / group / f"{option}.yaml").exists(), cell
     for dataset, columns in table.datasets.items():
-        config = yaml.safe_load((ROOT / "conf" / "dataset" / f"{dataset}.yaml").read_text())
         own = table.metric in ("accuracy", "miou")
-        splits = {"id", *config["ood"]} if own else {*CORRUPTIONS, results.MEAN}
+        splits = {"id", *composed(f"dataset={dataset}").dataset.ood} if own else {*CORRUPTIONS, results.MEAN}
         assert set(columns.splits) <= splits
 
 
@@ -240,6 +240,13 @@ def test_only_runs_with_the_settings_of_the_table_count():
     frame["config.compute.threads"] = 8  # not the table's, and no matter
     compared = paper.compare(paper.load("small_resnet18"), frame)
     assert row(compared, "resnet18_tin64", "ft", "pacs", "id")[["mean", "n"]].tolist() == [96.0, 1]
+
+
+def test_how_a_sweep_is_run_is_no_setting_of_its_runs():
+    frame = FEW.assign(**{frames.DATASET: "pacs_128", frames.BACKBONE: "efficientnet_lite0"})[:2]
+    frame["config.training.precision"] = ["fp32", "bf16"]
+    compared = paper.compare(paper.load("small"), frame)  # whose sweeps are given sweep.extend=true
+    assert row(compared, "efficientnet_lite0", "ft", "pacs_128", "id")["n"] == 1
 
 
 def test_a_cell_of_mixed_settings_is_left_out_by_name_and_the_others_are_shown():
