@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from daft.common.errors import UserError
 from daft.config.compose import composed
