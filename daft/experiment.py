@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from daft.common import memory, progress
 from daft.common.errors import BusyError, UserError, join_first
@@ -25,6 +26,8 @@ from daft.data import datasets
 from daft.data.loader import Loader, derive_seed
 from daft.methods import head_rate, preparation, probe
 from daft.methods.head_rate import HeadRate
+from daft.methods.parts import table as parts_table
+from daft.methods.parts.loss import Loss
 from daft.methods.preparation import Prepared
 from daft.networks import checkpoints
 from daft.networks.backbones import FeatureExtractor
@@ -149,6 +152,8 @@ class RunContext:
         images = datasets.load(config, listing, device)
         context = cls(config, identity, device, precision, directory, environment, task, backbone, images)
         context.check_inputs()
+        for part in parts_table.build(config.method.parts):
+            part.require_fit(backbone.network, config.training.epochs)
         return context
 
     @property
@@ -240,6 +245,7 @@ def _fine_tune(
         "probe": probed and probed.report,
         "head_rate": fitting and fitting.report(),
         "above_zero_head": _above_zero_head(context, fitted),
+        **({"stages": prepared.stages} if prepared.stages else {}),
         "time": clock.seconds,
         "memory": machine.memory(context.device),
     }
@@ -332,8 +338,13 @@ def _prepare(context: RunContext, probed: _ProbedHead | None, fitting: HeadRate 
         context.task.network(context.backbone),
         probed_head=probed and probed.state,
         batches=progress.track(islice(train.epoch(), batches), "BN conversion", batches),
+        parts=parts_table.build(method.parts),
     )
     prepared.model.to(memory_format=torch.channels_last)
+    for part in prepared.parts:
+        part.start(prepared.model)
+    if rows := prepared.stages:
+        progress.show_table("Stages", rows)
     return prepared
 
 
@@ -348,13 +359,21 @@ def _fit(context: RunContext, prepared: Prepared, tracker: Tracker | None) -> Tr
         state = {"epoch": row["epoch"], "epochs": training.epochs, "seconds": row["seconds"]}
         write_atomically(folder / records.PROGRESS, json.dumps(state))
 
+    def before_epoch(epoch: int, optimizer: Optimizer) -> None:
+        for part in prepared.parts:
+            part.before_epoch(epoch)
+
     if context.config.compute.compile:
         context.backbone.compile()
+    loss = Loss(task.compute_loss, prepared.parts)
     hooks = loop.LoopHooks(
         set_train_mode=lambda _: preparation.set_train_mode(prepared.model, method),
         evaluate=lambda _: task.score(prepared.model, context.selection, context.autocast),
         metric=task.metric,
-        compute_loss=task.compute_loss,
+        compute_loss=loss,
+        before_epoch=before_epoch,
+        before_step=loss.before_step,
+        modules=prepared.modules,
         autocast=context.autocast,
         report=report,
     )
@@ -375,7 +394,8 @@ def _fit(context: RunContext, prepared: Prepared, tracker: Tracker | None) -> Tr
 
 def _above_zero_head(context: RunContext, fitted: TrainingState) -> list[float]:
     """The epochs whose loss was above that of a head of zeros."""
-    return [row["epoch"] for row in fitted.history if context.task.is_above_zero_head(row["train/loss"])]
+    losses = {row["epoch"]: row.get("train/task_loss", row["train/loss"]) for row in fitted.history}
+    return [epoch for epoch, loss in losses.items() if context.task.is_above_zero_head(loss)]
 
 
 def _measure(

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from daft.common.errors import ConfigError
 from daft.config.operations import Operation
+from daft.config.parts import ADAPTING, FOR_TRAINED_BACKBONES, PartsConfig, label, short_name
 from daft.config.sources import SOURCES
 from daft.config.types import (
     STRICT,
@@ -273,13 +274,17 @@ class MethodConfig:
     """widths of the head's hidden layers; none: a linear head"""
     lr_probe: Rate | None = None
     """η_w of the run with a frozen backbone that head_init=probe takes a segmentation's decoder from"""
+    parts: PartsConfig | None = None
+    """what is added to all this; null: nothing"""
 
     @model_validator(mode="before")
     @classmethod
     def _expanded(cls, given: Any) -> Any:
-        """`lr_head: auto`, as the two settings that it stands for."""
+        """`lr_head: auto`, as the two settings that it stands for; parts that are all null, as none."""
         if isinstance(given, dict) and given.get("lr_head") == "auto":
-            return given | {"lr_head": 1.0, "lr_head_unit": "auto"}
+            given = given | {"lr_head": 1.0, "lr_head_unit": "auto"}
+        if isinstance(given, dict) and isinstance(parts := given.get("parts"), dict):
+            given = given | {"parts": parts if any(each is not None for each in parts.values()) else None}
         return given
 
     def __post_init__(self) -> None:
@@ -295,6 +300,9 @@ class MethodConfig:
         if self.conversion_batches and not self.bn_conversion:
             raise ConfigError("conversion_batches", f"{self.conversion_batches}, but bn_conversion=false")
         if self.rates == "frozen":
+            if needless := [part for part in self.part_names if part in FOR_TRAINED_BACKBONES]:
+                problem = "rates=frozen trains no backbone for it; use it with ft, lp_ft or daft"
+                raise ConfigError(f"parts.{needless[0]}", problem)
             if self.bn_conversion:
                 raise ConfigError("bn_conversion", "true has no effect on a frozen backbone; use false")
             if self.bn_mode == "train":
@@ -310,6 +318,26 @@ class MethodConfig:
         if self.rates == "separate" and self.lr_head is None:
             raise ConfigError("lr_head", "null with rates=separate; set it, or use rates=tied")
 
+    @property
+    def part_names(self) -> list[str]:
+        """The parts that it has."""
+        return self.parts.given if self.parts else []
+
+    @property
+    def short_name(self) -> str:
+        """Its name with those of its parts."""
+        return short_name(self.name, dict.fromkeys(self.part_names))
+
+    @property
+    def label(self) -> str:
+        """The same as tables have it, where methods are marked that saw target images."""
+        return label(self.name, dict.fromkeys(self.part_names))
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it sees unlabelled images of a target domain in training."""
+        return any(part in ADAPTING for part in self.part_names)
+
     def linear_probe(self) -> "MethodConfig":
         """LP at η_w = `lr_probe`, whose run this one takes its decoder from."""
         return replace(
@@ -324,6 +352,7 @@ class MethodConfig:
             lr_head=self.lr_probe,
             lr_head_unit=None,
             lr_probe=None,
+            parts=None,
         )
 
 
@@ -465,7 +494,7 @@ class Config:
     """what a sweep was told; its runs themselves are told nothing of it"""
 
     def __post_init__(self) -> None:
-        names = (self.dataset.name, self.backbone.name, self.method.name)
+        names = (self.dataset.name, self.backbone.name, self.method.short_name)
         if (size := len("-".join(names).encode())) > LONGEST_NAME - len(f"-s{self.seed}-0123456789ab"):
             raise ConfigError(
                 "dataset.name", f"{size} bytes with the other names; too long for a folder's name"

@@ -193,7 +193,7 @@ def run_label(config: dict[str, Any]) -> str:
     rates = [f"η_θ={method['lr_backbone']:g}"] if method["lr_backbone"] else []
     if head := method["lr_head"]:
         rates.append(f"η_w={format_head_rate(head, method.get('lr_head_unit'))}")
-    return " ".join([method["name"], *rates, f"seed={config['seed']}"])
+    return " ".join([frames.method_of(config), *rates, f"seed={config['seed']}"])
 
 
 def run_table(runs: pd.DataFrame, title: str) -> Table:

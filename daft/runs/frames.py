@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from daft.common.files import digest
+from daft.config.parts import label
 from daft.config.schema import metric_name, selected_on
 from daft.runs.layout import MEASURES
 from daft.runs.records import load
@@ -54,9 +55,16 @@ def _probe(record: dict[str, Any]) -> float | None:
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """The config.* columns of a configuration that is plain data."""
     flat = {str(key): value for key, value in pd.json_normalize({"config": config}).iloc[0].items()}
+    if config.get("method", {}).get("parts"):  # with them it is another method
+        flat["config.method.name"] = method_of(config)
     if side := config.get("dataset", {}).get("cache_side"):  # crops see other pixels: it is another dataset
         flat["config.dataset.name"] += f" (cached at {side} px)"
     return flat
+
+
+def method_of(config: dict[str, Any]) -> str:
+    """The method of a configuration that is plain data, as tables and figures call it."""
+    return label(config["method"]["name"], config["method"].get("parts"))  # older records have no parts
 
 
 DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]

@@ -24,7 +24,7 @@ shift of each OOD set, and the fingerprints of images and weights."""
 IDENTITY_KEYS_IF_SET = {
     "dataset": {"cache_side": None, "exif_orientation": "ignore", "transparency": "drop"},
     "backbone": {"source": "timm"},
-    "method": {"conversion_batches": None, "lr_probe": None, "lr_head_unit": None},
+    "method": {"conversion_batches": None, "lr_probe": None, "lr_head_unit": None, "parts": None},
     "training": {"steps": None, "poly_power": None, "divergence": "discard"},
 }
 """Settings that count unless they have this value: keys that are younger than the first runs."""

@@ -79,6 +79,7 @@ class _Method(_Section):
     lr_head_unit: NotRequired[Literal["auto"] | None]
     lr_probe: NotRequired[Rate | None]
     conversion_batches: NotRequired[Count | None]
+    parts: NotRequired[dict[Text, Any] | None]
 
 
 class _Training(TypedDict):

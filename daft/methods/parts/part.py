@@ -1,0 +1,62 @@
+"""The seams that parts of a method plug into; the loop knows none of them by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from daft.networks.classifier import Classifier
+from daft.networks.stages import Stage
+
+Groups = list[dict[str, Any]]
+"""Of parameters for the optimiser: `name`, `params`, `lr` and `initial_lr` each."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of training, as what is added to a loss sees it."""
+
+    share: float
+    """of training that is done before it, in [0, 1)"""
+    unlabelled: Tensor | None = None
+    """images of the target domain, uint8 [B, 3, H, W], if the method sees any"""
+
+
+class Domains(Protocol):
+    """Features of the two halves of one forward pass, float32 [B, D] by layer."""
+
+    labelled: Mapping[str, Tensor]
+    unlabelled: Mapping[str, Tensor]
+
+
+class Part:
+    """What a part may add, before, during and after training; as it stands here it adds nothing."""
+
+    by_stage: ClassVar[bool] = False
+    """whether stages of the backbone are trained differently, so that a table of them says something"""
+    module: nn.Module | None = None
+    """what is trained beside the network, and is gone with the training"""
+    layers: tuple[str, ...] = ()
+    """whose features of labelled and unlabelled images `loss` is given, by name"""
+
+    def require_fit(self, network: nn.Module, epochs: int) -> None:
+        """Raise ConfigError, before any work, unless it fits this backbone's network and so many epochs."""
+
+    def resting(self, network: nn.Module) -> list[Stage]:
+        """The stages of a backbone's network that stay as they are from the start to the end of training."""
+        return []
+
+    def groups(self, model: Classifier, groups: Groups) -> Groups:
+        """The groups that parameters are to learn in, instead of these; what is in none is not trained."""
+        return groups
+
+    def start(self, model: Classifier) -> None:
+        """Called once, with the network as it is before the first step."""
+
+    def before_epoch(self, epoch: int) -> None:
+        """Called before each epoch (from 1), also where a run goes on within it."""
+
+    def loss(self, step: Step, domains: Domains | None) -> Mapping[str, Tensor]:
+        """What is added to the loss: `loss`, weighted, and values to log by name; empty for nothing."""
+        return {}
