@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -28,6 +29,7 @@ from daft.methods import head_rate, preparation, probe
 from daft.methods.head_rate import HeadRate
 from daft.methods.parts import table as parts_table
 from daft.methods.parts.loss import Loss
+from daft.methods.parts.part import Part
 from daft.methods.preparation import Prepared
 from daft.networks import checkpoints
 from daft.networks.backbones import FeatureExtractor
@@ -152,8 +154,7 @@ class RunContext:
         images = datasets.load(config, listing, device)
         context = cls(config, identity, device, precision, directory, environment, task, backbone, images)
         context.check_inputs()
-        for part in parts_table.build(config.method.parts):
-            part.require_fit(backbone.network, config.training.epochs)
+        context.check_parts()
         return context
 
     @property
@@ -166,6 +167,11 @@ class RunContext:
         """The images by which epochs, and a probe's C, are selected; never OOD ones."""
         holdout = self.config.training.selection == "holdout"
         return self.images.evaluation["holdout" if holdout else "id"]
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """What is added to the method."""
+        return parts_table.build(self.config.method.parts)
 
     @property
     def cache(self) -> Path:
@@ -206,6 +212,14 @@ class RunContext:
                     f"after its transform ({str(error).splitlines()[0]})"
                 ) from error
 
+    def check_parts(self) -> None:
+        """Raise UserError unless the parts of the method fit the network, the epochs and the images."""
+        for name, part in zip(self.config.method.part_names, self.parts, strict=True):
+            part.require_fit(self.backbone.network, self.config.training.epochs)
+            alone = [loader.name for loader in self.images.evaluation.values() if len(loader) == 1]
+            if part.evaluations() and alone:
+                raise UserError(f"method.parts.{name}: {alone[0]} has one image, which has no statistics")
+
 
 def _fine_tune(
     context: RunContext, track: Track, tracker: Tracker | None, clock: machine.Clock
@@ -225,6 +239,7 @@ def _fine_tune(
     clock.next("evaluate_s")
     kept = context.config.training.divergence == "keep_best" and fitted.best_epoch
     diverged = fitted.diverged and not kept
+    found = {} if diverged else _after(context, prepared)
     metrics, distorted = ({}, {}) if diverged else _measure(context, prepared, before)
     clock.stop()
     state = {key: value.cpu().contiguous() for key, value in prepared.model.state_dict().items()}
@@ -246,6 +261,7 @@ def _fine_tune(
         "head_rate": fitting and fitting.report(),
         "above_zero_head": _above_zero_head(context, fitted),
         **({"stages": prepared.stages} if prepared.stages else {}),
+        **found,
         "time": clock.seconds,
         "memory": machine.memory(context.device),
     }
@@ -338,7 +354,7 @@ def _prepare(context: RunContext, probed: _ProbedHead | None, fitting: HeadRate 
         context.task.network(context.backbone),
         probed_head=probed and probed.state,
         batches=progress.track(islice(train.epoch(), batches), "BN conversion", batches),
-        parts=parts_table.build(method.parts),
+        parts=context.parts,
     )
     prepared.model.to(memory_format=torch.channels_last)
     for part in prepared.parts:
@@ -398,6 +414,25 @@ def _above_zero_head(context: RunContext, fitted: TrainingState) -> list[float]:
     return [epoch for epoch, loss in losses.items() if context.task.is_above_zero_head(loss)]
 
 
+def _after(context: RunContext, prepared: Prepared) -> dict[str, Any]:
+    """What parts do with the trained network, and what the record says of it."""
+    task, evaluated = context.task, context.images.evaluation
+    dataset, selection = context.config.dataset, context.selection.name
+
+    def measure() -> dict[str, float]:
+        scores = {
+            f"{name}/{task.metric}": task.score(prepared.model, loader, context.autocast)
+            for name, loader in evaluated.items()
+        }
+        return scores | _ood_means(scores, dataset.ood_mean or list(dataset.ood))
+
+    found: dict[str, Any] = {}
+    for name, part in zip(context.config.method.part_names, prepared.parts, strict=True):
+        if said := part.after(prepared.model, measure, f"{selection}/{task.metric}"):
+            found[name] = said
+    return {"parts": found} if found else {}
+
+
 def _measure(
     context: RunContext, prepared: Prepared, before: dict[str, Tensor]
 ) -> tuple[dict[str, float], dict[str, Any]]:
@@ -414,7 +449,32 @@ def _measure(
         distorted[name] = distortion.feature_distortion(before[name], after)
         metrics |= {f"{name}/{metric}": found["mean"] for metric, found in distorted[name].items()}
     dataset = context.config.dataset
-    return metrics | _ood_means(metrics, dataset.ood_mean or list(dataset.ood)), distorted
+    metrics |= _ood_means(metrics, dataset.ood_mean or list(dataset.ood))
+    return metrics | _otherwise(context, prepared), distorted
+
+
+def _otherwise(context: RunContext, prepared: Prepared) -> dict[str, float]:
+    """The metric on each split in the other ways that parts evaluate in, marked, and its mean over OOD sets.
+
+    Images come in random order: statistics of a batch mean little where it has a single class.
+    """
+    metrics: dict[str, float] = {}
+    task, dataset = context.task, context.config.dataset
+    ways = {mark: way for part in prepared.parts for mark, way in part.evaluations().items()}
+    for mark, way in ways.items():
+        with way(prepared.model.backbone):
+            scores = {
+                f"{name}/{task.metric}": task.score(
+                    prepared.model, replace(loader, shuffle=True), context.autocast
+                )
+                for name, loader in context.images.evaluation.items()
+                if name != "holdout"
+            }
+        scores |= _ood_means(scores, dataset.ood_mean or list(dataset.ood))
+        for key, value in scores.items():
+            split, _, metric = key.partition("/")
+            metrics[f"{split}{mark}/{metric}"] = value
+    return metrics
 
 
 def _ood_means(metrics: dict[str, float], splits: list[str]) -> dict[str, float]:

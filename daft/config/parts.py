@@ -10,6 +10,9 @@ from pydantic.dataclasses import dataclass
 from daft.common.errors import ConfigError
 from daft.config.types import STRICT, Fraction, PositiveFloat, PositiveInt, Rate, Text, Width
 
+TARGET_BN = " (target BN)"
+"""End of the names of splits that were evaluated with the BN statistics of the evaluated batches."""
+
 FEATURES = "features"
 """The name of the backbone's output, where layers are named."""
 

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from daft.common.errors import ConfigError
 from daft.config.operations import Operation
-from daft.config.parts import ADAPTING, FOR_TRAINED_BACKBONES, PartsConfig, label, short_name
+from daft.config.parts import ADAPTING, FOR_TRAINED_BACKBONES, TARGET_BN, PartsConfig, label, short_name
 from daft.config.sources import SOURCES
 from daft.config.types import (
     STRICT,
@@ -159,6 +159,10 @@ class DatasetConfig:
         for name in self.ood:
             if name in ("train", "id", "ood", "holdout") or "/" in name:
                 raise ConfigError(f"ood.{name}", "this name is taken (train, id, ood, holdout) or has a '/'")
+            if name.endswith(TARGET_BN):
+                raise ConfigError(
+                    f"ood.{name}", f"names that end in{TARGET_BN} are for evaluations of a part"
+                )
         drawn = SOURCES[self.source].drawn
         if drawn and (self.classes or self.eval_every):
             key = "classes" if self.classes else "eval_every"
@@ -514,6 +518,14 @@ class Config:
             raise ConfigError("segmentation", f"{self.dataset.name} has no masks; use null")
         if self.dataset.cache_side:
             raise ConfigError("dataset.cache_side", f"{self.dataset.cache_side}, but masks are not cached")
+        if "test_time" in self.method.part_names and self.segmentation.eval_batch_size == 1:
+            problem = (
+                "bn, but segmentation.eval_batch_size=1: a batch of one image has no statistics of a split"
+            )
+            raise ConfigError("method.parts.test_time", problem)
+        if self.method.adapts:
+            part = next(part for part in self.method.part_names if part in ADAPTING)
+            raise ConfigError(f"method.parts.{part}", "it compares features of whole images; not of masks")
         if self.dataset.exif_orientation == "apply":
             raise ConfigError("dataset.exif_orientation", "apply, but masks have no orientation; use ignore")
         if self.method.head_hidden:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from daft.common.files import digest
-from daft.config.parts import label
+from daft.config.parts import TARGET_BN, label
 from daft.config.schema import metric_name, selected_on
 from daft.runs.layout import MEASURES
 from daft.runs.records import load
@@ -89,4 +89,14 @@ def accuracy_columns(runs: pd.DataFrame) -> list[str]:
     """The accuracy columns (mIoU of segmentations) in the order of evaluation, the OOD mean last."""
     columns = [c for c in runs.columns if c.endswith(MEASURES) and not c.startswith("holdout/")]
     columns = [c for c in columns if runs[c].notna().any()]
-    return sorted(columns, key=lambda c: c.startswith("ood/"))
+    return sorted(columns, key=is_ood_mean)
+
+
+def is_ood_mean(column: str) -> bool:
+    """Whether a metric is a mean over OOD sets."""
+    return column.partition("/")[0].removesuffix(TARGET_BN) == "ood"
+
+
+def is_target_bn(column: str) -> bool:
+    """Whether a metric is of images that were evaluated with the BN statistics of their batches."""
+    return column.partition("/")[0].endswith(TARGET_BN)

@@ -1,6 +1,7 @@
 """The seams that parts of a method plug into; the loop knows none of them by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -59,4 +60,17 @@ class Part:
 
     def loss(self, step: Step, domains: Domains | None) -> Mapping[str, Tensor]:
         """What is added to the loss: `loss`, weighted, and values to log by name; empty for nothing."""
+        return {}
+
+    def after(
+        self, model: Classifier, measure: Callable[[], Mapping[str, float]], selected_on: str
+    ) -> dict[str, Any]:
+        """Called with the trained network, which it may change; returns what the record says of it.
+
+        measure: the metrics of the network as it is then, on every split. selected_on: the one to select by.
+        """
+        return {}
+
+    def evaluations(self) -> Mapping[str, Callable[[nn.Module], AbstractContextManager[None]]]:
+        """Other ways to evaluate a backbone, by what the names of splits then end with."""
         return {}

@@ -5,14 +5,18 @@ from typing import Any
 
 from daft.config.parts import PartsConfig
 from daft.methods.parts.freeze import Freeze
+from daft.methods.parts.interpolate import Interpolate
 from daft.methods.parts.l2_sp import L2SP
 from daft.methods.parts.layer_decay import LayerDecay
 from daft.methods.parts.part import Part
+from daft.methods.parts.test_time import TestTime
 
 PARTS: dict[str, Callable[[Any], Part]] = {
     "layer_decay": LayerDecay,
     "freeze": Freeze,
     "l2_sp": L2SP,
+    "interpolate": Interpolate,
+    "test_time": TestTime,
 }
 """Each from its configured value."""
 
