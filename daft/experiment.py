@@ -195,7 +195,7 @@ class RunContext:
                 f"method.conversion_batches={wanted}: the training set has {there}; null takes all of them"
             )
         name, side = self.config.backbone.name, self.backbone.input_size
-        for loader in (self.images.train, *self.images.evaluation.values()):
+        for loader in self.images.loaders().values():
             shape = loader.shape()
             size = f"{shape[1]} x {shape[2]}"
             if side is not None and shape[1:] != (side, side):
@@ -254,6 +254,7 @@ def _fine_tune(
         "best_epoch": fitted.best_epoch,
         "metrics": metrics,
         "history": fitted.history,
+        "images_seen": _images_seen(context, fitted),
         "distortion": distorted,
         "relative_change": distortion.relative_change(start, prepared.model),
         "bn_shift": distortion.shift_table(prepared.shift),
@@ -405,7 +406,17 @@ def _fit(context: RunContext, prepared: Prepared, tracker: Tracker | None) -> Tr
         steps=training.steps,
         poly_power=training.poly_power,
         keep="last" if training.selection == "last" else "best",
+        unlabelled=context.images.unlabelled,
     )
+
+
+def _images_seen(context: RunContext, fitted: TrainingState) -> dict[str, int]:
+    """How many images training has taken in, labelled and unlabelled, with those that came again."""
+    training, images = context.config.training, context.images
+    steps = training.steps or training.epochs * images.train.num_batches
+    done = range(steps * len(fitted.history) // max(training.epochs, 1))
+    loaders = {"labelled": images.train, "unlabelled": images.unlabelled}
+    return {name: loader.count(done) if loader else 0 for name, loader in loaders.items()}
 
 
 def _above_zero_head(context: RunContext, fitted: TrainingState) -> list[float]:

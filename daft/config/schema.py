@@ -123,11 +123,15 @@ class DatasetConfig:
     id: SplitConfig
     ood: dict[Name, SplitConfig]
     train_transform: list[Operation]
+    """of training images, and of unlabelled ones"""
     eval_transform: list[Operation]
     epochs: Epochs
     root: Text = "."
     classes: list[Text] | None = None
     """class names in label order; default: the training set's, sorted"""
+    unlabelled: dict[Name, SplitConfig] | None = None
+    """images of target domains that a method may see in training, whose labels are not read; none of them
+    is evaluated"""
     ood_mean: list[str] | None = None
     """OOD sets that count in the OOD mean; default: all"""
     eval_every: Annotated[PositiveInt, Field(ge=2)] | None = None
@@ -157,8 +161,9 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         for name in self.ood:
-            if name in ("train", "id", "ood", "holdout") or "/" in name:
-                raise ConfigError(f"ood.{name}", "this name is taken (train, id, ood, holdout) or has a '/'")
+            if name in ("train", "id", "ood", "holdout", "unlabelled") or "/" in name:
+                problem = "this name is taken (train, id, ood, holdout, unlabelled) or has a '/'"
+                raise ConfigError(f"ood.{name}", problem)
             if name.endswith(TARGET_BN):
                 raise ConfigError(
                     f"ood.{name}", f"names that end in{TARGET_BN} are for evaluations of a part"
@@ -180,10 +185,10 @@ class DatasetConfig:
                 raise ConfigError("ood_mean", f"{name!r} is no OOD set; choose from {', '.join(self.ood)}")
         if self.eval_every and self.train.part == self.id.part == "all":
             raise ConfigError("eval_every", f"{self.eval_every} divides nothing; set train.part and id.part")
-        for key, split in (("train", self.train), ("id", self.id)):
+        for key, split in self.splits().items():
             if split.part != "all" and self.eval_every is None:
                 raise ConfigError(f"{key}.part", f"{split.part!r} needs eval_every to say how to divide")
-            if split.shift:
+            if split.shift and not key.startswith("ood."):
                 raise ConfigError(
                     f"{key}.shift", "only OOD sets have a shift; give this one a name under ood"
                 )
@@ -191,8 +196,10 @@ class DatasetConfig:
             raise ConfigError("eval_transform", "an evaluation set must not be random")
 
     def splits(self) -> dict[str, SplitConfig]:
-        """All splits, by key: train, id, ood.NAME."""
-        return {"train": self.train, "id": self.id, **{f"ood.{name}": s for name, s in self.ood.items()}}
+        """All splits, by key: train, id, ood.NAME, unlabelled.NAME."""
+        several = {"ood": self.ood, "unlabelled": self.unlabelled or {}}
+        named = {f"{group}.{name}": split for group, of in several.items() for name, split in of.items()}
+        return {"train": self.train, "id": self.id, **named}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -503,6 +510,12 @@ class Config:
             raise ConfigError(
                 "dataset.name", f"{size} bytes with the other names; too long for a folder's name"
             )
+        adapting = [part for part in self.method.part_names if part in ADAPTING]
+        if adapting and self.segmentation:
+            raise ConfigError(f"method.parts.{adapting[0]}", "it compares features of images, not of pixels")
+        if adapting and not self.dataset.unlabelled:
+            problem = f"null, but method.parts.{adapting[0]} needs images of a target domain; name a split"
+            raise ConfigError("dataset.unlabelled", f"{problem}, as in dataset=shapes_unlabelled")
         masks = SOURCES[self.dataset.source].masks
         if self.segmentation is None:
             if masks == "always":
@@ -523,9 +536,6 @@ class Config:
                 "bn, but segmentation.eval_batch_size=1: a batch of one image has no statistics of a split"
             )
             raise ConfigError("method.parts.test_time", problem)
-        if self.method.adapts:
-            part = next(part for part in self.method.part_names if part in ADAPTING)
-            raise ConfigError(f"method.parts.{part}", "it compares features of whole images; not of masks")
         if self.dataset.exif_orientation == "apply":
             raise ConfigError("dataset.exif_orientation", "apply, but masks have no orientation; use ignore")
         if self.method.head_hidden:

@@ -32,7 +32,18 @@ IDENTITY_KEYS_IF_SET = {
 OTHER_KEYS = {
     "dataset": {
         *("name", "epochs", "manual", "kept_side", "shift_strength"),  # names, defaults, notes
-        *("source", "root", "annotations", "files", "classes", "train", "id", "ood", "eval_every"),
+        *(
+            "source",
+            "root",
+            "annotations",
+            "files",
+            "classes",
+            "train",
+            "id",
+            "ood",
+            "eval_every",
+            "unlabelled",
+        ),
         "image_size",  # as those before: the fingerprints hold what they lead to
         "max_megapixels",  # a larger image is refused, never left out
     },

@@ -20,6 +20,6 @@ class L2SP(Part):
         self.origin = [parameter.detach().clone() for parameter in self.parameters]
 
     def loss(self, step: Step, domains: Domains | None) -> Mapping[str, Tensor]:
-        moved = torch._foreach_sub(self.parameters, self.origin)
-        distance = torch.stack([each.square().sum() for each in moved]).sum()
+        pairs = zip(self.parameters, self.origin, strict=True)
+        distance = torch.stack([(now - before).square().sum() for now, before in pairs]).sum()
         return {"loss": self.alpha / 2 * distance, "l2_sp": distance.detach()}

@@ -1,25 +1,18 @@
 """The loss of a step with all that parts add to it, from one forward pass."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from daft.config.parts import FEATURES
-from daft.methods.parts.part import Part, Step
+from daft.methods.parts.part import Domains, Part, Step
 from daft.networks.classifier import Classifier
 
 TaskLoss = Callable[[Any, Any], dict[str, Tensor]]
 """Of a network and a batch: a dict with `loss` in it."""
-
-
-@dataclass(frozen=True)
-class _Halves:
-    labelled: Mapping[str, Tensor]
-    unlabelled: Mapping[str, Tensor]
 
 
 class Loss:
@@ -41,19 +34,19 @@ class Loss:
         """`loss`, and with parts `task_loss` and what they log."""
         if not self.parts:
             return self.task_loss(model, batch)
-        halves = None
+        domains = None
         if (
             layers := {layer for part in self.parts for layer in part.layers}
         ) and self.step.unlabelled is not None:
             assert isinstance(model, Classifier)
             joint = _Joint(model, self.step.unlabelled, layers)
             terms = self.task_loss(joint, batch)
-            halves = joint.halves
+            domains = joint.domains
         else:
             terms = self.task_loss(model, batch)
         total, logged = terms["loss"], {"task_loss": terms["loss"].detach()}
         for part in self.parts:
-            added = dict(part.loss(self.step, halves))
+            added = dict(part.loss(self.step, domains))
             if "loss" in added:
                 total = total + added.pop("loss")
             logged |= added
@@ -61,7 +54,7 @@ class Loss:
 
 
 class _Joint:
-    """A network that takes unlabelled images along, and keeps the features of both halves."""
+    """A network that takes unlabelled images along, and keeps the features of both domains."""
 
     def __init__(self, model: Classifier, unlabelled: Tensor, layers: set[str]) -> None:
         self.model, self.unlabelled, self.layers = model, unlabelled, layers
@@ -74,7 +67,7 @@ class _Joint:
         found[FEATURES] = features
         count = len(images)
         vectors = {name: _vectors(found[name]) for name in self.layers}
-        self.halves = _Halves(
+        self.domains = Domains(
             {name: each[:count] for name, each in vectors.items()},
             {name: each[count:] for name, each in vectors.items()},
         )

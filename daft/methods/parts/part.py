@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -24,7 +24,8 @@ class Step:
     """images of the target domain, uint8 [B, 3, H, W], if the method sees any"""
 
 
-class Domains(Protocol):
+@dataclass(frozen=True)
+class Domains:
     """Features of the two halves of one forward pass, float32 [B, D] by layer."""
 
     labelled: Mapping[str, Tensor]

@@ -8,7 +8,9 @@ from daft.config.schema import BackboneConfig
 from daft.networks.backbones import FeatureExtractor
 from daft.networks.classifier import Classifier, make_head
 
-CONFIG = BackboneConfig(name="small", model="small", weights="random", mean=(0.5,) * 3, std=(0.5,) * 3)
+CONFIG = BackboneConfig(
+    name="small", model="small", weights="random", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)
 
 
 def network() -> nn.Sequential:

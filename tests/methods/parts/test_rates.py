@@ -1,5 +1,7 @@
 """Claims about layer-wise rates and frozen stages."""
 
+from typing import Literal
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,9 @@ from daft.networks.classifier import Classifier
 from daft.networks.stages import stages
 
 
-def method(rates: str = "tied", lr_head: float | None = None, **parts) -> MethodConfig:
+def method(
+    rates: Literal["tied", "separate"] = "tied", lr_head: float | None = None, **parts
+) -> MethodConfig:
     return MethodConfig(
         name="m",
         head_init="random",

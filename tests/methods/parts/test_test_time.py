@@ -40,6 +40,7 @@ def test_statistics_are_afterwards_what_they_were_also_after_an_error(model, bat
 def test_every_layer_takes_the_statistics_that_it_takes_in_train_mode(model, batch):
     with torch.no_grad():
         for layer in batchnorm_layers(model).values():
+            assert layer.running_mean is not None
             layer.running_mean.normal_()
         model.eval()
         with batch_statistics(model):
