@@ -29,10 +29,11 @@ from daft.methods import head_rate, preparation, probe
 from daft.methods.head_rate import HeadRate
 from daft.methods.parts import table as parts_table
 from daft.methods.parts.loss import Loss
-from daft.methods.parts.part import Part
+from daft.methods.parts.part import Part, Setting
 from daft.methods.preparation import Prepared
 from daft.networks import checkpoints
 from daft.networks.backbones import FeatureExtractor
+from daft.networks.stages import stages
 from daft.runs import machine, records
 from daft.runs.identity import pretrained_key, run_identity
 from daft.runs.reopened import FinishedRun
@@ -214,8 +215,12 @@ class RunContext:
 
     def check_parts(self) -> None:
         """Raise UserError unless the parts of the method fit the network, the epochs and the images."""
+        network = self.backbone.network
+        resting = [stage.title for part in self.parts for stage in part.resting(network)]
+        trained = [stage for stage in stages(network) if stage.title not in resting] if self.parts else []
+        setting = Setting(network, trained, self.config.training.epochs)
         for name, part in zip(self.config.method.part_names, self.parts, strict=True):
-            part.require_fit(self.backbone.network, self.config.training.epochs)
+            part.require_fit(setting)
             alone = [loader.name for loader in self.images.evaluation.values() if len(loader) == 1]
             if part.evaluations() and alone:
                 raise UserError(f"method.parts.{name}: {alone[0]} has one image, which has no statistics")

@@ -121,6 +121,29 @@ def test_statistics_at_test_time_have_columns_of_their_own_and_select_nothing(ti
     assert frames.accuracy_columns(runs)[-2:] == ["ood/accuracy", "ood (target BN)/accuracy"]
 
 
+def test_methods_that_see_target_images_say_so_count_them_and_evaluate_others(tiny):
+    target = [*TARGET, "method=ft"]
+    plain, record = (experiment.run(tiny(*target, *part)).record for part in ([], ["part=[coral,dann]"]))
+    assert plain["run"] == experiment.run(tiny("method=ft")).record["run"]  # they are not there for it
+    assert record["run"] != plain["run"]
+    assert record["data"]["images"]["unlabelled"] == 45
+    assert record["images_seen"] == {"labelled": 2 * 70, "unlabelled": 4 * 45}  # in four steps, of one batch
+    assert plain["images_seen"] == {"labelled": 2 * 70, "unlabelled": 0}
+    assert "unlabelled" not in plain["data"]["images"]
+    assert record["identity"]["dataset"]["images"].keys() - plain["identity"]["dataset"]["images"].keys() == {
+        "unlabelled"
+    }
+    assert [*frames.from_records([record])[frames.METHOD]] == ["ft+coral+dann (target images)"]
+    for row in record["history"]:
+        assert 0 <= row["train/domain_accuracy"] <= 100
+        assert row["train/coral"] > 0
+        domain, coral = row["train/domain_loss"], row["train/coral"]
+        assert row["train/loss"] == pytest.approx(row["train/task_loss"] + domain + coral, rel=1e-5)
+    assert record["history"][0]["lr/domain"] == record["history"][0]["lr/head"]
+    weights = experiment.directory_of(tiny(*target, "part=[coral,dann]")) / "model.safetensors"
+    assert {name.partition(".")[0] for name in load_file(weights)} == {"backbone", "head"}
+
+
 def test_methods_with_parts_are_rows_of_their_own(tiny):
     config = tiny("method=daft", "part=[l2_sp,freeze]")
     directory, record, _ = experiment.run(config)
@@ -161,7 +184,14 @@ def cut_in_step(monkeypatch, config, number: int) -> None:
             experiment.run(config)
 
 
-STATEFUL = [["part=[layer_decay,freeze,l2_sp]"]]
+TARGET = ["dataset=shapes_unlabelled", "dataset.unlabelled.clipart.images=45"]
+"""Batches of 16, 16 and 13: none of the same size as those of the 70 labelled images in the same step."""
+
+STATEFUL = [
+    ["part=[layer_decay,freeze,l2_sp]"],
+    [*TARGET, "part=[coral,dann,interpolate]", "method.parts.coral.layers=[layer3,features]"],
+    ["part=[unfreeze,freeze]", "method.parts.freeze=3"],
+]
 
 
 @pytest.mark.parametrize("parts", STATEFUL, ids=" ".join)
@@ -171,6 +201,9 @@ def test_a_run_that_was_cut_off_within_an_epoch_ends_with_the_same_bits(tiny, mo
     for number in (3, 7):  # in the first epoch of five steps, and in the second
         folder = f"paths.runs={tmp_path}/{number}"
         cut_in_step(monkeypatch, tiny(*several, folder), number)
+        (checkpoint,) = (tmp_path / str(number)).glob("*/checkpoints/last.pt")
+        begun = torch.load(checkpoint, weights_only=True)["epoch_progress"]
+        assert begun["steps"] == (number - 1) % 5
         resumed = experiment.run(tiny(*several, folder))
         for key in ("metrics", "relative_change", "best_epoch"):
             assert resumed.record[key] == whole.record[key], key

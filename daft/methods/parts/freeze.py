@@ -3,7 +3,7 @@
 from torch import nn
 
 from daft.common.errors import ConfigError
-from daft.methods.parts.part import Groups, Part
+from daft.methods.parts.part import Groups, Part, Setting
 from daft.networks.classifier import Classifier
 from daft.networks.stages import Stage, stages
 
@@ -16,8 +16,8 @@ class Freeze(Part):
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def require_fit(self, network: nn.Module, epochs: int) -> None:
-        if self.count >= (there := len(stages(network))):
+    def require_fit(self, setting: Setting) -> None:
+        if self.count >= (there := len(stages(setting.network))):
             problem = f"{self.count}, but the network has {there} stages; freeze fewer, or use method=lp"
             raise ConfigError("method.parts.freeze", problem)
 

@@ -15,6 +15,17 @@ Groups = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What is known before any work."""
+
+    network: nn.Module
+    """of the backbone"""
+    trained: list[Stage]
+    """its stages but for those that a part freezes for good"""
+    epochs: int
+
+
+@dataclass(frozen=True)
 class Step:
     """One step of training, as what is added to a loss sees it."""
 
@@ -42,8 +53,8 @@ class Part:
     layers: tuple[str, ...] = ()
     """whose features of labelled and unlabelled images `loss` is given, by name"""
 
-    def require_fit(self, network: nn.Module, epochs: int) -> None:
-        """Raise ConfigError, before any work, unless it fits this backbone's network and so many epochs."""
+    def require_fit(self, setting: Setting) -> None:
+        """Raise ConfigError, before any work, unless it fits the network and the training."""
 
     def resting(self, network: nn.Module) -> list[Stage]:
         """The stages of a backbone's network that stay as they are from the start to the end of training."""

@@ -12,6 +12,7 @@ from daft.config.parts import PartsConfig
 from daft.config.schema import MethodConfig
 from daft.methods import preparation
 from daft.methods.parts import table
+from daft.methods.parts.part import Setting
 from daft.methods.preparation import Prepared
 from daft.networks.classifier import Classifier
 from daft.networks.stages import stages
@@ -94,10 +95,11 @@ def test_bn_of_frozen_stages_is_neither_converted_nor_in_train_mode(model, batch
 
 def test_as_many_stages_as_there_are_cannot_be_frozen(model):
     (part,) = table.build(PartsConfig(freeze=4))
+    setting = Setting(model.backbone.network, [], epochs=1)
     with pytest.raises(ConfigError, match=r"method\.parts\.freeze: 4, but the network has 4 stages"):
-        part.require_fit(model.backbone.network, epochs=1)
+        part.require_fit(setting)
     (part,) = table.build(PartsConfig(freeze=3))
-    part.require_fit(model.backbone.network, epochs=1)
+    part.require_fit(setting)
 
 
 @pytest.mark.parametrize("backbone", ["shapes_resnet10", "efficientnet_lite0"])
