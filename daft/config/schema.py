@@ -183,7 +183,7 @@ class DatasetConfig:
         for name in self.ood_mean or []:
             if name not in self.ood:
                 raise ConfigError("ood_mean", f"{name!r} is no OOD set; choose from {', '.join(self.ood)}")
-        if self.eval_every and self.train.part == self.id.part == "all":
+        if self.eval_every and all(split.part == "all" for split in self.splits().values()):
             raise ConfigError("eval_every", f"{self.eval_every} divides nothing; set train.part and id.part")
         for key, split in self.splits().items():
             if split.part != "all" and self.eval_every is None:
