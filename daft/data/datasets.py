@@ -143,7 +143,9 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
     kept: dict[str, Labelled] = {}
     shifts = {name: split.shift for name, split in cfg.ood.items()}
     train = loader(listed.train, cfg.train_transform, "train")
-    unlabelled = listed.unlabelled and loader(listed.unlabelled, cfg.train_transform, "unlabelled")
+    unlabelled = None
+    if listed.unlabelled is not None:
+        unlabelled = loader(listed.unlabelled, cfg.train_transform, "unlabelled")
     evaluation = {
         name: loader(split, [*shifts.get(name, []), *cfg.eval_transform], name)
         for name, split in listed.evaluation.items()

@@ -101,7 +101,14 @@ def summary(table: pd.DataFrame, metrics: Sequence[str], title: Callable[[str], 
         row = table[table["method"] == method].set_index("metric")
         first = row.iloc[0]
         absent = "missing" if first["n"] else "diverged"
-        numbers = [format_mean_std(row.loc[metric]) if metric in row.index else absent for metric in metrics]
+        numbers = [
+            format_mean_std(row.loc[metric])
+            if metric in row.index
+            else "-"
+            if frames.is_target_bn(metric)  # only methods that ask for it are evaluated so
+            else absent
+            for metric in metrics
+        ]
         rows.append([title(method), *rates(first), str(first["n"]), *numbers])
     return pd.DataFrame(rows, columns=["method", "η_θ", "η_w", "n", *map(_metric_title, metrics)])
 
@@ -216,7 +223,7 @@ def run_table(runs: pd.DataFrame, title: str, *, target_bn: bool = False) -> Tab
     for _, run in runs.iterrows():
         cells = [str(run[METHOD]), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
         if run["status"] == "finished":
-            cells += [f"{run[c]:.2f}" for c in columns]
+            cells += ["-" if pd.isna(run[c]) else f"{run[c]:.2f}" for c in columns]
             distance = run.get("id/l2")
             cells += [] if target_bn else ["-" if pd.isna(distance) else f"{distance:.2f}"]
         else:
@@ -232,6 +239,6 @@ def show(directories: Sequence[Path], title: str) -> None:
         return
     terminal = progress.terminal(width=None if sys.stdout.isatty() else 120)
     terminal.print(run_table(runs, title))
-    if any(map(frames.is_target_bn, accuracy_columns(runs))):
+    if columns := [*filter(frames.is_target_bn, accuracy_columns(runs))]:
         title = "the same with the BN statistics of the evaluated batches"
-        terminal.print(run_table(runs, title, target_bn=True))
+        terminal.print(run_table(runs.dropna(subset=columns, how="all"), title, target_bn=True))

@@ -114,7 +114,9 @@ def test_an_image_that_is_evaluated_is_refused_among_them(listed, photos, how):
 
 def test_drawn_images_of_a_seed_that_is_evaluated_are_refused(configure):
     target = ["dataset=shapes_unlabelled", "part=coral", "dataset.image_size=16"]
-    assert len(datasets.listing(configure(*target)).unlabelled) == 2000
+    unlabelled = datasets.listing(configure(*target)).unlabelled
+    assert unlabelled is not None
+    assert len(unlabelled) == 2000
     with pytest.raises(UserError, match=r"clipart images of seed 2 are in dataset\.unlabelled too"):
         datasets.listing(configure(*target, "dataset.unlabelled.clipart.seed=2"))
 

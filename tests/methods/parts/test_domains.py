@@ -1,6 +1,7 @@
 """Claims about parts that compare labelled and unlabelled images."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -51,14 +52,14 @@ def test_coral_and_its_gradients_are_those_of_float64_at_every_layer():
     (2 * expected).backward()
     # Covariances of values below 1 are sums of at most 9 products, of which each rounds by 2^-24, and so do
     # their differences, of which there are 25: within a few hundred roundings of numbers below 1.
-    close = {"rtol": 1e-4, "atol": 300 * 2**-24 / 25}
-    torch.testing.assert_close(terms["loss"].double(), 2 * expected, **close)
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=300 * 2**-24 / 25)
+    close(terms["loss"].double(), 2 * expected)
     assert terms["coral"] == pytest.approx(float(expected.detach()), rel=1e-4)
     for pair, right in zip(single.values(), double.values(), strict=True):
         for x, y in zip(pair, right, strict=True):
             assert x.grad is not None
             assert y.grad is not None
-            torch.testing.assert_close(x.grad.double(), y.grad, **close)
+            close(x.grad.double(), y.grad)
 
 
 def test_equal_domains_have_no_distance():
@@ -72,6 +73,7 @@ def test_a_gradient_is_reversed_by_exactly_lambda(scale):
     out = GradientReversal.apply(x, scale)
     assert torch.equal(out, x)
     (out * weight).sum().backward()
+    assert x.grad is not None
     assert torch.equal(x.grad, -scale * weight)
 
 
@@ -86,6 +88,7 @@ def dann(model, **settings) -> Dann:
     torch.manual_seed(3)
     head = {"name": "head", "params": [*model.head.parameters()], "lr": 0.5, "initial_lr": 0.5}
     *_, own = part.groups(model, [head])
+    assert part.module is not None
     assert own["name"] == "domain"
     assert own["lr"] == own["initial_lr"] == (settings.get("lr") or 0.5)
     assert [*map(id, own["params"])] == [*map(id, part.module.parameters())]
@@ -107,13 +110,14 @@ def test_features_get_the_reversed_gradient_and_the_domain_classifier_its_own(mo
     part.module.zero_grad()
     (settings.get("weight", 1.0) * loss).backward()
     scale = 1.0 if "schedule" in settings else adaptation(0.3)
-    rounded = {"rtol": 1e-5, "atol": 1e-8}  # of float32, through three small layers
-    torch.testing.assert_close(terms["domain_loss"], loss.detach(), **rounded)
+    # Of float32, through three small layers.
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-8)
+    close(terms["domain_loss"], loss.detach())
     for gradient, parameter in zip(own, part.module.parameters(), strict=True):
-        torch.testing.assert_close(gradient, parameter.grad, **rounded)
+        close(gradient, parameter.grad)
     for x, y in zip((labelled, unlabelled), plain, strict=True):
         assert y.grad is not None
-        torch.testing.assert_close(x.grad, -scale * y.grad, **rounded)
+        close(x.grad, -scale * y.grad)
     right = 50 * ((logits[0] <= 0).float().mean() + (logits[1] > 0).float().mean())
     assert float(terms["domain_accuracy"]) == pytest.approx(float(right))
     assert float(terms["domain_lambda"]) == pytest.approx(scale)
@@ -125,6 +129,7 @@ class Watching(Part):
     layers = (FEATURES, "1")
 
     def loss(self, step, domains):
+        assert domains is not None
         self.domains = domains
         return {"loss": torch.ones(()), "seen": torch.tensor(float(len(domains.unlabelled[FEATURES])))}
 
@@ -134,9 +139,11 @@ def test_both_domains_go_through_the_backbone_together_and_the_head_sees_the_lab
     loss = Loss(cross_entropy, [part])
     loss.before_step(Step(0.0, images))
     model.train()
-    before = int(next(iter(batchnorm_layers(model).values())).num_batches_tracked)
+    counter = next(iter(batchnorm_layers(model).values())).num_batches_tracked
+    assert counter is not None
+    before = int(counter)
     terms = loss(model, batch)
-    assert int(next(iter(batchnorm_layers(model).values())).num_batches_tracked) == before + 1
+    assert int(counter) == before + 1
     together = model.backbone(torch.cat([batch[0], images]))
     assert torch.equal(part.domains.labelled[FEATURES], together[:8])
     assert torch.equal(part.domains.unlabelled[FEATURES], together[8:])
