@@ -64,17 +64,20 @@ def convert_batchnorm(
     ranks end with the statistics of all of them.
 
     Raises:
-        ValueError: naming the layer, if there is no BN layer, a layer lacks running statistics or
-            affine parameters, holds half-precision values, shares a parameter with another layer,
-            was never reached, met a batch with one value per channel or other channels than its
-            own, or measured NaN or Inf; or if there are no batches.
+        ValueError: naming the layer, if there is no BN layer, or none that `exclude` names, or one
+            lacks running statistics or affine parameters, holds half-precision values, shares a
+            parameter with another layer, was never reached, met a batch with one value per channel
+            or other channels than its own, or measured NaN or Inf; or if there are no batches.
         TypeError: naming the type, if `batches` yields anything else.
 
     Whatever is raised, by the network or `batches` too, the model is then exactly as it was.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    layers = {name: layer for name, layer in batchnorm_layers(model).items() if name not in exclude}
+    layers = batchnorm_layers(model)
+    if unknown := [name for name in exclude if name not in layers]:
+        raise ValueError(f"the model has no BN layer {unknown[0]!r} to exclude")
+    layers = {name: layer for name, layer in layers.items() if name not in exclude}
     _require_convertible(layers)
     device = torch.device(device) if device is not None else next(model.parameters()).device
 

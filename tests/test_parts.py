@@ -133,7 +133,12 @@ def test_methods_that_see_target_images_say_so_count_them_and_evaluate_others(ti
     assert record["identity"]["dataset"]["images"].keys() - plain["identity"]["dataset"]["images"].keys() == {
         "unlabelled"
     }
-    assert [*frames.from_records([record])[frames.METHOD]] == ["ft+coral+dann (target images)"]
+    found = frames.from_records([record, plain])
+    assert [*found[frames.METHOD]] == ["ft+coral+dann", "ft"]
+    told = tables.markdown(tables.aggregate(found, found))
+    assert "| ft+coral+dann (target images) |" in told
+    assert "| ft |" in told
+    assert tables.run_label(record["config"]).startswith("ft+coral+dann (target images) η_θ=0.01")
     for row in record["history"]:
         assert 0 <= row["train/domain_accuracy"] <= 100
         assert row["train/coral"] > 0

@@ -100,7 +100,6 @@ def short_name(name: str, parts: Mapping[str, Any] | None) -> str:
     return "+".join([name, *(parts or {})])
 
 
-def label(name: str, parts: Mapping[str, Any] | None) -> str:
-    """The same as tables have it, where methods are marked that saw target images."""
-    mark = " (target images)" if {*ADAPTING} & {*(parts or {})} else ""
-    return short_name(name, parts) + mark
+def target_mark(name: str) -> str:
+    """What every table adds to the name of a method, with those of its parts, that saw target images."""
+    return " (target images)" if {*ADAPTING} & {*name.split("+")[1:]} else ""

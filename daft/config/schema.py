@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from daft.common.errors import ConfigError
 from daft.config.operations import Operation
-from daft.config.parts import ADAPTING, FOR_TRAINED_BACKBONES, TARGET_BN, PartsConfig, label, short_name
+from daft.config.parts import ADAPTING, FOR_TRAINED_BACKBONES, TARGET_BN, PartsConfig, short_name
 from daft.config.sources import SOURCES
 from daft.config.types import (
     STRICT,
@@ -338,11 +338,6 @@ class MethodConfig:
     def short_name(self) -> str:
         """Its name with those of its parts."""
         return short_name(self.name, dict.fromkeys(self.part_names))
-
-    @property
-    def label(self) -> str:
-        """The same as tables have it, where methods are marked that saw target images."""
-        return label(self.name, dict.fromkeys(self.part_names))
 
     @property
     def adapts(self) -> bool:

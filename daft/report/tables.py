@@ -10,7 +10,7 @@ import pandas as pd
 from rich.table import Table
 
 from daft.common import progress
-from daft.config.parts import TARGET_BN
+from daft.config.parts import TARGET_BN, target_mark
 from daft.report.methods import in_order
 from daft.runs import frames
 from daft.runs.frames import (
@@ -109,7 +109,7 @@ def summary(table: pd.DataFrame, metrics: Sequence[str], title: Callable[[str], 
             else absent
             for metric in metrics
         ]
-        rows.append([title(method), *rates(first), str(first["n"]), *numbers])
+        rows.append([title(method) + target_mark(method), *rates(first), str(first["n"]), *numbers])
     return pd.DataFrame(rows, columns=["method", "η_θ", "η_w", "n", *map(_metric_title, metrics)])
 
 
@@ -202,7 +202,8 @@ def run_label(config: dict[str, Any]) -> str:
     rates = [f"η_θ={method['lr_backbone']:g}"] if method["lr_backbone"] else []
     if head := method["lr_head"]:
         rates.append(f"η_w={format_head_rate(head, method.get('lr_head_unit'))}")
-    return " ".join([frames.method_of(config), *rates, f"seed={config['seed']}"])
+    name = frames.method_of(config)
+    return " ".join([name + target_mark(name), *rates, f"seed={config['seed']}"])
 
 
 def run_table(runs: pd.DataFrame, title: str, *, target_bn: bool = False) -> Table:
@@ -221,7 +222,8 @@ def run_table(runs: pd.DataFrame, title: str, *, target_bn: bool = False) -> Tab
     if not target_bn:
         table.add_column("ID feature L2", justify="right")
     for _, run in runs.iterrows():
-        cells = [str(run[METHOD]), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
+        name = str(run[METHOD])
+        cells = [name + target_mark(name), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
         if run["status"] == "finished":
             cells += ["-" if pd.isna(run[c]) else f"{run[c]:.2f}" for c in columns]
             distance = run.get("id/l2")

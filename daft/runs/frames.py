@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from daft.common.files import digest
-from daft.config.parts import TARGET_BN, label
+from daft.config.parts import TARGET_BN, short_name
 from daft.config.schema import metric_name, selected_on
 from daft.runs.layout import MEASURES
 from daft.runs.records import load
@@ -63,8 +63,8 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def method_of(config: dict[str, Any]) -> str:
-    """The method of a configuration that is plain data, as tables and figures call it."""
-    return label(config["method"]["name"], config["method"].get("parts"))  # older records have no parts
+    """The method of a configuration that is plain data, with the names of its parts."""
+    return short_name(config["method"]["name"], config["method"].get("parts"))  # older records have none
 
 
 DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]

@@ -76,7 +76,7 @@ class Cell:
     @property
     def names(self) -> list[str]:
         """Dataset, backbone, method with its parts."""
-        return [self.config.dataset.name, self.config.backbone.name, self.config.method.label]
+        return [self.config.dataset.name, self.config.backbone.name, self.config.method.short_name]
 
     def __str__(self) -> str:
         return " ".join([*self.names, self.setting]).strip()
