@@ -108,7 +108,8 @@ def directory_of(config: Config) -> Path:
     """
     _, precision = machine.device_and_precision(config)
     settings = to_dict(config)
-    inputs = json.dumps([settings["dataset"], settings["backbone"], config.training.selection])
+    seen = [config.training.selection, config.method.adapts]
+    inputs = json.dumps([settings["dataset"], settings["backbone"], *seen])
     if inputs not in _fingerprints:
         _fingerprints[inputs] = _fingerprint(config, datasets.listing(config))
     return records.run_directory(config, digest(run_identity(config, precision, *_fingerprints[inputs])))

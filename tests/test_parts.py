@@ -123,7 +123,13 @@ def test_statistics_at_test_time_have_columns_of_their_own_and_select_nothing(ti
 
 def test_methods_that_see_target_images_say_so_count_them_and_evaluate_others(tiny):
     target = [*TARGET, "method=ft"]
-    plain, record = (experiment.run(tiny(*target, *part)).record for part in ([], ["part=[coral,dann]"]))
+    runs = []
+    for part in ([], ["part=[coral,dann]"]):
+        config = tiny(*target, *part)
+        before = experiment.directory_of(config)
+        runs.append(experiment.run(config))
+        assert runs[-1].directory == before
+    plain, record = (run.record for run in runs)
     assert plain["run"] == experiment.run(tiny("method=ft")).record["run"]  # they are not there for it
     assert record["run"] != plain["run"]
     assert record["data"]["images"]["unlabelled"] == 45
