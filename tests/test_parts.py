@@ -56,8 +56,17 @@ def test_a_part_that_trains_the_backbone_is_refused_where_it_is_not_trained(conf
         configure("method=lp", f"part={part}")
 
 
-def test_frozen_stages_stay_to_the_bit_and_the_distortion_of_the_others_is_measured(tiny):
+def test_frozen_stages_stay_to_the_bit_and_the_distortion_of_the_others_is_measured(tiny, capsys):
     directory, record, _ = experiment.run(tiny("method=daft", "part=[layer_decay,freeze]"))
+    shown = [line.split("│")[2:6] for line in capsys.readouterr().err.splitlines() if "│" in line]
+    assert [[cell.strip() for cell in row] for row in shown] == [
+        ["conv1 … bn1", "9536", "1", "-"],
+        ["layer1.0", "12640", "3", "-"],
+        ["layer2.0", "14528", "3", "0.00027"],
+        ["layer3.0", "57728", "3", "0.0009"],
+        ["layer4.0", "230144", "3", "0.003"],
+        ["head", "1290", "0", "0.1"],
+    ]
     weights, run = load_file(directory / "model.safetensors"), reopened.open_run(directory)
     before = stages(run.network(torch.device("cpu")).backbone.network)  # names alone
     assert len(before) == 5
