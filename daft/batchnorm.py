@@ -4,7 +4,7 @@ Algorithm 1 and Eq. 3-5 of Domain-Aware Fine-Tuning (Ha, Jeong, Lee, AAAI 2024).
 torch alone and can be copied as it is.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +43,9 @@ def convert_batchnorm(
     batches: Iterable[Any],
     *,
     device: torch.device | str | None = None,
+    exclude: Collection[str] = (),
 ) -> dict[str, BatchNormShift]:
-    """Convert every BN layer in place to the statistics of `batches` (Algorithm 1).
+    """Convert the BN layers in place to the statistics of `batches` (Algorithm 1).
 
     One test-mode pass in full precision measures the input of every BN layer. Eq. 3 then gives the
     layer's new running statistics M_t and Σ_t, and Eq. 5 the γ_t and β_t with which the test-mode
@@ -54,6 +55,7 @@ def convert_batchnorm(
         model: any network with BN layers; a DistributedDataParallel wrapper is looked through.
         batches: yields input tensors or sequences whose first item is one (images, labels).
         device: where inputs are sent; default: where the model's parameters are.
+        exclude: qualified names of BN layers that are neither measured nor changed.
 
     Returns:
         Per layer, by qualified name in forward order, its statistics before and after.
@@ -62,10 +64,10 @@ def convert_batchnorm(
     ranks end with the statistics of all of them.
 
     Raises:
-        ValueError: naming the layer, if there is no BN layer, a layer lacks running statistics or
-            affine parameters, holds half-precision values, shares a parameter with another layer,
-            was never reached, met a batch with one value per channel or other channels than its
-            own, or measured NaN or Inf; or if there are no batches.
+        ValueError: naming the layer, if there is no BN layer, or none that `exclude` names, or one
+            lacks running statistics or affine parameters, holds half-precision values, shares a
+            parameter with another layer, was never reached, met a batch with one value per channel
+            or other channels than its own, or measured NaN or Inf; or if there are no batches.
         TypeError: naming the type, if `batches` yields anything else.
 
     Whatever is raised, by the network or `batches` too, the model is then exactly as it was.
@@ -73,6 +75,9 @@ def convert_batchnorm(
     if isinstance(model, DistributedDataParallel):
         model = model.module
     layers = batchnorm_layers(model)
+    if unknown := [name for name in exclude if name not in layers]:
+        raise ValueError(f"the model has no BN layer {unknown[0]!r} to exclude")
+    layers = {name: layer for name, layer in layers.items() if name not in exclude}
     _require_convertible(layers)
     device = torch.device(device) if device is not None else next(model.parameters()).device
 

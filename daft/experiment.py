@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from daft.common import files, memory, progress
 from daft.common.errors import BusyError, UserError, join_first
@@ -25,9 +27,13 @@ from daft.data import datasets
 from daft.data.loader import Loader, derive_seed
 from daft.methods import authors_probe, head_rate, preparation, probe
 from daft.methods.head_rate import HeadRate
+from daft.methods.parts import table as parts_table
+from daft.methods.parts.loss import Loss
+from daft.methods.parts.part import Part, Setting
 from daft.methods.preparation import Prepared
 from daft.networks import checkpoints
 from daft.networks.backbones import FeatureExtractor
+from daft.networks.stages import stages
 from daft.runs import machine, records
 from daft.runs.identity import pretrained_key, run_identity
 from daft.runs.reopened import FinishedRun
@@ -106,7 +112,8 @@ def directory_of(config: Config) -> Path:
     """
     _, precision = machine.device_and_precision(config)
     settings = to_dict(config)
-    inputs = json.dumps([settings["dataset"], settings["backbone"], config.training.selection])
+    seen = [config.training.selection, config.method.adapts]
+    inputs = json.dumps([settings["dataset"], settings["backbone"], *seen])
     if inputs not in _fingerprints:
         _fingerprints[inputs] = _fingerprint(config, datasets.listing(config))
     return records.run_directory(config, digest(run_identity(config, precision, *_fingerprints[inputs])))
@@ -153,6 +160,7 @@ class RunContext:
         images = datasets.load(config, listing, device)
         context = cls(config, identity, device, precision, directory, environment, task, backbone, images)
         context.check_inputs()
+        context.check_parts()
         return context
 
     @property
@@ -165,6 +173,11 @@ class RunContext:
         """The images by which epochs, and a probe's C, are selected; never OOD ones."""
         holdout = self.config.training.selection == "holdout"
         return self.images.evaluation["holdout" if holdout else "id"]
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """What is added to the method."""
+        return parts_table.build(self.config.method.parts)
 
     @property
     def cache(self) -> Path:
@@ -188,7 +201,7 @@ class RunContext:
                 f"method.conversion_batches={wanted}: the training set has {there}; null takes all of them"
             )
         name, side = self.config.backbone.name, self.backbone.input_size
-        for loader in (self.images.train, *self.images.evaluation.values()):
+        for loader in self.images.loaders().values():
             shape = loader.shape()
             size = f"{shape[1]} x {shape[2]}"
             if side is not None and shape[1:] != (side, side):
@@ -204,6 +217,18 @@ class RunContext:
                     f"backbone={name} does not take images of {size} pixels, as dataset.{loader.name} has "
                     f"after its transform ({str(error).splitlines()[0]})"
                 ) from error
+
+    def check_parts(self) -> None:
+        """Raise UserError unless the parts of the method fit the network, the epochs and the images."""
+        network = self.backbone.network
+        resting = [stage.title for part in self.parts for stage in part.resting(network)]
+        trained = [stage for stage in stages(network) if stage.title not in resting] if self.parts else []
+        setting = Setting(network, trained, self.config.training.epochs)
+        for name, part in zip(self.config.method.part_names, self.parts, strict=True):
+            part.require_fit(setting)
+            alone = [loader.name for loader in self.images.evaluation.values() if len(loader) == 1]
+            if part.evaluations() and alone:
+                raise UserError(f"method.parts.{name}: {alone[0]} has one image, which has no statistics")
 
 
 def _fine_tune(
@@ -224,6 +249,7 @@ def _fine_tune(
     clock.next("evaluate_s")
     kept = context.config.training.divergence == "keep_best" and fitted.best_epoch
     diverged = fitted.diverged and not kept
+    found = {} if diverged else _after(context, prepared)
     metrics, distorted = ({}, {}) if diverged else _measure(context, prepared, before)
     clock.stop()
     state = {key: value.cpu().contiguous() for key, value in prepared.model.state_dict().items()}
@@ -238,12 +264,15 @@ def _fine_tune(
         "best_epoch": fitted.best_epoch,
         "metrics": metrics,
         "history": fitted.history,
+        "images_seen": _images_seen(context, fitted),
         "distortion": distorted,
         "relative_change": distortion.relative_change(start, prepared.model),
         "bn_shift": distortion.shift_table(prepared.shift),
         "probe": probed and probed.report,
         "head_rate": fitting and fitting.report(),
         "above_zero_head": _above_zero_head(context, fitted),
+        **({"stages": prepared.stages} if prepared.stages else {}),
+        **found,
         "time": clock.seconds,
         "memory": machine.memory(context.device),
     }
@@ -339,8 +368,13 @@ def _prepare(context: RunContext, probed: _ProbedHead | None, fitting: HeadRate 
         context.task.network(context.backbone),
         probed_head=probed and probed.state,
         batches=progress.track(islice(train.epoch(), batches), "BN conversion", batches),
+        parts=context.parts,
     )
     prepared.model.to(memory_format=torch.channels_last)
+    for part in prepared.parts:
+        part.start(prepared.model)
+    if rows := prepared.stages:
+        progress.show_table("Stages", rows)
     return prepared
 
 
@@ -355,13 +389,21 @@ def _fit(context: RunContext, prepared: Prepared, tracker: Tracker | None) -> Tr
         state = {"epoch": row["epoch"], "epochs": training.epochs, "seconds": row["seconds"]}
         write_atomically(folder / records.PROGRESS, json.dumps(state))
 
+    def before_epoch(epoch: int, optimizer: Optimizer) -> None:
+        for part in prepared.parts:
+            part.before_epoch(epoch)
+
     if context.config.compute.compile:
         context.backbone.compile()
+    loss = Loss(task.compute_loss, prepared.parts)
     hooks = loop.LoopHooks(
         set_train_mode=lambda _: preparation.set_train_mode(prepared.model, method),
         evaluate=lambda _: task.score(prepared.model, context.selection, context.autocast),
         metric=task.metric,
-        compute_loss=task.compute_loss,
+        compute_loss=loss,
+        before_epoch=before_epoch,
+        before_step=loss.before_step,
+        modules=prepared.modules,
         autocast=context.autocast,
         report=report,
     )
@@ -377,12 +419,42 @@ def _fit(context: RunContext, prepared: Prepared, tracker: Tracker | None) -> Tr
         steps=training.steps,
         poly_power=training.poly_power,
         keep="last" if training.selection == "last" else "best",
+        unlabelled=context.images.unlabelled,
     )
+
+
+def _images_seen(context: RunContext, fitted: TrainingState) -> dict[str, int]:
+    """How many images training has taken in, labelled and unlabelled, with those that came again."""
+    training, images = context.config.training, context.images
+    steps = training.steps or training.epochs * images.train.num_batches
+    done = range(steps * len(fitted.history) // max(training.epochs, 1))
+    loaders = {"labelled": images.train, "unlabelled": images.unlabelled}
+    return {name: loader.count(done) if loader else 0 for name, loader in loaders.items()}
 
 
 def _above_zero_head(context: RunContext, fitted: TrainingState) -> list[float]:
     """The epochs whose loss was above that of a head of zeros."""
-    return [row["epoch"] for row in fitted.history if context.task.is_above_zero_head(row["train/loss"])]
+    losses = {row["epoch"]: row.get("train/task_loss", row["train/loss"]) for row in fitted.history}
+    return [epoch for epoch, loss in losses.items() if context.task.is_above_zero_head(loss)]
+
+
+def _after(context: RunContext, prepared: Prepared) -> dict[str, Any]:
+    """What parts do with the trained network, and what the record says of it."""
+    task, evaluated = context.task, context.images.evaluation
+    dataset, selection = context.config.dataset, context.selection.name
+
+    def measure() -> dict[str, float]:
+        scores = {
+            f"{name}/{task.metric}": task.score(prepared.model, loader, context.autocast)
+            for name, loader in evaluated.items()
+        }
+        return scores | _ood_means(scores, dataset.ood_mean or list(dataset.ood))
+
+    found: dict[str, Any] = {}
+    for name, part in zip(context.config.method.part_names, prepared.parts, strict=True):
+        if said := part.after(prepared.model, measure, f"{selection}/{task.metric}"):
+            found[name] = said
+    return {"parts": found} if found else {}
 
 
 def _measure(
@@ -401,7 +473,32 @@ def _measure(
         distorted[name] = distortion.feature_distortion(before[name], after)
         metrics |= {f"{name}/{metric}": found["mean"] for metric, found in distorted[name].items()}
     dataset = context.config.dataset
-    return metrics | _ood_means(metrics, dataset.ood_mean or list(dataset.ood)), distorted
+    metrics |= _ood_means(metrics, dataset.ood_mean or list(dataset.ood))
+    return metrics | _otherwise(context, prepared), distorted
+
+
+def _otherwise(context: RunContext, prepared: Prepared) -> dict[str, float]:
+    """The metric on each split in the other ways that parts evaluate in, marked, and its mean over OOD sets.
+
+    Images come in random order: statistics of a batch mean little where it has a single class.
+    """
+    metrics: dict[str, float] = {}
+    task, dataset = context.task, context.config.dataset
+    ways = {mark: way for part in prepared.parts for mark, way in part.evaluations().items()}
+    for mark, way in ways.items():
+        with way(prepared.model.backbone):
+            scores = {
+                f"{name}/{task.metric}": task.score(
+                    prepared.model, replace(loader, shuffle=True), context.autocast
+                )
+                for name, loader in context.images.evaluation.items()
+                if name != "holdout"
+            }
+        scores |= _ood_means(scores, dataset.ood_mean or list(dataset.ood))
+        for key, value in scores.items():
+            split, _, metric = key.partition("/")
+            metrics[f"{split}{mark}/{metric}"] = value
+    return metrics
 
 
 def _ood_means(metrics: dict[str, float], splits: list[str]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, open_dict
 from daft.common.errors import UserError
 from daft.config.check import validate, validate_section
 from daft.config.compose import hydra_errors
-from daft.config.overrides import rewrite_overrides
+from daft.config.overrides import PART, rewrite_overrides
 from daft.config.schema import Config, SweepConfig
 from daft.sweep.jobs import GROUPS, IsolatedTask, JobResult
 
@@ -147,7 +147,7 @@ class StagedSweeper(Sweeper):
             values = dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator())
             if not values:
                 raise UserError(f"{(override.input_line or key).lstrip('+')}: no value, so there is no run")
-            axes[key] = [(value, "" if name in GROUPS else value.lstrip("+")) for value in values]
+            axes[key] = [(value, "" if name in (*GROUPS, PART) else value.lstrip("+")) for value in values]
         return list(axes.values())
 
     def _compose(self, overrides: list[str]) -> Config:

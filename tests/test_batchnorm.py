@@ -857,3 +857,20 @@ def test_images_on_cuda_reach_a_model_on_the_cpu() -> None:
     assert same_bits(statistics(convert_batchnorm(other, [b.cuda() for b in batches])), expected)
     again = convert_batchnorm(nn.BatchNorm2d(3), [b.cuda() for b in batches], device="cpu")
     assert same_bits(statistics(again), expected)
+
+
+def test_layers_that_are_left_out_stay_as_they_are_and_the_function_does_too():
+    model, x = resnet(torch.float64).eval(), torch.randn(8, 3, 9, 9, dtype=torch.float64)
+    before, whole = copy.deepcopy(model.state_dict()), copy.deepcopy(model)
+    logits = model(x)
+    shift = convert_batchnorm(model, [x], exclude=["stem.1", "bn2"])
+    assert [*shift] == ["bn1", "shortcut.1"]
+    all_layers = convert_batchnorm(whole, [x])
+    for name, layer in batchnorm_layers(model).items():
+        same = all(torch.equal(value, before[f"{name}.{key}"]) for key, value in layer.state_dict().items())
+        assert same == (name in ("stem.1", "bn2")), name
+        if not same:  # what a layer measures does not depend on which others are converted
+            assert torch.equal(shift[name].target_mean, all_layers[name].target_mean)
+    torch.testing.assert_close(model(x), logits, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="no BN layer 'bn3' to exclude"):
+        convert_batchnorm(model, [x], exclude=["bn3"])

@@ -1,8 +1,8 @@
 """Progress bars on a terminal; nothing where there is none to draw on."""
 
 import functools
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
 T = TypeVar("T")
 
@@ -48,6 +49,18 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 def say(text: str) -> None:
     """Say on stderr, in one line, what a user should know."""
     console.print(text, style="yellow", soft_wrap=True, highlight=False)
+
+
+def show_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Show on stderr rows of the same keys, numbers flush right; None is a dash."""
+    table = Table(title=title, title_justify="left")
+    for key, value in rows[0].items():
+        table.add_column(key, justify="left" if isinstance(value, str) else "right")
+    for row in rows:
+        table.add_row(
+            *("-" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in row.values())
+        )
+    console.print(table)
 
 
 def warn_left_out(problem: object) -> None:

@@ -79,6 +79,8 @@ def explain(error: Exception) -> str:
     if several := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^']*)'", text):
         override = several[1].lstrip("+")
         return f"{override}: several values need -m: train.py -m {override}"
+    if re.match(r"(Multiple values for )?part(\.| appears more than once)", text):
+        return "part: given twice; several parts are a list, part=[layer_decay,l2_sp]"
     if again := re.search(r"Multiple values for (\S+)\.|force-add of config groups .*: '\+*(.*)=", text):
         return f"+{again[1] or again[2]}: a group has one option; leave the + out"
     if again := re.search(r"An item is already at '(.*)'\.", text):

@@ -17,6 +17,9 @@ SECTIONS = [f.name for f in fields(Config) if f.name != "seed"]
 TAKES_VALUE = re.compile(r"--?(config-(path|name|dir)|c[pnd]?|cfg|p|package|i|info|experimental-rerun)")
 """Hydra's options that are followed by a word."""
 
+PART = "part"
+"""The group of what is added to a method: it has no default, and several options make a list."""
+
 OVERRIDE = re.compile(r"(\+{0,2})([^=+~-][^=]*)=(.*)", re.DOTALL)
 HOME = re.compile(r"~(/.*)?", re.DOTALL)
 NAME = re.compile(r"[a-z_$][\w$-]*|0|[1-9]\d*", re.ASCII | re.IGNORECASE)
@@ -54,6 +57,8 @@ def rewrite_overrides(overrides: Sequence[str]) -> list[str]:
         if override == "sweep=null":  # Hydra takes no null for a group
             rewritten.append("~sweep")
             continue
+        if override.lstrip("+") == f"{PART}=null":
+            continue
         sign, key, values = _parts(override)
         if key and (split := _unreadable(key.split("."))):
             above, names = ".".join(key.split(".")[:split]), key.split(".")[split:]
@@ -79,13 +84,24 @@ def _parts(override: str) -> tuple[str, str, list[str]]:
     if HOME.fullmatch(value):
         value = "'{}'".format(str(Path(value).expanduser()).replace("'", r"\'"))
     if "/" in key or (CONF / key).is_dir():  # a group
-        return sign, key, texts.quote(value, str, is_option=True)
+        values = texts.quote(value, list[str] if key == PART else str, is_option=True)
+        if key == PART:
+            sign = sign or "+"
+            _require_parts_once(values)
+        return sign, key, values
     if key.split(".")[0] not in SECTIONS or "." not in key:
         return sign, key, [value]
     kind = texts.at(key, Config)
     if value == "{}" and get_origin(texts.plain(kind)) is dict:  # merged, it would change nothing
         return sign or "++", key, ["null"]
     return sign or "++", key, texts.quote(value, kind)
+
+
+def _require_parts_once(values: list[str]) -> None:
+    for value in values:
+        names = [name.strip(" '\"") for name in value.strip().strip("[]").split(",")]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"part={value}: {twice} stands there twice; a method has each part once")
 
 
 def _unreadable(path: list[str]) -> int:

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from daft.common.errors import ConfigError
 from daft.config.operations import Operation
+from daft.config.parts import ADAPTING, FOR_TRAINED_BACKBONES, TARGET_BN, PartsConfig, short_name
 from daft.config.sources import SOURCES
 from daft.config.types import (
     STRICT,
@@ -122,11 +123,15 @@ class DatasetConfig:
     id: SplitConfig
     ood: dict[Name, SplitConfig]
     train_transform: list[Operation]
+    """of training images, and of unlabelled ones"""
     eval_transform: list[Operation]
     epochs: Epochs
     root: Text = "."
     classes: list[Text] | None = None
     """class names in label order; default: the training set's, sorted"""
+    unlabelled: dict[Name, SplitConfig] | None = None
+    """images of target domains that a method may see in training, whose labels are not read; none of them
+    is evaluated"""
     ood_mean: list[str] | None = None
     """OOD sets that count in the OOD mean; default: all"""
     eval_every: Annotated[PositiveInt, Field(ge=2)] | None = None
@@ -158,8 +163,13 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         for name in self.ood:
-            if name in ("train", "id", "ood", "holdout") or "/" in name:
-                raise ConfigError(f"ood.{name}", "this name is taken (train, id, ood, holdout) or has a '/'")
+            if name in ("train", "id", "ood", "holdout", "unlabelled") or "/" in name:
+                problem = "this name is taken (train, id, ood, holdout, unlabelled) or has a '/'"
+                raise ConfigError(f"ood.{name}", problem)
+            if name.endswith(TARGET_BN):
+                raise ConfigError(
+                    f"ood.{name}", f"names that end in{TARGET_BN} are for evaluations of a part"
+                )
         drawn = SOURCES[self.source].drawn
         if drawn and (self.classes or self.eval_every):
             key = "classes" if self.classes else "eval_every"
@@ -175,12 +185,12 @@ class DatasetConfig:
         for name in self.ood_mean or []:
             if name not in self.ood:
                 raise ConfigError("ood_mean", f"{name!r} is no OOD set; choose from {', '.join(self.ood)}")
-        if self.eval_every and self.train.part == self.id.part == "all":
+        if self.eval_every and all(split.part == "all" for split in self.splits().values()):
             raise ConfigError("eval_every", f"{self.eval_every} divides nothing; set train.part and id.part")
-        for key, split in (("train", self.train), ("id", self.id)):
+        for key, split in self.splits().items():
             if split.part != "all" and self.eval_every is None:
                 raise ConfigError(f"{key}.part", f"{split.part!r} needs eval_every to say how to divide")
-            if split.shift:
+            if split.shift and not key.startswith("ood."):
                 raise ConfigError(
                     f"{key}.shift", "only OOD sets have a shift; give this one a name under ood"
                 )
@@ -188,8 +198,10 @@ class DatasetConfig:
             raise ConfigError("eval_transform", "an evaluation set must not be random")
 
     def splits(self) -> dict[str, SplitConfig]:
-        """All splits, by key: train, id, ood.NAME."""
-        return {"train": self.train, "id": self.id, **{f"ood.{name}": s for name, s in self.ood.items()}}
+        """All splits, by key: train, id, ood.NAME, unlabelled.NAME."""
+        several = {"ood": self.ood, "unlabelled": self.unlabelled or {}}
+        named = {f"{group}.{name}": split for group, of in several.items() for name, split in of.items()}
+        return {"train": self.train, "id": self.id, **named}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -277,13 +289,17 @@ class MethodConfig:
     """η_w of the run with a frozen backbone that head_init=probe takes a segmentation's decoder from"""
     probe_solver: Literal["exact", "authors"] = "exact"
     """of head_init=probe: solved until it has converged, or by scikit-learn as the authors call it"""
+    parts: PartsConfig | None = None
+    """what is added to all this; null: nothing"""
 
     @model_validator(mode="before")
     @classmethod
     def _expanded(cls, given: Any) -> Any:
-        """`lr_head: auto`, as the two settings that it stands for."""
+        """`lr_head: auto`, as the two settings that it stands for; parts that are all null, as none."""
         if isinstance(given, dict) and given.get("lr_head") == "auto":
-            return given | {"lr_head": 1.0, "lr_head_unit": "auto"}
+            given = given | {"lr_head": 1.0, "lr_head_unit": "auto"}
+        if isinstance(given, dict) and isinstance(parts := given.get("parts"), dict):
+            given = given | {"parts": parts if any(each is not None for each in parts.values()) else None}
         return given
 
     def __post_init__(self) -> None:
@@ -301,6 +317,9 @@ class MethodConfig:
         if self.conversion_batches and not self.bn_conversion:
             raise ConfigError("conversion_batches", f"{self.conversion_batches}, but bn_conversion=false")
         if self.rates == "frozen":
+            if needless := [part for part in self.part_names if part in FOR_TRAINED_BACKBONES]:
+                problem = "rates=frozen trains no backbone for it; use it with ft, lp_ft or daft"
+                raise ConfigError(f"parts.{needless[0]}", problem)
             if self.bn_conversion:
                 raise ConfigError("bn_conversion", "true has no effect on a frozen backbone; use false")
             if self.bn_mode == "train":
@@ -316,6 +335,21 @@ class MethodConfig:
         if self.rates == "separate" and self.lr_head is None:
             raise ConfigError("lr_head", "null with rates=separate; set it, or use rates=tied")
 
+    @property
+    def part_names(self) -> list[str]:
+        """The parts that it has."""
+        return self.parts.given if self.parts else []
+
+    @property
+    def short_name(self) -> str:
+        """Its name with those of its parts."""
+        return short_name(self.name, dict.fromkeys(self.part_names))
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it sees unlabelled images of a target domain in training."""
+        return any(part in ADAPTING for part in self.part_names)
+
     def linear_probe(self) -> "MethodConfig":
         """LP at η_w = `lr_probe`, whose run this one takes its decoder from."""
         return replace(
@@ -330,6 +364,7 @@ class MethodConfig:
             lr_head=self.lr_probe,
             lr_head_unit=None,
             lr_probe=None,
+            parts=None,
         )
 
 
@@ -471,11 +506,17 @@ class Config:
     """what a sweep was told; its runs themselves are told nothing of it"""
 
     def __post_init__(self) -> None:
-        names = (self.dataset.name, self.backbone.name, self.method.name)
+        names = (self.dataset.name, self.backbone.name, self.method.short_name)
         if (size := len("-".join(names).encode())) > LONGEST_NAME - len(f"-s{self.seed}-0123456789ab"):
             raise ConfigError(
                 "dataset.name", f"{size} bytes with the other names; too long for a folder's name"
             )
+        adapting = [part for part in self.method.part_names if part in ADAPTING]
+        if adapting and self.segmentation:
+            raise ConfigError(f"method.parts.{adapting[0]}", "it compares features of images, not of pixels")
+        if adapting and not self.dataset.unlabelled:
+            problem = f"null, but method.parts.{adapting[0]} needs images of a target domain; name a split"
+            raise ConfigError("dataset.unlabelled", f"{problem}, as in dataset=shapes_unlabelled")
         masks = SOURCES[self.dataset.source].masks
         if self.segmentation is None:
             if masks == "always":
@@ -491,6 +532,11 @@ class Config:
             raise ConfigError("segmentation", f"{self.dataset.name} has no masks; use null")
         if self.dataset.cache_side:
             raise ConfigError("dataset.cache_side", f"{self.dataset.cache_side}, but masks are not cached")
+        if "test_time" in self.method.part_names and self.segmentation.eval_batch_size == 1:
+            problem = (
+                "bn, but segmentation.eval_batch_size=1: a batch of one image has no statistics of a split"
+            )
+            raise ConfigError("method.parts.test_time", problem)
         if self.dataset.exif_orientation == "apply":
             raise ConfigError("dataset.exif_orientation", "apply, but masks have no orientation; use ignore")
         if self.method.head_hidden:

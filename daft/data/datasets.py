@@ -33,6 +33,9 @@ BACKGROUND = "background"
 EXPLAINED = 12
 """Files that do not decode of which a message says why, at most."""
 
+UNLABELLED = "unlabelled."
+"""Begin of the keys of unlabelled splits."""
+
 HINT = "; python scripts/prepare.py dataset="
 
 
@@ -44,10 +47,17 @@ class Listing:
     train: Labelled
     evaluation: dict[str, Labelled]
     """`id`, `holdout` if selecting on one, then the OOD sets"""
+    unlabelled: Labelled | None = None
+    """images of target domains, all of class 0, if the method sees them"""
+
+    def splits(self) -> dict[str, Labelled]:
+        """All of them, by name."""
+        unlabelled = {} if self.unlabelled is None else {"unlabelled": self.unlabelled}
+        return {"train": self.train, **unlabelled, **self.evaluation}
 
     def fingerprints(self) -> dict[str, str]:
         """Per split what identifies its images."""
-        return {name: s.fingerprint for name, s in {"train": self.train, **self.evaluation}.items()}
+        return {name: split.fingerprint for name, split in self.splits().items()}
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,13 @@ class Data:
     evaluation: dict[str, Loader]
     unreadable: dict[str, int] = field(default_factory=dict)
     """images left out per split, on request"""
+    unlabelled: Loader | None = None
+    """images of target domains, if the method sees them"""
+
+    def loaders(self) -> dict[str, Loader]:
+        """All of them, by name."""
+        unlabelled = {} if self.unlabelled is None else {"unlabelled": self.unlabelled}
+        return {"train": self.train, **unlabelled, **self.evaluation}
 
 
 def listing(config: Config) -> Listing:
@@ -68,7 +85,9 @@ def listing(config: Config) -> Listing:
     splits = {
         name: _thinned(cfg, split, name, read_split(cfg, split, name, classes), classes)
         for name, split in cfg.splits().items()
+        if not name.startswith(UNLABELLED) or config.method.adapts
     }
+    unlabelled = [splits.pop(name) for name in [*splits] if name.startswith(UNLABELLED)]
     train = splits.pop("train")
     evaluation = {"id": splits.pop("id")}
     if config.training.selection == "holdout":
@@ -78,9 +97,13 @@ def listing(config: Config) -> Listing:
                 f"training.selection=holdout: no class has {HOLDOUT_EVERY} training images to hold one out"
             )
     evaluation |= {name.removeprefix("ood."): split for name, split in splits.items()}
-    _require_images({"train": train, **evaluation})
-    overlap.require_other_files(cfg, {"train": train, **evaluation})
-    return Listing(classes, train, evaluation)
+    try:
+        found = Listing(classes, train, evaluation, Labelled.joined(unlabelled) if unlabelled else None)
+    except ValueError as error:
+        raise UserError(f"dataset.unlabelled: {error} cannot be in one batch; name one split") from None
+    _require_images(found.splits())
+    overlap.require_other_files(cfg, found.splits())
+    return found
 
 
 def load(config: Config, listed: Listing, device: torch.device) -> Data:
@@ -99,7 +122,8 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
     evaluation_batch = training_batch if task is None else task.eval_batch_size
 
     def loader(split: Labelled, operations: list[Operation], name: str) -> Loader:
-        batch_size = training_batch if name == "train" else evaluation_batch
+        in_training = name in ("train", "unlabelled")
+        batch_size = training_batch if in_training else evaluation_batch
         _require_memory(operations, name, min(batch_size, len(split)) if device.type == "cpu" else 1)
         images, split = store.load(split, operations, name, batched=batch_size > 1)
         kept[name] = split
@@ -111,7 +135,7 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
             operations,
             batch_size=batch_size,
             seed=config.seed,
-            shuffle=name == "train",
+            shuffle=in_training,
             device=device,
             workers=workers,
         )
@@ -119,6 +143,9 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
     kept: dict[str, Labelled] = {}
     shifts = {name: split.shift for name, split in cfg.ood.items()}
     train = loader(listed.train, cfg.train_transform, "train")
+    unlabelled = None
+    if listed.unlabelled is not None:
+        unlabelled = loader(listed.unlabelled, cfg.train_transform, "unlabelled")
     evaluation = {
         name: loader(split, [*shifts.get(name, []), *cfg.eval_transform], name)
         for name, split in listed.evaluation.items()
@@ -127,15 +154,16 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
         raise _unreadable(store.unreadable.values())
     for name, files in store.unreadable.items():
         _say_skipped(listed, name, kept[name], files)
-    _require_images({"train": train, **evaluation})
-    overlap.require_other_images(cfg, kept, store.cache, store.threads)
     skipped = {name: len(files.paths) for name, files in store.unreadable.items()}
-    return Data(listed.classes, train, evaluation, skipped)
+    data = Data(listed.classes, train, evaluation, skipped, unlabelled)
+    _require_images(data.loaders())
+    overlap.require_other_images(cfg, kept, store.cache, store.threads)
+    return data
 
 
 def describe(data: Data) -> dict[str, Any]:
     """Classes, images per split and where they live, for the record."""
-    loaders = {"train": data.train, **data.evaluation}
+    loaders = data.loaders()
     return {
         "classes": data.classes,
         "images": {name: len(loader) for name, loader in loaders.items()},
@@ -158,7 +186,7 @@ def _unreadable(splits: Iterable[Streamed]) -> UserError:
 
 def _say_skipped(listing: Listing, name: str, kept: Labelled, files: Streamed) -> None:
     """Say how many images of a split are left out; raises UserError if those are all of a class."""
-    listed = listing.train if name == "train" else listing.evaluation[name]
+    listed = listing.splits()[name]
     told = f"{overlap.split_key(name)}: {len(files.paths):,} of {len(listed):,} images cannot be read"
     example = f"{files.problem(0)} (and others)" if len(files.paths) > 1 else files.problem(0)
     if lost := sorted({*listed.labels.tolist()} - {*kept.labels.tolist()} if len(kept) else ()):
@@ -170,7 +198,7 @@ def _say_skipped(listing: Listing, name: str, kept: Labelled, files: Streamed) -
 def _require_memory(operations: list[Operation], name: str, count: int) -> None:
     """Raise UserError if not even the pixels of a batch have room, the network's features aside."""
     height, width = largest_size(operations)
-    key = "dataset.train_transform" if name == "train" else "dataset.eval_transform"
+    key = f"dataset.{'train' if name in ('train', 'unlabelled') else 'eval'}_transform"
     what = f"{key}: {count:,} images of {height} x {width} pixels at a time"
     needed = count * height * width * BYTES_OF_A_PIXEL
     memory.require(needed, what, "make them smaller, or training.batch_size")
@@ -178,8 +206,8 @@ def _require_memory(operations: list[Operation], name: str, count: int) -> None:
 
 def _require_images(splits: Mapping[str, Sized]) -> None:
     for name, split in splits.items():
-        if name == "train" and len(split) < 2:
-            raise UserError(f"dataset.train: {len(split)} image(s); batch normalisation needs two or more")
+        if name in ("train", "unlabelled") and len(split) < 2:
+            raise UserError(f"dataset.{name}: {len(split)} image(s); batch normalisation needs two or more")
         if not len(split):
             raise UserError(f"dataset.{name}: no images are left to evaluate on")
 
@@ -195,9 +223,18 @@ def class_names(cfg: DatasetConfig, with_masks: bool = False) -> list[str]:
 
 
 def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[str]) -> Labelled:
-    """All images of one split, by class and path; raises UserError if it is not what it should be."""
+    """All images of one split, by class and path; raises UserError if it is not what it should be.
+
+    Those of an unlabelled split are all of class 0. Which are its own may be a matter of their folders, where
+    `part` says so.
+    """
+    module, labelled = source(cfg.source), not name.startswith(UNLABELLED)
+    read_unlabelled = getattr(module, "read_unlabelled", None)
     try:
-        found = source(cfg.source).read_split(cfg, split, name, classes)
+        if labelled or split.part != "all" or read_unlabelled is None:
+            found = module.read_split(cfg, split, name, classes)
+        else:
+            found = read_unlabelled(cfg, split, name)
     except UserError as error:
         hint = f"{HINT}{cfg.name} dataset.root={cfg.root} --check says what to do"
         prefix = "" if str(error).startswith("dataset.") else f"dataset.{name}: "
@@ -212,7 +249,7 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
             f"dataset.{name}: {len(found):,} images, but there must be {split.known_images:,}; if yours is "
             f"another version, set dataset.{name}.known_images=null"
         )
-    return replace(found, decoding=Decoding.of(cfg))
+    return replace(found if labelled else found.without_labels(), decoding=Decoding.of(cfg))
 
 
 def _thinned(

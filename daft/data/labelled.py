@@ -158,6 +158,28 @@ class Labelled:
         digest.update(pixels.data)
         return cls(torch.from_numpy(pixels), torch.from_numpy(labels), digest.hexdigest())
 
+    def without_labels(self) -> "Labelled":
+        """The same images, all of class 0."""
+        digest = hashlib.sha256(f"unlabelled\t{self.fingerprint}".encode()).hexdigest()
+        return replace(self, labels=torch.zeros_like(self.labels), fingerprint=digest)
+
+    @classmethod
+    def joined(cls, splits: Sequence["Labelled"]) -> "Labelled":
+        """Several splits of one dataset as one; raises ValueError for images in memory of several sizes."""
+        if len(splits) == 1:
+            return splits[0]
+        tensors = [split.images for split in splits if isinstance(split.images, Tensor)]
+        if len({images.shape[1:] for images in tensors}) > 1:
+            raise ValueError(
+                f"images of {' and '.join(f'{i.shape[2]} x {i.shape[3]}' for i in tensors)} pixels"
+            )
+        images = [file for split in splits if isinstance(split.images, list) for file in split.images]
+        digest = hashlib.sha256("\t".join(split.fingerprint for split in splits).encode()).hexdigest()
+        labels = torch.cat([split.labels for split in splits])
+        return replace(
+            splits[0], images=torch.cat(tensors) if tensors else images, labels=labels, fingerprint=digest
+        )
+
     def subset(self, indices: Tensor) -> "Labelled":
         """These images only, int64 [n]."""
         images = self.images

@@ -81,6 +81,12 @@ class Loader:
         shape = transform(first, self._operations, torch.full((1, num_uniforms(self._operations)), 0.5)).shape
         return RGB, shape[-2], shape[-1]
 
+    def count(self, steps: range) -> int:
+        """How many images there are in these steps of training, one that comes again included."""
+        ends = batch_boundaries(len(self), self.batch_size)
+        sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        return sum(sizes[step % len(sizes)] for step in steps)
+
     def steps(self, steps: range) -> Iterator[Batch]:
         """The batches of these steps of training, counted from 0 through epoch 1, epoch 2, …"""
         for number in range(steps.start // self.num_batches, -(-steps.stop // self.num_batches)):

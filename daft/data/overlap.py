@@ -1,7 +1,7 @@
 """Images that two splits share: the same file under whatever names, or the same content.
 
-No split for evaluation may share any with the training set, and no OOD set with the ID set, unless it has a
-shift of its own: then the same images are meant.
+No split for evaluation may share any with the training set or with unlabelled images, and no OOD set with the
+ID set, unless it has a shift of its own: then the same images are meant.
 """
 
 import hashlib
@@ -45,8 +45,9 @@ def require_other_files(cfg: DatasetConfig, splits: Mapping[str, Labelled]) -> N
     configured = _configured(cfg)
     for one, other in _pairs(cfg, splits):
         if one in configured and isinstance(splits[one].images, Tensor):
-            path, seed = configured[one].path, configured[one].seed
-            if (path, seed) == (configured[other].path, configured[other].seed):
+            (own,) = configured[one]
+            path, seed = own.path, own.seed
+            if (path, seed) in [(split.path, split.seed) for split in configured[other]]:
                 what = f"the {path} images" + (f" of seed {seed}" if SOURCES[cfg.source].drawn else "")
                 raise UserError(f"{split_key(one)}: {what} are in {split_key(other)} too; {_mend(one)}")
 
@@ -61,7 +62,7 @@ def require_other_images(
     configured, own = _configured(cfg), SOURCES[cfg.source].own
     for (one, other), images in _kept_copies(splits, _pairs(cfg, splits), cache, threads).items():
         told = _told(splits, one, other, images, "copies of images in")
-        published = not own or (one in configured and configured[one].known_images is not None)
+        published = not own or (one in configured and configured[one][0].known_images is not None)
         tolerated = TOLERATED_AS_PUBLISHED if published else TOLERATED
         if len(images) > tolerated * len(splits[one]):
             raise UserError(f"{told}; {_mend(one)}")
@@ -70,20 +71,24 @@ def require_other_images(
 
 def _pairs(cfg: DatasetConfig, splits: Iterable[str]) -> list[Pair]:
     """Pairs of splits that must have no image in common."""
-    evaluation = [name for name in splits if name != "train"]
+    seen = [name for name in ("train", "unlabelled") if name in splits]
+    evaluation = [name for name in splits if name not in seen]
     unshifted = [name for name, split in cfg.ood.items() if not split.shift]
-    return [(name, "train") for name in evaluation] + [(name, "id") for name in unshifted]
+    return [(name, of) for of in seen for name in evaluation] + [(name, "id") for name in unshifted]
 
 
-def _configured(cfg: DatasetConfig) -> dict[str, SplitConfig]:
-    return {"train": cfg.train, "id": cfg.id, **cfg.ood}
+def _configured(cfg: DatasetConfig) -> dict[str, list[SplitConfig]]:
+    single = {"train": cfg.train, "id": cfg.id, **cfg.ood}
+    return {name: [split] for name, split in single.items()} | {
+        "unlabelled": [*(cfg.unlabelled or {}).values()]
+    }
 
 
 def split_key(name: str) -> str:
     """What a split is called in a configuration, or what makes it."""
     if name == "holdout":
         return "training.selection=holdout"
-    return f"dataset.{name}" if name in ("train", "id") else f"dataset.ood.{name}"
+    return f"dataset.{name}" if name in ("train", "id", "unlabelled") else f"dataset.ood.{name}"
 
 
 def _mend(name: str) -> str:

@@ -103,6 +103,7 @@ def check_dataset(cfg: DatasetConfig) -> Iterator[Finding]:
             known = "as it must be" if split.known_images else "no published number to compare with"
             held = f"{len(found.labels.unique())} of {len(classes)} classes"
             what = held if found.masks is None else "masks"
+            what = "no labels read" if name.startswith(datasets.UNLABELLED) else what
             detail = f"{len(found):,} images ({known}), {what}, a sample opened"
             yield Finding(name, "present", detail)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from daft.config.parts import target_mark
 from daft.report.paper import KEYS, PaperTable
 from daft.report.tables import EDGES, format_head_rate, in_markdown, pipe_table
 
@@ -43,7 +44,7 @@ def _grid(
     rows = pd.MultiIndex.from_product([table.backbones, table.methods])
     columns = [(d, split) for d, of_dataset in table.datasets.items() for split in of_dataset.splits]
     grid = texts.unstack(["dataset", "split"]).reindex(index=rows, columns=columns)
-    titles = [(table.backbones[backbone].title, table.methods[method].title) for backbone, method in rows]
+    titles = [(table.backbones[b].title, table.methods[name].title + target_mark(name)) for b, name in rows]
     heads = [(table.datasets[d].title, table.datasets[d].splits[split].title) for d, split in columns]
     grid.index, grid.columns = (
         pd.MultiIndex.from_tuples([tuple(map(escape, pair)) for pair in found]) for found in (titles, heads)

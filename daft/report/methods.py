@@ -39,10 +39,15 @@ OTHER_MARKERS = ("<", ">", "h", "*", "8")
 
 
 def describe(name: str) -> Method:
-    """How a method is shown; of one that is not in METHODS, by its name alone, in every picture the same."""
+    """How a method is shown; one that is not in METHODS, by its name alone, in every picture the same.
+
+    The name of a method with parts is its own with theirs: `daft+freeze`.
+    """
     number = crc32(name.encode())
     colour, marker = (looks[number % len(looks)] for looks in (OTHER_COLOURS, OTHER_MARKERS))
-    return METHODS.get(name, Method(name, colour, marker))
+    plain, *parts = name.split("+")
+    title = METHODS[plain].title if parts and plain in METHODS else plain
+    return METHODS.get(name, Method(" + ".join([title, *parts]), colour, marker))
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from daft.common.errors import UserError
 from daft.report import layouts, paper, tables
 from daft.report.figures import gallery, style
 from daft.report.figures.gallery import Picture
+from daft.report.methods import describe
 from daft.runs import frames
 from daft.sweep import selection
 
@@ -62,12 +63,16 @@ def render_page(loaded: Sequence[dict[str, Any]], title: str, folder: Path | Non
 def _cells(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], folder: Path | None) -> str:
     """The table and figures of one dataset and backbone."""
     metrics = [*frames.accuracy_columns(runs), "id/l2"]
-    summary = tables.summary(tables.aggregate(selection.select(runs), runs), metrics, style.label)
+    summary = tables.summary(tables.aggregate(selection.select(runs), runs), metrics, _title)
     note = "Mean ± sample standard deviation (ddof = 1) over n seeds; * at the edge of the grid."
     pictures = gallery.of_runs(loaded) + gallery.of_grids(loaded, whole=True)
     if folder:
         pictures += gallery.of_extremes(gallery.selected(loaded), folder)
     return f'{_html_table(summary)}<p class="notes">{note}</p>\n{_figures(map(_picture, pictures))}'
+
+
+def _title(method: str) -> str:
+    return describe(method).title
 
 
 def _over_a_setting(loaded: Sequence[dict[str, Any]]) -> str:
@@ -106,7 +111,7 @@ def _runs(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> str:
 def _details(record: dict[str, Any]) -> str:
     """One run to unfold."""
     config = record["config"]
-    names = [str(config[group]["name"]) for group in ("dataset", "backbone", "method")]
+    names = [str(config["dataset"]["name"]), str(config["backbone"]["name"]), frames.method_of(config)]
     settings = pd.json_normalize(config | {"environment": record["environment"]}, max_level=2).iloc[0]
     facts = pd.DataFrame({"key": settings.index, "value": settings.to_numpy()})
     metrics = pd.DataFrame((record["metrics"] | record["time"]).items(), columns=["metric", "value"])

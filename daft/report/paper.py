@@ -86,6 +86,7 @@ class PaperTable:
     title: str
     backbones: dict[str, Titled]
     methods: dict[str, Titled]
+    """with the parts that are added to them, as in `ft+coral`"""
     datasets: dict[str, Columns]
     paper: str | None = None
     """file of results/paper with the printed numbers; null: there are none"""
@@ -117,6 +118,10 @@ class PaperTable:
     def sweeps(self) -> list[list[str]]:
         """Overrides of as few multiruns as have these cells and no others."""
         table, blocks = self.source(), {}
+        by_parts: dict[tuple[str, ...], list[str]] = {}
+        for method in table.methods:
+            plain, *parts = _method_overrides(method)
+            by_parts.setdefault(tuple(parts), []).append(plain.removeprefix("method="))
         for dataset, columns in table.datasets.items():
             backbones = [columns.backbones.get(backbone, backbone) for backbone in table.backbones]
             blocks.setdefault((",".join(backbones), *columns.overrides), []).append(dataset)
@@ -125,10 +130,12 @@ class PaperTable:
                 f"sweep={table.sweep}",
                 f"dataset={','.join(datasets)}",
                 f"backbone={backbones}",
-                f"method={','.join(table.methods)}",
+                f"method={','.join(methods)}",
+                *parts,
                 *overrides,
             ]
             for (backbones, *overrides), datasets in blocks.items()
+            for parts, methods in by_parts.items()
         ]
 
     def members(self, runs: pd.DataFrame) -> "pd.Series[bool]":
@@ -284,9 +291,20 @@ def _lacking(sweep: str, cell: CellKey, runs: pd.DataFrame, chosen: pd.DataFrame
 
 @functools.cache
 def _protocol(sweep: str, cell: CellKey) -> Protocol:
-    named = [f"{key}={value}" for key, value in cell._asdict().items()]
+    named = [f"dataset={cell.dataset}", f"backbone={cell.backbone}", *_method_overrides(cell.method)]
     config = composed(f"sweep={sweep}", *named)
     return protocol(validate_section(config, "sweep", SweepConfig), validate(config))
+
+
+@functools.cache
+def _method_overrides(name: str) -> list[str]:
+    """What composes a method with the parts that its name has, beside those of its own file."""
+    plain, *parts = name.split("+")
+    if not parts:
+        return [f"method={name}"]
+    own = composed(f"method={plain}")["method"].get("parts") or {}
+    added = [part for part in parts if part not in own]
+    return [f"method={plain}", *([f"part=[{','.join(added)}]"] if added else [])]
 
 
 def _printed(table: PaperTable, cells: pd.DataFrame) -> "pd.Series[float]":

@@ -10,6 +10,7 @@ import pandas as pd
 from rich.table import Table
 
 from daft.common import progress
+from daft.config.parts import TARGET_BN, target_mark
 from daft.report.methods import in_order
 from daft.runs import frames
 from daft.runs.frames import (
@@ -33,7 +34,8 @@ EDGES = ["at_edge", "head_at_edge"]
 def split_name(column: str) -> str:
     """How a metric's split is called in tables and figures."""
     split = column.partition("/")[0]
-    return {"id": "ID", "ood": "OOD mean"}.get(split, split)
+    bare = split.removesuffix(TARGET_BN)
+    return {"id": "ID", "ood": "OOD mean"}.get(bare, bare) + split[len(bare) :]
 
 
 def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -99,8 +101,15 @@ def summary(table: pd.DataFrame, metrics: Sequence[str], title: Callable[[str], 
         row = table[table["method"] == method].set_index("metric")
         first = row.iloc[0]
         absent = "missing" if first["n"] else "diverged"
-        numbers = [format_mean_std(row.loc[metric]) if metric in row.index else absent for metric in metrics]
-        rows.append([title(method), *rates(first), str(first["n"]), *numbers])
+        numbers = [
+            format_mean_std(row.loc[metric])
+            if metric in row.index
+            else "-"
+            if frames.is_target_bn(metric)  # only methods that ask for it are evaluated so
+            else absent
+            for metric in metrics
+        ]
+        rows.append([title(method) + target_mark(method), *rates(first), str(first["n"]), *numbers])
     return pd.DataFrame(rows, columns=["method", "η_θ", "η_w", "n", *map(_metric_title, metrics)])
 
 
@@ -109,7 +118,7 @@ def markdown(table: pd.DataFrame) -> str:
     parts = []
     for names, cell in table.groupby(["dataset", "backbone"], sort=False):
         metrics = [m for m in cell["metric"].unique() if m.endswith(MEASURES)]
-        metrics = sorted(metrics, key=lambda m: m.startswith("ood/"))
+        metrics = sorted(metrics, key=frames.is_ood_mean)
         metrics += [m for m in ("id/cosine", "id/l2") if m in set(cell["metric"])]
         rows = summary(cell, metrics, in_markdown).rename(columns=in_markdown)
         parts += [f"### {in_markdown(', '.join(map(str, names)))}", pipe_table(rows, texts=4)]
@@ -193,26 +202,32 @@ def run_label(config: dict[str, Any]) -> str:
     rates = [f"η_θ={method['lr_backbone']:g}"] if method["lr_backbone"] else []
     if head := method["lr_head"]:
         rates.append(f"η_w={format_head_rate(head, method.get('lr_head_unit'))}")
-    return " ".join([method["name"], *rates, f"seed={config['seed']}"])
+    name = frames.method_of(config)
+    return " ".join([name + target_mark(name), *rates, f"seed={config['seed']}"])
 
 
-def run_table(runs: pd.DataFrame, title: str) -> Table:
-    """Accuracies of runs for the terminal, one row each."""
-    columns = accuracy_columns(runs)
+def run_table(runs: pd.DataFrame, title: str, *, target_bn: bool = False) -> Table:
+    """Accuracies of runs for the terminal, one row each.
+
+    target_bn: those with the BN statistics of the evaluated batches, instead of the others.
+    """
+    columns = [column for column in accuracy_columns(runs) if frames.is_target_bn(column) == target_bn]
     table = Table(title=title, title_justify="left")
     varying = [c for c in (DATASET, BACKBONE, *RATES, SEED) if runs[c].nunique(dropna=False) > 1]
-    table.add_column("method")
+    table.add_column("method", overflow="fold")
     for column in varying:
         table.add_column({DATASET: "dataset", BACKBONE: "backbone"}.get(column, column.rpartition(".")[2]))
     for column in columns:
         table.add_column(_metric_title(column), justify="right")
-    table.add_column("ID feature L2", justify="right")
+    if not target_bn:
+        table.add_column("ID feature L2", justify="right")
     for _, run in runs.iterrows():
-        cells = [str(run[METHOD]), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
+        name = str(run[METHOD])
+        cells = [name + target_mark(name), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
         if run["status"] == "finished":
-            cells += [f"{run[c]:.2f}" for c in columns]
+            cells += ["-" if pd.isna(run[c]) else f"{run[c]:.2f}" for c in columns]
             distance = run.get("id/l2")
-            cells.append("-" if pd.isna(distance) else f"{distance:.2f}")
+            cells += [] if target_bn else ["-" if pd.isna(distance) else f"{distance:.2f}"]
         else:
             cells.append(str(run["status"]))
         table.add_row(*cells)
@@ -222,5 +237,10 @@ def run_table(runs: pd.DataFrame, title: str) -> Table:
 def show(directories: Sequence[Path], title: str) -> None:
     """Print the table of these runs."""
     runs = frames.from_directories(directories)
-    if not runs.empty:
-        progress.terminal(width=None if sys.stdout.isatty() else 120).print(run_table(runs, title))
+    if runs.empty:
+        return
+    terminal = progress.terminal(width=None if sys.stdout.isatty() else 120)
+    terminal.print(run_table(runs, title))
+    if columns := [*filter(frames.is_target_bn, accuracy_columns(runs))]:
+        title = "the same with the BN statistics of the evaluated batches"
+        terminal.print(run_table(runs.dropna(subset=columns, how="all"), title, target_bn=True))

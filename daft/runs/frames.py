@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from daft.common.files import digest
+from daft.config.parts import TARGET_BN, short_name
 from daft.config.schema import metric_name, selected_on
 from daft.runs.layout import MEASURES
 from daft.runs.records import load
@@ -54,9 +55,16 @@ def _probe(record: dict[str, Any]) -> float | None:
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """The config.* columns of a configuration that is plain data."""
     flat = {str(key): value for key, value in pd.json_normalize({"config": config}).iloc[0].items()}
+    if config.get("method", {}).get("parts"):  # with them it is another method
+        flat["config.method.name"] = method_of(config)
     if side := config.get("dataset", {}).get("cache_side"):  # crops see other pixels: it is another dataset
         flat["config.dataset.name"] += f" (cached at {side} px)"
     return flat
+
+
+def method_of(config: dict[str, Any]) -> str:
+    """The method of a configuration that is plain data, with the names of its parts."""
+    return short_name(config["method"]["name"], config["method"].get("parts"))  # older records have none
 
 
 DATASET, BACKBONE, METHOD = CELL = [f"config.{group}.name" for group in ("dataset", "backbone", "method")]
@@ -81,4 +89,14 @@ def accuracy_columns(runs: pd.DataFrame) -> list[str]:
     """The accuracy columns (mIoU of segmentations) in the order of evaluation, the OOD mean last."""
     columns = [c for c in runs.columns if c.endswith(MEASURES) and not c.startswith("holdout/")]
     columns = [c for c in columns if runs[c].notna().any()]
-    return sorted(columns, key=lambda c: c.startswith("ood/"))
+    return sorted(columns, key=is_ood_mean)
+
+
+def is_ood_mean(column: str) -> bool:
+    """Whether a metric is a mean over OOD sets."""
+    return column.partition("/")[0].removesuffix(TARGET_BN) == "ood"
+
+
+def is_target_bn(column: str) -> bool:
+    """Whether a metric is of images that were evaluated with the BN statistics of their batches."""
+    return column.partition("/")[0].endswith(TARGET_BN)

@@ -29,6 +29,7 @@ IDENTITY_KEYS_IF_SET = {
         "lr_probe": None,
         "lr_head_unit": None,
         "probe_solver": "exact",
+        "parts": None,
     },
     "training": {"steps": None, "poly_power": None, "divergence": "discard"},
 }
@@ -38,7 +39,7 @@ OTHER_KEYS = {
     "dataset": {
         *("name", "epochs", "manual", "kept_side", "shift_strength"),  # names, defaults, notes
         *("source", "root", "annotations", "files", "classes", "train", "id", "ood", "eval_every"),
-        "ignored_values",
+        *("ignored_values", "unlabelled"),
         "image_size",  # as those before: the fingerprints hold what they lead to
         "max_megapixels",  # a larger image is refused, never left out
     },

@@ -79,6 +79,7 @@ class _Method(_Section):
     lr_head_unit: NotRequired[Literal["auto"] | None]
     lr_probe: NotRequired[Rate | None]
     conversion_batches: NotRequired[Count | None]
+    parts: NotRequired[dict[Text, Any] | None]
 
 
 class _Training(TypedDict):
@@ -170,6 +171,12 @@ class _Probe(TypedDict):
     metrics: NotRequired[Metrics]
 
 
+class _Stage(TypedDict):
+    stage: Count
+    layers: Text
+    lr: Rate | None
+
+
 class _HeadRate(TypedDict):
     rate: Rate
 
@@ -196,6 +203,8 @@ class Record(TypedDict):
     bn_shift: NotRequired[list[_Shift]]
     head_rate: NotRequired[_HeadRate | None]
     above_zero_head: NotRequired[list[float]]
+    stages: NotRequired[list[_Stage]]
+    parts: NotRequired[dict[Text, dict[str, Any]]]
     probe: NotRequired[_Probe | None]
     memory: NotRequired[dict[str, float]]
 

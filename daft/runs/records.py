@@ -49,7 +49,7 @@ def run_directory(config: "Config", run_id: str) -> Path:
     runs = Path(config.paths.runs)
     if existing := _called(runs, run_id):
         return existing
-    names = (config.dataset.name, config.backbone.name, config.method.name)
+    names = (config.dataset.name, config.backbone.name, config.method.short_name)
     return runs / "-".join([*names, f"s{config.seed}", run_id]).replace("/", "_")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from daft.common.errors import UserError
 from daft.config.schema import Config, SweepConfig, selected_on
 from daft.runs import records
-from daft.sweep.jobs import GROUPS
 from daft.sweep.protocol import CellState, Outcome, Protocol, Trial, cell_state, protocol
 
 RETRIES = 1
@@ -76,8 +75,8 @@ class Cell:
 
     @property
     def names(self) -> list[str]:
-        """Dataset, backbone, method."""
-        return [getattr(self.config, group).name for group in GROUPS]
+        """Dataset, backbone, method with its parts."""
+        return [self.config.dataset.name, self.config.backbone.name, self.config.method.short_name]
 
     def __str__(self) -> str:
         return " ".join([*self.names, self.setting]).strip()

@@ -188,7 +188,9 @@ def _estimate(run: Config, past: Sequence[dict[str, Any]], paces: dict[str, floa
     """
     config = to_dict(run)
     alike = [record for record in past if _trains_alike(record["config"], config)]
-    if same := [record for record in alike if _same_images(record["config"], config)]:
+    parts = {*(config["method"]["parts"] or {})}
+    same = [record for record in alike if {*(record["config"]["method"].get("parts") or {})} == parts]
+    if same := [record for record in same if _same_images(record["config"], config)]:
         memory = [record.get("memory", {}) for record in same]  # older records have none
         peaks = {key: [found[key] for found in memory if key in found] for key in ("host_gib", "gpu_gib")}
         most = {key: max(found) for key, found in peaks.items() if found}
@@ -201,7 +203,7 @@ def _estimate(run: Config, past: Sequence[dict[str, Any]], paces: dict[str, floa
         listed = datasets.listing(run)
     except UserError as error:
         return str(error)
-    images = {name: len(split) for name, split in {"train": listed.train, **listed.evaluation}.items()}
+    images = {name: len(split) for name, split in listed.splits().items()}
     if others:
         work = [forward_passes(record["config"], record["data"]["images"]) for record in others]
         pace = mean(_hours(record) / passes for record, passes in zip(others, work, strict=True))
@@ -253,11 +255,16 @@ def forward_passes(config: dict[str, Any], images: dict[str, int]) -> float:
 
     config: as plain data. images: number of each split.
     """
-    training, evaluated = config["training"], sum(images.values()) - images["train"]
+    training, seen = config["training"], images["train"] + images.get("unlabelled", 0)
+    evaluated = sum(images.values()) - seen
     select = images[_selecting(config)]
     steps = training.get("steps")  # older records have none
     trained = steps * training["batch_size"] if steps else training["epochs"] * images["train"]
-    return PASSES_PER_STEP * trained + training["epochs"] * select + 2 * evaluated
+    parts = config["method"].get("parts") or {}  # older records have none
+    if "unlabelled" in images:  # a batch of them in each step
+        trained *= 2
+    again = len(parts.get("interpolate") or []) + ("test_time" in parts)
+    return PASSES_PER_STEP * trained + training["epochs"] * select + (2 + again) * evaluated
 
 
 def _hours(record: dict[str, Any]) -> float:

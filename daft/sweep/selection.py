@@ -55,6 +55,7 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
     settings = {*RATES, LR_PROBE, SEED, "config.backbone.lr_head", "config.segmentation.lr_head"}
     settings.add("config.segmentation.eval_batch_size")
     free = ("config.compute.", "config.wandb.", "config.paths.", "config.sweep")
+    free += ("config.dataset.unlabelled",)  # what was seen of them is among the inputs
     free += tuple(f"config.{place}" for place in identity.PLACES)
     fixed = [
         c for c in cell.columns if c.startswith("config.") and c not in settings and not c.startswith(free)

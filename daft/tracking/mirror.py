@@ -23,7 +23,7 @@ OWN = ("paths", "wandb", "sweep")
 
 def cell(settings: dict[str, Any]) -> str:
     """The cell of a configuration, under which W&B groups its runs."""
-    return "-".join(settings[group]["name"] for group in paper.CellKey._fields)
+    return "-".join([settings["dataset"]["name"], settings["backbone"]["name"], frames.method_of(settings)])
 
 
 @functools.cache  # they are asked for every record

@@ -44,15 +44,19 @@ class EpochProgress:
     seconds: float = 0.0
     rng_state: list[Tensor] = field(default_factory=list)
     """of the CPU's generator and the GPU's after its last step, for dropout and the like"""
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    """sums over images of what is recorded beside the loss"""
 
     @property
     def mean_loss(self) -> float:
         """Mean over images; waits for the device."""
         return float(self.loss) / self.images
 
-    def add(self, loss: Tensor, images: int, seconds: float) -> None:
-        """Count a step that ended so many seconds after the first one began."""
+    def add(self, loss: Tensor, images: int, seconds: float, **others: Tensor) -> None:
+        """Count a step that ended so many seconds after the first one began, with other terms than loss."""
         self.loss += loss * images
+        for name, value in others.items():
+            self.terms[name] = self.terms.get(name, 0) + value * images
         self.images, self.steps, self.seconds = self.images + images, self.steps + 1, seconds
 
     def save_rng_state(self) -> None:
@@ -69,10 +73,20 @@ class EpochProgress:
 
 
 class Checkpoints:
-    """A folder with `last.pt` and the weights of the best epoch so far."""
+    """A folder with `last.pt` and the weights of the best epoch so far.
 
-    def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    modules: what is trained beside the model.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        modules: nn.ModuleDict | None = None,
+    ) -> None:
         self.folder, self.model, self.optimizer = folder, model, optimizer
+        self.modules = modules or nn.ModuleDict()
         self.device = next(model.parameters()).device
 
     def save(self, fitted: TrainingState, progress: EpochProgress | None = None) -> None:
@@ -88,6 +102,7 @@ class Checkpoints:
             progress.save_rng_state()
         checkpoint = {
             "model": self.model.state_dict(),
+            "modules": self.modules.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "fit": vars(fitted),
             "epoch_progress": progress and vars(progress),
@@ -111,6 +126,7 @@ class Checkpoints:
             fitted = TrainingState(**checkpoint["fit"])
             HISTORY.validate_python(fitted.history, strict=True)
             self.model.load_state_dict(checkpoint["model"])
+            self.modules.load_state_dict(checkpoint.get("modules", {}))  # older ones have none
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self._require_momentum_fits()
             if begun := checkpoint.get("epoch_progress"):

@@ -4,8 +4,9 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 
 from daft.common import progress
 from daft.data.loader import Batch, Loader, derive_seed
+from daft.methods.parts.part import Step
 from daft.training.checkpoints import Checkpoints, EpochProgress, TrainingState
 from daft.training.interruption import SaveOnSignal
 from daft.training.schedules import Schedule
@@ -42,9 +44,13 @@ class LoopHooks:
     metric: str = "accuracy"
     """its name"""
     compute_loss: Callable[[nn.Module, Batch], dict[str, Tensor]] = cross_entropy
-    """what a step minimises: a dict with `loss` in it, and any further terms to look at"""
+    """what a step minimises: a dict with `loss` in it, and any further terms, whose means are recorded"""
     before_epoch: Callable[[int, Optimizer], None] = lambda epoch, optimizer: None
     """called with the epoch (from 1) after the schedule has set its rates"""
+    before_step: Callable[[Step], None] = lambda step: None
+    """called before the loss of each step"""
+    modules: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    """what is trained beside the network: it is in checkpoints, and not among the selected weights"""
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     """of the forward pass"""
     report: Callable[[dict[str, float]], None] = lambda row: None
@@ -64,12 +70,13 @@ def fit(
     steps: int | None = None,
     poly_power: float | None = None,
     keep: Literal["best", "last"] = "best",
+    unlabelled: Loader | None = None,
 ) -> TrainingState:
     """Train with SGD; the model ends with the weights of the epoch that evaluates best, or of the last one.
 
     groups: of parameters, each with `initial_lr` and a `name`; none, or no epochs: nothing is trained.
     steps: of all epochs, in equal numbers; by default an epoch is a pass over the loader's images.
-    poly_power: as `Schedule.power`.
+    poly_power: as `Schedule.power`. unlabelled: images that each step takes a batch of, without their labels.
 
     A run that was cut off goes on after the last epoch that `folder` holds, or within one that a signal
     interrupted, with the same result as if it had not been. Nothing is evaluated before training, ties
@@ -79,11 +86,11 @@ def fit(
         return TrainingState()
     optimizer = torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
     schedule = Schedule(epochs, steps or epochs * loader.num_batches, poly_power)
-    checkpoints = Checkpoints(folder, model, optimizer)
+    checkpoints = Checkpoints(folder, model, optimizer, hooks.modules)
     fitted, done = checkpoints.resume()
     metric = f"selection/{hooks.metric}"
     with _Bar(fitted, done, schedule, metric) as bar:
-        trainer = _Trainer(model, loader, optimizer, hooks, schedule, bar)
+        trainer = _Trainer(model, loader, optimizer, hooks, schedule, bar, unlabelled)
         for epoch in range(len(fitted.history) + 1, epochs + 1):
             if fitted.diverged:
                 break
@@ -99,6 +106,7 @@ def fit(
                 "epoch": epoch,
                 **({"step": schedule.steps_of_epoch(epoch).stop} if steps else {}),
                 "train/loss": loss,
+                **{f"train/{name}": float(term) / done.images for name, term in done.terms.items()},
                 metric: score,
                 **{f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups},
                 "seconds": seconds,
@@ -133,6 +141,7 @@ class _Trainer:
     hooks: LoopHooks
     schedule: Schedule
     bar: "_Bar"
+    unlabelled: Loader | None = None
 
     def epoch(self, epoch: int, done: EpochProgress, interruption: SaveOnSignal) -> tuple[float, float]:
         """Take the steps of an epoch that are not done yet; mean loss, and seconds, of all of them.
@@ -142,10 +151,11 @@ class _Trainer:
         looked = time.perf_counter()
         started = looked - done.seconds
         steps = self.schedule.steps_of_epoch(epoch)[done.steps :]
-        for step, batch in zip(steps, self.loader.steps(steps), strict=True):
+        others = repeat(None, len(steps)) if self.unlabelled is None else self.unlabelled.steps(steps)
+        for step, batch, other in zip(steps, self.loader.steps(steps), others, strict=True):
             with interruption.uninterrupted():
-                loss = self._step(step, batch)
-                done.add(loss, len(batch[1]), time.perf_counter() - started)
+                terms = self._step(step, batch, other)
+                done.add(images=len(batch[1]), seconds=time.perf_counter() - started, **terms)
             self.bar.advance()
             if time.perf_counter() - looked > CHECK_SECONDS:
                 self.bar.show(done.mean_loss)
@@ -155,14 +165,15 @@ class _Trainer:
         mean = done.mean_loss  # waits for the device, so it comes before the time
         return mean, time.perf_counter() - started
 
-    def _step(self, step: int, batch: Batch) -> Tensor:
+    def _step(self, step: int, batch: Batch, other: Batch | None) -> dict[str, Tensor]:
         self.schedule.before_step(step, self.optimizer)
+        self.hooks.before_step(Step(step / self.schedule.steps, other[0] if other else None))
         with self.hooks.autocast():
             terms = self.hooks.compute_loss(self.model, batch)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         self.optimizer.step()
-        return terms["loss"].detach()
+        return {name: term.detach() for name, term in terms.items()}
 
 
 class _Bar:

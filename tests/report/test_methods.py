@@ -11,6 +11,8 @@ def test_every_method_has_a_look_of_its_own_and_one_that_is_not_listed_shares_it
     others = [describe(name) for name in ("wise_ft", "l2_sp", "coral")]
     assert len(looks | {(other.colour, other.marker) for other in others}) == len(METHODS) + 3
     assert style.label("wise_ft") == "wise_ft"
+    assert style.label("ft+coral") == "FT + coral (target images)"
+    assert style.label("ft+freeze") == "FT + freeze"
     assert style.mark("daft") == {"color": "#009e73", "marker": "o"}
 
 

@@ -302,6 +302,10 @@ def test_work_that_is_told_in_steps_is_counted_in_steps(configure):
     )
     # 32 batches of 8 forward and backward; 40 to select each epoch; all 80 before and after.
     assert plan.forward_passes(config, images) == 3 * 32 * 8 + 4 * 40 + 2 * 80
+    # With target images twice as many in a step; all 80 again at each of three shares, and at test time.
+    config["method"]["parts"] = {"dann": {}, "interpolate": [0, 0.5, 1], "test_time": "bn"}
+    images["unlabelled"] = 60
+    assert plan.forward_passes(config, images) == 3 * 2 * 32 * 8 + 4 * 40 + (2 + 4) * 80
 
 
 def test_jobs_of_submitit_are_never_more_than_there_are_places_and_give_the_table_of_one_process(

@@ -8,7 +8,10 @@ from daft.data.labelled import Labelled
 
 
 class Source(Protocol):
-    """A module of this package. `daft.config.sources.SOURCES` names it, and says how to add one."""
+    """A module of this package. `daft.config.sources.SOURCES` names it, and says how to add one.
+
+    One whose images need no labels to be listed may also have `read_unlabelled(cfg, split, name)`.
+    """
 
     def classes(self, cfg: DatasetConfig) -> list[str]:
         """Class names in label order; raises UserError if those that are configured are not the source's."""

@@ -39,6 +39,27 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
     return Labelled.of_files(listed, classes, split.path)
 
 
+def read_unlabelled(cfg: DatasetConfig, split: SplitConfig, name: str) -> Labelled:
+    """All images below a folder, in whatever folders they are, or of the column `path` of a table."""
+    location = _location(cfg, split)
+    if location.is_dir():
+        left_out = LeftOut()
+        files = image_files(location, left_out)
+        left_out.say(f"dataset.{name}", location, len(files))
+        listed = [ImageFile(str(file.relative_to(location)), file, "") for file in files]
+    else:
+        listed = _in_table(location, name, labelled=False) if _is_table(location) else []
+    if not listed:
+        raise UserError(
+            f"dataset.{name}.path: no images below {location}; name a folder, or a CSV with a path"
+        )
+    return Labelled.of_files(listed, [""], split.path)
+
+
+def _is_table(location: Path) -> bool:
+    return location.suffix.lower() in TABLES and location.is_file()
+
+
 def _names(classes: list[str], exact: bool = False) -> str:
     """Names for a message, in quotes where they could be misread; exact: also what letters they have."""
 
@@ -56,7 +77,7 @@ def _location(cfg: DatasetConfig, split: SplitConfig) -> Path:
 def _listed(location: Path, name: str) -> list[ImageFile]:
     if location.is_dir():
         listed = _in_folders(location, name)
-    elif location.suffix.lower() in TABLES and location.is_file():
+    elif _is_table(location):
         listed = _in_table(location, name)
     else:
         raise UserError(
@@ -83,23 +104,25 @@ def _in_folders(location: Path, name: str) -> list[ImageFile]:
     return listed
 
 
-def _in_table(location: Path, name: str) -> list[ImageFile]:
+def _in_table(location: Path, name: str, *, labelled: bool = True) -> list[ImageFile]:
+    columns = ["path", "label"] if labelled else ["path"]
     try:
-        table = read_table(location, ["path", "label"])
+        table = read_table(location, columns)
     except UserError as error:
         raise UserError(f"dataset.{name}: {error}") from error
-    if table.surplus:
+    if table.surplus and labelled:
         progress.say_once(
             f"dataset.{name}: {shown(location)}: only path and label are read; not read: "
             f"{join_first(table.surplus)}"
         )
     listed = []
-    for line, (path, label) in zip(table.lines, table.rows, strict=True):
+    for line, row in zip(table.lines, table.rows, strict=True):
+        path, label = row if labelled else [*row, "-"]
         if not path.strip() or not label.strip():
             what = "label" if path.strip() else "path"
             raise UserError(f"dataset.{name}: {location} line {line} has no {what}")
         path = _as_on_disk(location.parent, path)
-        image = ImageFile(path, location.parent / path, _class_name(label.strip()))
+        image = ImageFile(path, location.parent / path, _class_name(label.strip()) if labelled else "")
         if not path.isprintable() and not image.file.exists():
             raise UserError(
                 f"dataset.{name}: {location} line {line}: {shown(path)} does not exist; if this is not how "

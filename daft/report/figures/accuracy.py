@@ -27,7 +27,7 @@ def overview(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> Figure:
     runs: selected runs of one dataset and backbone. loaded: their records.
     """
     methods = in_order(runs[frames.METHOD])
-    columns = frames.accuracy_columns(runs)
+    columns = [c for c in frames.accuracy_columns(runs) if not frames.is_target_bn(c)]
     figure, ((upper,), (lower,)) = style.canvas(2, 1, 5.4, height_ratios=(1.2, 1))
     width = 0.8 / len(methods)
     upright = len(methods) * len(columns) > ROOMY

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from daft.report.figures import style
 from daft.report.methods import in_order
+from daft.runs import frames
 
 PANELS = {
     "weight": "(a) weights",
@@ -88,7 +89,7 @@ def changes(loaded: Iterable[dict[str, Any]]) -> pd.DataFrame:
             order, stage = seen[kind], STAGE.search(name)
             number = order.setdefault(stage[1], len(order) + 1) if stage else 0
             where = str(number) if number else "out" if order else "IS"
-            rows.append((config["method"]["name"], config["seed"], kind, places[kind], where, row["value"]))
+            rows.append((frames.method_of(config), config["seed"], kind, places[kind], where, row["value"]))
             places[kind] += 1
     frame = pd.DataFrame(rows, columns=["method", "seed", "kind", "layer", "stage", "value"])
     frame["value"] = frame["value"].astype(float)

@@ -119,7 +119,7 @@ def moved(runs: pd.DataFrame) -> Figure:
 
 def methods_of(loaded: Iterable[dict[str, Any]], split: str = "id") -> list[str]:
     """The methods whose records say how far the features of a split moved."""
-    return in_order(r["config"]["method"]["name"] for r in loaded if _usable(r["distortion"].get(split, {})))
+    return in_order(frames.method_of(r["config"]) for r in loaded if _usable(r["distortion"].get(split, {})))
 
 
 def density(histograms: Sequence[dict[str, Any]], edges: np.ndarray) -> np.ndarray:
@@ -151,7 +151,7 @@ def _shape(axes: Axes, heights: np.ndarray, edges: np.ndarray, base: float, meth
 def _histograms(
     loaded: Iterable[dict[str, Any]], method: str, split: str, measure: str
 ) -> list[dict[str, Any]]:
-    of_method = [r["distortion"].get(split, {}) for r in loaded if r["config"]["method"]["name"] == method]
+    of_method = [r["distortion"].get(split, {}) for r in loaded if frames.method_of(r["config"]) == method]
     return [measures[measure] for measures in of_method if _usable(measures)]
 
 
@@ -169,7 +169,7 @@ def _split(split: str) -> str:
 
 def _runs(loaded: Sequence[dict[str, Any]], methods: Iterable[str]) -> str:
     """`n = 3 seeds`: how many runs are pooled."""
-    counts = pd.Series([r["config"]["method"]["name"] for r in loaded]).value_counts()
+    counts = pd.Series([frames.method_of(r["config"]) for r in loaded]).value_counts()
     return f"{style.count(counts.reindex([*methods], fill_value=0))} pooled"
 
 

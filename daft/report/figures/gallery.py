@@ -98,7 +98,7 @@ def of_extremes(
     for record in loaded:
         config = record["config"]
         if not config.get("segmentation"):
-            there.setdefault(config["method"]["name"], {})[config["seed"]] = record
+            there.setdefault(frames.method_of(config), {})[config["seed"]] = record
     compared = _compared(methods, shown_in(*extremes.FIGURES), list(there)) if there else []
     if not compared:
         return []

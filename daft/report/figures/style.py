@@ -13,6 +13,7 @@ from PIL import Image
 
 from daft.common.errors import UserError
 from daft.common.files import write_atomically
+from daft.config.parts import target_mark
 from daft.report.methods import describe
 from daft.runs import frames
 
@@ -55,8 +56,8 @@ matplotlib.rcParams.update(
 
 
 def label(method: str) -> str:
-    """The title of a method."""
-    return describe(method).title
+    """The title of a method, marked if it saw target images."""
+    return describe(method).title + target_mark(method)
 
 
 def colour(method: str) -> str:
