@@ -30,6 +30,7 @@ from daft.networks import checkpoints
 from daft.networks.backbones import FeatureExtractor
 from daft.runs import machine, records
 from daft.runs.identity import pretrained_key, run_identity
+from daft.runs.preview import preview
 from daft.runs.reopened import FinishedRun
 from daft.training import distortion, evaluation, loop, tasks
 from daft.training.checkpoints import TrainingState
@@ -68,9 +69,14 @@ def untracked(config: Config, run_id: str, directory: Path) -> AbstractContextMa
     return nullcontext()
 
 
-def run(config: Config, track: Track = untracked) -> RunResult:
+def nothing(line: str) -> None:
+    """Say nothing."""
+
+
+def run(config: Config, track: Track = untracked, tell: Callable[[str], None] = nothing) -> RunResult:
     """Fine-tune by one method, evaluate on ID and OOD images, record; a finished run is not repeated.
 
+    tell: called with the lines that say what was found, before a run is computed.
     Raises UserError for inputs that are absent or do not fit together, and BusyError if another process is
     at the same run.
     """
@@ -86,6 +92,8 @@ def run(config: Config, track: Track = untracked) -> RunResult:
             return RunResult(directory, record, fresh=False)
         with _failure_noted(directory):
             clock = machine.Clock("prepare_s")
+            for line in preview(config, listing, machine.name(device), precision):
+                tell(line)
             context = RunContext.of(config, listing, identity, device, precision, directory)
             with track(config, run_id, directory) as tracker:
                 record = _fine_tune(context, track, tracker, clock)
@@ -370,6 +378,7 @@ def _fit(context: RunContext, prepared: Prepared, tracker: Tracker | None) -> Tr
         steps=training.steps,
         poly_power=training.poly_power,
         keep="last" if training.selection == "last" else "best",
+        name=context.directory.name,
     )
 
 

@@ -3,7 +3,6 @@
 python scripts/status.py runs
 """
 
-import sys
 from collections import Counter
 from datetime import timedelta
 
@@ -24,15 +23,16 @@ def main() -> None:
 
     states = status.list_runs(args.runs)
     table = Table()
-    for name in ("run", "state", "epoch", "left", "error"):
-        table.add_column(name, overflow="fold")
+    for name in ("run", "state", "epoch", "left"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("error", overflow="fold", max_width=80)
     for run in states:
         if run.state not in ("finished", "diverged") or args.all:
             epoch = f"{run.epoch} of {run.epochs}" if run.epochs else "-"
             left = "-" if run.seconds_left is None else str(timedelta(seconds=round(run.seconds_left)))
             table.add_row(run.name, run.state, epoch, left, run.error)
     if table.row_count:
-        progress.terminal(width=None if sys.stdout.isatty() else 160).print(table)
+        progress.print_whole(table)
     counts = Counter(run.state for run in states)
     print(", ".join(f"{count} {state}" for state, count in counts.items()))
 

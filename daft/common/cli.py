@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -40,12 +41,26 @@ def show_on_any_terminal() -> None:
     os.environ.setdefault("PYTHONIOENCODING", ":replace")
 
 
+def show_warnings_in_a_line() -> None:
+    """Let a warning of a library be one line that names the library, without its file and code."""
+    if FULL_ERROR:
+        return
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+        parts = Path(filename).parts
+        known = parts[parts.index("site-packages") + 1] if "site-packages" in parts else Path(filename).stem
+        print(f"{known.removesuffix('.py')}: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = show
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call a script's `main` and exit with its code.
 
     What the user can mend, and what the disk refuses, is one line and exit code 1; Ctrl-C is exit code 130.
     """
     show_on_any_terminal()
+    show_warnings_in_a_line()
     try:
         sys.exit(main())
     except KeyboardInterrupt:

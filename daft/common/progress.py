@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -16,13 +17,24 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
 T = TypeVar("T")
+
+WIDEST = 1000
+"""Columns of a table."""
 
 
 def terminal(*, stderr: bool = False, width: int | None = None) -> Console:
     """A terminal that shows texts as they are: brackets and colons in a user's names are no markup."""
     return Console(stderr=stderr, width=width, markup=False, emoji=False)
+
+
+def print_whole(table: Table) -> None:
+    """Print a table on stdout as wide as it is: a narrower terminal wraps its lines, and no name is cut."""
+    wide = terminal(width=WIDEST)
+    whole = Measurement.get(wide, wide.options, table).maximum
+    terminal(width=max(console.width, whole)).print(table)
 
 
 console = terminal(stderr=True)
@@ -48,6 +60,11 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 def say(text: str) -> None:
     """Say on stderr, in one line, what a user should know."""
     console.print(text, style="yellow", soft_wrap=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """Say on stderr, in one line, how work goes."""
+    console.print(text, soft_wrap=True, highlight=False)
 
 
 def warn_left_out(problem: object) -> None:

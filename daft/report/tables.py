@@ -1,5 +1,6 @@
 """Records to tables: what to show is computed here, apart from how it is shown."""
 
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ import pandas as pd
 from rich.table import Table
 
 from daft.common import progress
+from daft.common.numbers import fixed
 from daft.report.methods import in_order
 from daft.runs import frames
 from daft.runs.frames import (
@@ -163,19 +165,47 @@ def format_mean_std(row: Any) -> str:
     if pd.isna(row["mean"]):
         return "diverged"
     digits = 3 if row.name.endswith("cosine") else 2
-    spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.{digits}f}"
-    return f"{row['mean']:.{digits}f}{spread}"
+    spread = "" if pd.isna(row["std"]) else f" ± {fixed(row['std'], digits)}"
+    return f"{fixed(row['mean'], digits)}{spread}"
 
 
 def format_run(record: dict[str, Any], fresh: bool) -> str:
     """One run in one line, for a sweep that goes on."""
     metrics = record["metrics"]
     keys = [f"{split}{kind}" for kind in MEASURES for split in ("id", "ood")]
-    found = [f"{split_name(key)} {metrics[key]:.2f} %" for key in keys if metrics.get(key) is not None]
+    found = [f"{split_name(key)} {fixed(metrics[key])} %" for key in keys if metrics.get(key) is not None]
     seconds = sum(record["time"].values())
     how = f"{seconds:.0f} s" if fresh else "taken from its record"
     line = f"{run_label(record['config'])}: {', '.join(found) or record['status']} ({how})"
-    return "; ".join(filter(None, [line, rate_warning(record)]))
+    return "; ".join(filter(None, [line, divergence(record), rate_warning(record)]))
+
+
+def divergence(record: dict[str, Any]) -> str:
+    """When a run diverged, at which rates, and what to try; mostly nothing."""
+    lost = [row for row in record["history"] if not _is_finite(row)]
+    if not lost:
+        return ""
+    epoch, method = lost[0]["epoch"], record["config"]["method"]
+    head, fitting = method["lr_head"], (record.get("head_rate") or {}).get("rate")
+    absolute = head * fitting if head and fitting and method.get("lr_head_unit") else head
+    too_large = "lr_backbone"
+    if method["lr_backbone"] is None or (absolute and fitting and absolute > fitting):
+        too_large = "lr_head"  # past what the features bear: 2 / λ
+    rates = ", ".join(_rate_labels(method))
+    smaller = f"{method[too_large] / 10:g}"
+    if too_large == "lr_head" and method.get("lr_head_unit"):
+        smaller = "auto"
+    kept = f"; epoch {record['best_epoch']} before it counts" if record["status"] == "finished" else ""
+    return (
+        f"in epoch {epoch:g} loss or logits were not finite at {rates}{kept}; "
+        f"try a smaller rate, such as method.{too_large}={smaller}"
+    )
+
+
+def _is_finite(row: dict[str, float | None]) -> bool:
+    """Whether an epoch has a loss and a metric; in a record that was read, None stands for NaN."""
+    scores = (value for key, value in row.items() if key == "train/loss" or key.startswith("selection/"))
+    return all(value is not None and math.isfinite(value) for value in scores)
 
 
 def rate_warning(record: dict[str, Any]) -> str:
@@ -190,29 +220,33 @@ def rate_warning(record: dict[str, Any]) -> str:
 def run_label(config: dict[str, Any]) -> str:
     """What tells a run from others of its dataset and backbone: method, rates, seed."""
     method = config["method"]
+    return " ".join([method["name"], *_rate_labels(method), f"seed={config['seed']}"])
+
+
+def _rate_labels(method: dict[str, Any]) -> list[str]:
     rates = [f"η_θ={method['lr_backbone']:g}"] if method["lr_backbone"] else []
     if head := method["lr_head"]:
         rates.append(f"η_w={format_head_rate(head, method.get('lr_head_unit'))}")
-    return " ".join([method["name"], *rates, f"seed={config['seed']}"])
+    return rates
 
 
-def run_table(runs: pd.DataFrame, title: str) -> Table:
+def run_table(runs: pd.DataFrame) -> Table:
     """Accuracies of runs for the terminal, one row each."""
     columns = accuracy_columns(runs)
-    table = Table(title=title, title_justify="left")
+    table = Table()
     varying = [c for c in (DATASET, BACKBONE, *RATES, SEED) if runs[c].nunique(dropna=False) > 1]
     table.add_column("method")
     for column in varying:
         table.add_column({DATASET: "dataset", BACKBONE: "backbone"}.get(column, column.rpartition(".")[2]))
-    for column in columns:
-        table.add_column(_metric_title(column), justify="right")
-    table.add_column("ID feature L2", justify="right")
+    titles = [*map(_metric_title, columns), "ID feature L2"] if columns else ["state"]
+    for title in titles:
+        table.add_column(title, justify="right")
     for _, run in runs.iterrows():
         cells = [str(run[METHOD]), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
         if run["status"] == "finished":
-            cells += [f"{run[c]:.2f}" for c in columns]
+            cells += ["-" if pd.isna(run[c]) else fixed(run[c]) for c in columns]
             distance = run.get("id/l2")
-            cells.append("-" if pd.isna(distance) else f"{distance:.2f}")
+            cells.append("-" if pd.isna(distance) else fixed(distance))
         else:
             cells.append(str(run["status"]))
         table.add_row(*cells)
@@ -223,4 +257,5 @@ def show(directories: Sequence[Path], title: str) -> None:
     """Print the table of these runs."""
     runs = frames.from_directories(directories)
     if not runs.empty:
-        progress.terminal(width=None if sys.stdout.isatty() else 120).print(run_table(runs, title))
+        print(title)  # not of the table, which would break a path that is wider
+        progress.terminal(width=None if sys.stdout.isatty() else 120).print(run_table(runs))

@@ -171,6 +171,7 @@ def test_a_line_of_a_sweep_names_rates_seed_and_accuracies():
         "metrics": {"id/accuracy": 90.0, "ood/accuracy": 50.125},
         "time": {"train_s": 3.2},
         "status": "finished",
+        "history": [],
     }
     expected = "daft η_θ=0.01 η_w=1 seed=0: ID 90.00 %, OOD mean 50.12 % (3 s)"
     assert tables.format_run(record, fresh=True) == expected
@@ -234,3 +235,29 @@ def test_a_run_without_a_measured_distance_has_a_row(tmp_path, capsys):
     assert re.search(r"ft\s+│\s+90\.00 │\s+50\.00 │\s+- │", capsys.readouterr().out)
     unknown = {**record, "status": "diverged", "metrics": {"id/accuracy": None}}
     assert tables.format_run(unknown, fresh=False) == "ft η_θ=0.1 seed=0: diverged (taken from its record)"
+
+
+def diverged(status: str = "diverged", **method: object) -> dict:
+    record = copy.deepcopy(RECORD) | {"status": status}
+    record["config"]["method"] |= method
+    record["history"] = [
+        {"epoch": 1, "train/loss": 2.0, "selection/accuracy": 50.0},
+        {"epoch": 2, "train/loss": 9.0, "selection/accuracy": None},
+    ]
+    return record
+
+
+def test_a_run_that_diverged_says_when_at_which_rates_and_what_to_try():
+    assert tables.divergence(RECORD) == ""
+    first = "in epoch 2 loss or logits were not finite at η_θ=0.1"
+    assert tables.divergence(diverged()) == f"{first}; try a smaller rate, such as method.lr_backbone=0.01"
+    kept = diverged("finished") | {"best_epoch": 1}
+    assert tables.divergence(kept).startswith(f"{first}; epoch 1 before it counts; try")
+    fitting = {"head_rate": {"rate": 0.5}}
+    assert tables.divergence(diverged(lr_head=1.0) | fitting).endswith(
+        "at η_θ=0.1, η_w=1; try a smaller rate, such as method.lr_head=0.1"
+    )
+    assert tables.divergence(diverged(lr_head=0.3) | fitting).endswith("such as method.lr_backbone=0.01")
+    auto = diverged(lr_head=3.0, lr_head_unit="auto") | fitting
+    assert "η_w=3 auto; try a smaller rate, such as method.lr_head=auto" in tables.divergence(auto)
+    assert tables.divergence(diverged(lr_backbone=None, lr_head=2.0)).endswith("such as method.lr_head=0.2")
