@@ -21,15 +21,16 @@ from daft.common.errors import BusyError, UserError, join_first
 from daft.common.files import digest, write_atomically
 from daft.config.check import to_dict
 from daft.config.schema import Config
-from daft.data import datasets
+from daft.data import balance, datasets
 from daft.data.loader import Loader, derive_seed
 from daft.methods import head_rate, preparation, probe
 from daft.methods.head_rate import HeadRate
 from daft.methods.preparation import Prepared
 from daft.networks import checkpoints
 from daft.networks.backbones import FeatureExtractor
-from daft.runs import machine, records
+from daft.runs import machine, measured, mistakes, records
 from daft.runs.identity import pretrained_key, run_identity
+from daft.runs.measured import Measured
 from daft.runs.preview import preview
 from daft.runs.reopened import FinishedRun
 from daft.training import distortion, evaluation, loop, tasks
@@ -155,6 +156,8 @@ class RunContext:
         task = tasks.of(config, listing.classes)
         backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
         images = datasets.load(config, listing, device)
+        if config.training.class_weights:
+            task.class_weights = balance.weights(images.train.labels, len(listing.classes)).to(device)
         context = cls(config, identity, device, precision, directory, environment, task, backbone, images)
         context.check_inputs()
         return context
@@ -228,10 +231,11 @@ def _fine_tune(
     clock.next("evaluate_s")
     kept = context.config.training.divergence == "keep_best" and fitted.best_epoch
     diverged = fitted.diverged and not kept
-    metrics, distorted = ({}, {}) if diverged else _measure(context, prepared, before)
+    found = Measured() if diverged else _measure(context, prepared, before)
     clock.stop()
     state = {key: value.cpu().contiguous() for key, value in prepared.model.state_dict().items()}
     write_atomically(context.directory / records.MODEL, lambda path: save_file(state, path))
+    mistakes.write(context.directory, found.predictions)
     record = {
         "run": digest(context.identity),
         "status": "diverged" if diverged else "finished",
@@ -240,9 +244,10 @@ def _fine_tune(
         "environment": context.environment,
         "data": datasets.describe(context.images),
         "best_epoch": fitted.best_epoch,
-        "metrics": metrics,
+        "metrics": found.metrics,
+        "per_class": found.per_class,
         "history": fitted.history,
-        "distortion": distorted,
+        "distortion": found.distortion,
         "relative_change": distortion.relative_change(start, prepared.model),
         "bn_shift": distortion.shift_table(prepared.shift),
         "probe": probed and probed.report,
@@ -387,33 +392,19 @@ def _above_zero_head(context: RunContext, fitted: TrainingState) -> list[float]:
     return [row["epoch"] for row in fitted.history if context.task.is_above_zero_head(row["train/loss"])]
 
 
-def _measure(
-    context: RunContext, prepared: Prepared, before: dict[str, Tensor]
-) -> tuple[dict[str, float], dict[str, Any]]:
+def _measure(context: RunContext, prepared: Prepared, before: dict[str, Tensor]) -> Measured:
     """Metrics on ID and every OOD set, and how far the features moved from those `before` (Figure 1)."""
-    metrics: dict[str, float] = {}
-    distorted: dict[str, Any] = {}
-    backbone = context.task.features(context.backbone)
-    for name, loader in context.images.evaluation.items():
-        after = before[name]
-        if prepared.trains_backbone:
-            after = evaluation.features(backbone, loader, context.autocast)
-        found = context.task.metrics(prepared.model, after, loader, context.autocast)
-        metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
-        distorted[name] = distortion.feature_distortion(before[name], after)
-        metrics |= {f"{name}/{metric}": found["mean"] for metric, found in distorted[name].items()}
+    found = measured.measure(
+        context.task,
+        prepared.model,
+        context.images.evaluation,
+        lambda loader: before[loader.name],
+        context.autocast,
+        trains_backbone=prepared.trains_backbone,
+    )
     dataset = context.config.dataset
-    return metrics | _ood_means(metrics, dataset.ood_mean or list(dataset.ood)), distorted
-
-
-def _ood_means(metrics: dict[str, float], splits: list[str]) -> dict[str, float]:
-    """Plain means of every metric over the OOD sets that count."""
-    if not splits:
-        return {}
-    names = [key.removeprefix("id/") for key in metrics if key.startswith("id/")]
-    return {
-        f"ood/{name}": sum(metrics[f"{split}/{name}"] for split in splits) / len(splits) for name in names
-    }
+    found.metrics |= measured.ood_means(found.metrics, dataset.ood_mean or list(dataset.ood))
+    return found
 
 
 @contextmanager

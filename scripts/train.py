@@ -55,6 +55,8 @@ def train(cfg: "DictConfig") -> str:
     else:
         note = "" if run.fresh else " (taken from its record)"
         tables.show([run.directory], f"{run.directory}{note}")
+        if by_class := tables.class_table(run.record):
+            progress.print_whole(by_class)
         for warning in filter(None, (tables.rate_warning(run.record), tables.divergence(run.record))):
             progress.say(warning)
         if run.record["status"] == "diverged":

@@ -61,7 +61,7 @@ def render_page(loaded: Sequence[dict[str, Any]], title: str, folder: Path | Non
 
 def _cells(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], folder: Path | None) -> str:
     """The table and figures of one dataset and backbone."""
-    metrics = [*frames.accuracy_columns(runs), "id/l2"]
+    metrics = [*frames.with_balanced(frames.accuracy_columns(runs), runs.columns), "id/l2"]
     summary = tables.summary(tables.aggregate(selection.select(runs), runs), metrics, style.label)
     note = "Mean ± sample standard deviation (ddof = 1) over n seeds; * at the edge of the grid."
     pictures = gallery.of_runs(loaded) + gallery.of_grids(loaded, whole=True)

@@ -16,7 +16,9 @@ from daft.report.methods import in_order
 from daft.runs import frames
 from daft.runs.frames import (
     BACKBONE,
+    BALANCED,
     CELL,
+    CLASS_ACCURACY,
     DATASET,
     LR_HEAD_UNIT,
     MEASURES,
@@ -111,16 +113,36 @@ def markdown(table: pd.DataFrame) -> str:
     parts = []
     for names, cell in table.groupby(["dataset", "backbone"], sort=False):
         metrics = [m for m in cell["metric"].unique() if m.endswith(MEASURES)]
-        metrics = sorted(metrics, key=lambda m: m.startswith("ood/"))
+        metrics = frames.with_balanced(sorted(metrics, key=lambda m: m.startswith("ood/")), cell["metric"])
         metrics += [m for m in ("id/cosine", "id/l2") if m in set(cell["metric"])]
         rows = summary(cell, metrics, in_markdown).rename(columns=in_markdown)
         parts += [f"### {in_markdown(', '.join(map(str, names)))}", pipe_table(rows, texts=4)]
+        if not (by_class := classes(cell)).empty:
+            parts += [BY_CLASS, pipe_table(by_class.rename(columns=in_markdown).map(in_markdown), texts=1)]
     note = (
         "Accuracies in percent, mean ± sample standard deviation (ddof = 1) over n seeds; learning rates "
         "chosen by ID accuracy on the lowest seed; * marks a choice at the edge of its grid. Cosine and L2 "
         "compare ID features before and after."
     )
     return "\n\n".join([*parts, note]) + "\n"
+
+
+BY_CLASS = "ID accuracy by class in percent, for the classes are unequal; balanced is the mean of these:"
+
+
+def classes(table: pd.DataFrame) -> pd.DataFrame:
+    """The long table of one dataset and backbone in words: accuracy by class, a column per method."""
+    start = f"id/{CLASS_ACCURACY}"
+    found = table[table["metric"].str.startswith(start)]
+    columns = {
+        method: found[found["method"] == method].set_index("metric") for method in in_order(found["method"])
+    }
+    rows = [
+        [metric.removeprefix(start)]
+        + [format_mean_std(of.loc[metric]) if metric in of.index else "-" for of in columns.values()]
+        for metric in dict.fromkeys(found["metric"])
+    ]
+    return pd.DataFrame(rows, columns=["class", *columns])
 
 
 def in_markdown(text: str) -> str:
@@ -139,8 +161,9 @@ def pipe_table(rows: pd.DataFrame, texts: int) -> str:
 
 def _metric_title(metric: str) -> str:
     split, _, kind = metric.partition("/")
-    if metric.endswith(MEASURES):
-        return f"{split_name(metric)} {'mIoU ' if kind == 'miou' else ''}%"
+    if metric.endswith(MEASURES) or kind == BALANCED:
+        word = {"miou": "mIoU ", BALANCED: "balanced "}.get(kind, "")
+        return f"{split_name(metric)} {word}%"
     return f"{split_name(split)} feature {'L2' if kind == 'l2' else kind}"
 
 
@@ -232,7 +255,7 @@ def _rate_labels(method: dict[str, Any]) -> list[str]:
 
 def run_table(runs: pd.DataFrame) -> Table:
     """Accuracies of runs for the terminal, one row each."""
-    columns = accuracy_columns(runs)
+    columns = frames.with_balanced(accuracy_columns(runs), runs.columns)
     table = Table()
     varying = [c for c in (DATASET, BACKBONE, *RATES, SEED) if runs[c].nunique(dropna=False) > 1]
     table.add_column("method")
@@ -250,6 +273,24 @@ def run_table(runs: pd.DataFrame) -> Table:
         else:
             cells.append(str(run["status"]))
         table.add_row(*cells)
+    return table
+
+
+def class_table(record: dict[str, Any]) -> Table | None:
+    """Accuracy by class of one run, on the splits whose classes are unequal; None if there are none."""
+    found, names = frames.unequal_splits(record), record.get("data", {}).get("classes", [])
+    if not found:
+        return None
+    table = Table("class")
+    for split in found:
+        table.add_column(f"{split_name(split)} images", justify="right")
+        table.add_column(f"{split_name(split)} %", justify="right")
+    for label, name in enumerate(names):
+        cells = [
+            [f"{of['images'][label]:,}", "-" if (value := of["accuracy"][label]) is None else fixed(value)]
+            for of in found.values()
+        ]
+        table.add_row(name, *(text for pair in cells for text in pair))
     return table
 
 

@@ -178,6 +178,17 @@ class _Environment(TypedDict):
     threads: NotRequired[Annotated[int, Field(gt=0)]]
 
 
+class _PerClass(TypedDict):
+    images: list[Count]
+    accuracy: list[Annotated[float, Field(ge=0, le=100)] | None]
+
+
+def _of_one_number(found: _PerClass) -> _PerClass:
+    if len(found["images"]) != len(found["accuracy"]):
+        raise ValueError("images and accuracies should be of the same classes")
+    return found
+
+
 class Record(TypedDict):
     """A record."""
 
@@ -198,6 +209,7 @@ class Record(TypedDict):
     above_zero_head: NotRequired[list[float]]
     probe: NotRequired[_Probe | None]
     memory: NotRequired[dict[str, float]]
+    per_class: NotRequired[dict[Text, Annotated[_PerClass, AfterValidator(_of_one_number)]]]
 
 
 def _complete(record: Record) -> Record:

@@ -2,15 +2,13 @@
 
 from daft.common.errors import join_first, shown
 from daft.config.schema import Config
+from daft.data import balance
 from daft.data.datasets import Listing
 from daft.data.labelled import Labelled
 from daft.data.loader import batch_boundaries
 
 FEW = 10
 """Images of a class, below which its numbers are told."""
-
-UNEQUAL = 1.5
-"""Times as many images in the largest class as in the smallest, above which classes are unequal."""
 
 MOST_NAMES = 8
 """Classes that are named with their numbers; of more, the smallest and the largest."""
@@ -34,7 +32,7 @@ def preview(config: Config, listed: Listing, device: str, precision: str) -> lis
     batches = len(batch_boundaries(len(listed.train), training.batch_size))
     steps = training.steps or training.epochs * batches
     work = f"{training.epochs} epochs, {steps:,} steps of {training.batch_size} images"
-    if method.rates == "frozen" and method.lr_head is None:
+    if method.is_solved:
         work = "the head is solved for, nothing is trained by gradients"
     return [
         f"{shown(config.dataset.name)}: {len(classes)} classes ({join_first(classes)})",
@@ -44,22 +42,11 @@ def preview(config: Config, listed: Listing, device: str, precision: str) -> lis
     ]
 
 
-def unequal(counts: list[int]) -> bool:
-    """Whether classes that have images have so unequal numbers of them that accuracy alone misleads."""
-    there = [count for count in counts if count]
-    return len(there) > 1 and max(there) > UNEQUAL * min(there)
-
-
-def class_counts(split: Labelled, classes: list[str]) -> list[int]:
-    """Images of each class, in label order."""
-    return split.labels.bincount(minlength=len(classes)).tolist()
-
-
 def _per_class(split: Labelled, classes: list[str]) -> str:
     """The numbers of a split's classes, if they are unequal, few or none."""
-    counts = class_counts(split, classes)
+    counts = balance.counts(split.labels, len(classes))
     named = [*zip(counts, classes, strict=True)]
-    if min(counts) >= FEW and not unequal(counts):
+    if min(counts) >= FEW and not balance.is_unequal(counts):
         return ""
     if min(counts) == max(counts):
         told = f"{counts[0]} of each class"

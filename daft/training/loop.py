@@ -26,10 +26,10 @@ CHECK_SECONDS = 1.0
 """Between looks at the loss: each one waits for the device."""
 
 
-def cross_entropy(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Mean cross-entropy of one batch."""
+def cross_entropy(model: nn.Module, batch: Batch, weights: Tensor | None = None) -> dict[str, Tensor]:
+    """Mean cross-entropy of one batch, by class weighted with `weights` [K]."""
     images, labels = batch
-    return {"loss": F.cross_entropy(model(images), labels)}
+    return {"loss": F.cross_entropy(model(images), labels, weights)}
 
 
 @dataclass(frozen=True)

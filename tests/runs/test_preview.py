@@ -6,7 +6,7 @@ import torch
 
 from daft.data import datasets
 from daft.data.labelled import Labelled
-from daft.runs.preview import preview, unequal
+from daft.runs.preview import preview
 
 
 def test_a_run_says_what_it_found_and_what_it_will_do(tiny):
@@ -45,10 +45,3 @@ def test_classes_are_told_with_their_numbers_where_these_are_unequal_few_or_none
     many = [f"c{i}" for i in range(20)]
     text = told(*[30] * 18, 0, 90, classes=many)
     assert text == "  train  630 images: from 0 (c18) to 90 (c19) a class; none of c18"
-
-
-def test_classes_are_unequal_from_one_and_a_half_times_as_many_images():
-    assert not unequal([10, 15, 12])
-    assert unequal([10, 16])
-    assert not unequal([10, 10, 0])
-    assert not unequal([5])
