@@ -28,7 +28,7 @@ from daft.runs.frames import (
     accuracy_columns,
     cell_metric,
 )
-from daft.sweep.selection import candidates
+from daft.sweep.selection import candidates, ties
 
 EDGES = ["at_edge", "head_at_edge"]
 """Whether η_θ, and η_w, are at the edge of their grids."""
@@ -66,14 +66,14 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     table["n"] = table["n"].fillna(0).astype(int)
     table = table.rename(columns=dict(zip(CELL, ("dataset", "backbone", "method"), strict=True)))
     columns = ["dataset", "backbone", "method", "metric", "mean", "std", "n", "lr_backbone", "lr_head"]
-    columns += ["lr_head_unit"] if table["lr_head_unit"].notna().any() else []
+    columns += [column for column in ("lr_head_unit", "ties") if table[column].notna().any()]
     return table[[*columns, "grid", *EDGES, "diverged", "runs"]]
 
 
 def _grid(chosen: pd.DataFrame | None, cell: pd.DataFrame) -> dict[str, Any]:
     """The chosen rates of a cell, the grid that they were chosen from, and how many of its runs diverged."""
     if chosen is None:  # shown as diverged
-        none = dict.fromkeys(("lr_backbone", "lr_head", "lr_head_unit", "grid"))
+        none = dict.fromkeys(("lr_backbone", "lr_head", "lr_head_unit", "ties", "grid"))
         edges = dict.fromkeys(EDGES, False)
         return none | edges | {"diverged": len(cell), "judged_by": f"id/{cell_metric(cell)}"}
     cell = candidates(chosen, cell)
@@ -84,12 +84,31 @@ def _grid(chosen: pd.DataFrame | None, cell: pd.DataFrame) -> dict[str, Any]:
         "lr_backbone": rate,
         "lr_head": head,
         "lr_head_unit": chosen[LR_HEAD_UNIT].iloc[0] if LR_HEAD_UNIT in chosen else None,
+        "ties": ", ".join(_rates_in_words(*tied) for tied in ties(chosen, cell)) or None,
         "grid": " ".join(f"{r:g}" for r in grid),
         "at_edge": _at_edge(rate, grid),
         "head_at_edge": _at_edge(head, cell.loc[same, RATES[1]].dropna().unique()),
         "diverged": int((cell["status"] == "diverged").sum()),
         "judged_by": None,
     }
+
+
+def _rates_in_words(backbone: float, head: float) -> str:
+    named = {"η_θ": backbone, "η_w": head}
+    return " ".join(f"{name}={rate:g}" for name, rate in named.items() if pd.notna(rate))
+
+
+def tie_notes(table: pd.DataFrame) -> list[str]:
+    """A sentence per cell of the long table whose chosen rates are no better than others."""
+    if "ties" not in table:
+        return []
+    rows = table.dropna(subset="ties").drop_duplicates(["dataset", "backbone", "method"])
+    return [
+        f"{row['dataset']}, {row['backbone']}, {row['method']}: "
+        f"{_rates_in_words(row['lr_backbone'], row['lr_head'])} is chosen; no better by ID accuracy than "
+        f"{row['ties']}, of equal ones the larger counts."
+        for _, row in rows.iterrows()
+    ]
 
 
 def _at_edge(rate: float, grid: Sequence[float]) -> bool:
@@ -124,7 +143,7 @@ def markdown(table: pd.DataFrame) -> str:
         "chosen by ID accuracy on the lowest seed; * marks a choice at the edge of its grid. Cosine and L2 "
         "compare ID features before and after."
     )
-    return "\n\n".join([*parts, note]) + "\n"
+    return "\n\n".join([*parts, note, *map(in_markdown, tie_notes(table))]) + "\n"
 
 
 BY_CLASS = "ID accuracy by class in percent, for the classes are unequal; balanced is the mean of these:"

@@ -261,3 +261,46 @@ def test_a_run_that_diverged_says_when_at_which_rates_and_what_to_try():
     auto = diverged(lr_head=3.0, lr_head_unit="auto") | fitting
     assert "η_w=3 auto; try a smaller rate, such as method.lr_head=auto" in tables.divergence(auto)
     assert tables.divergence(diverged(lr_backbone=None, lr_head=2.0)).endswith("such as method.lr_head=0.2")
+
+
+def test_rates_that_are_no_better_than_others_are_said_to_be_so():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.03, 0, 90.0, 2.0), ("ft", 0.01, 0, 80.0, 3.0))
+    told = "no better by ID accuracy than η_θ=0.03, of equal ones the larger counts."
+    assert f"d, b, ft: η_θ=0.1 is chosen; {told}" in markdown(frame).splitlines()
+    frame.loc[1, "id/accuracy"] = 89.0
+    assert "no better" not in markdown(frame)
+    assert "ties" not in tables.aggregate(selection.select(frame), frame)
+
+
+def of_unequal_classes(**accuracies: float) -> dict:
+    record = copy.deepcopy(RECORD)
+    record["data"] = {"classes": [*accuracies], "images": {"id": 100}}
+    images = [90, *[5] * (len(accuracies) - 1)]
+    record["per_class"] = {
+        "id": {"images": images, "accuracy": [*accuracies.values()]},
+        "night": {"images": [10] * len(images), "accuracy": [50.0] * len(images)},
+    }
+    mean = sum(accuracies.values()) / len(accuracies)
+    record["metrics"] |= {"id/balanced_accuracy": mean, "night/balanced_accuracy": 50.0}
+    return record
+
+
+def test_accuracy_by_class_is_in_the_tables_where_classes_are_unequal():
+    record = of_unequal_classes(cat=100.0, dog=0.0, newt=25.0)
+    frame = frames.from_records([record])
+    assert "night/balanced_accuracy" not in frame  # of equal classes it is the accuracy
+    text = tables.markdown(tables.aggregate(frame, frame))
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    first = dict(zip(rows[0], rows[2], strict=True))
+    assert (first["ID %"], first["ID balanced %"]) == ("90.00", "41.67")
+    assert rows[3:4] + rows[5:] == [["class", "ft"], ["cat", "100.00"], ["dog", "0.00"], ["newt", "25.00"]]
+    table = tables.class_table(record)
+    assert table is not None
+    assert [[*column.cells] for column in table.columns] == [
+        ["cat", "dog", "newt"],
+        ["90", "5", "5"],
+        ["100.00", "0.00", "25.00"],
+    ]
+    record["per_class"]["id"]["images"] = [33, 33, 34]
+    assert tables.class_table(record) is None
+    assert "balanced" not in tables.markdown(tables.aggregate(*[frames.from_records([record])] * 2))
