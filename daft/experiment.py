@@ -28,7 +28,7 @@ from daft.methods.head_rate import HeadRate
 from daft.methods.preparation import Prepared
 from daft.networks import checkpoints
 from daft.networks.backbones import FeatureExtractor
-from daft.runs import machine, measured, mistakes, records
+from daft.runs import machine, measured, mistakes, records, trained
 from daft.runs.identity import pretrained_key, run_identity
 from daft.runs.measured import Measured
 from daft.runs.preview import preview
@@ -95,9 +95,10 @@ def run(config: Config, track: Track = untracked, tell: Callable[[str], None] = 
             clock = machine.Clock("prepare_s")
             for line in preview(config, listing, machine.name(device), precision):
                 tell(line)
+            known = trained.find(config, identity)
             context = RunContext.of(config, listing, identity, device, precision, directory)
             with track(config, run_id, directory) as tracker:
-                record = _fine_tune(context, track, tracker, clock)
+                record = _evaluate(context, *known) if known else _fine_tune(context, track, tracker, clock)
                 if tracker:
                     tracker.finish(record)
         return RunResult(directory, record, fresh=True)
@@ -255,6 +256,38 @@ def _fine_tune(
         "above_zero_head": _above_zero_head(context, fitted),
         "time": clock.seconds,
         "memory": machine.memory(context.device),
+    }
+    records.write(context.directory, record)
+    shutil.rmtree(context.directory / records.CHECKPOINTS, ignore_errors=True)
+    return record
+
+
+def _evaluate(context: RunContext, trained_in: Path, old: dict[str, Any]) -> dict[str, Any]:
+    """What a run with the same weights lacks, other OOD sets; returns the record that it has written."""
+    progress.note(f"trained already: the weights are those of {trained_in}; only evaluated here")
+    finished, loaders = FinishedRun(trained_in, old, context.config), context.images.evaluation
+    measure = context.task.metric if context.config.segmentation else "nll"  # which old records lack
+    shared = trained.reusable(old, context.identity, measure)
+    new = {name: loader for name, loader in loaders.items() if name not in shared}
+    found = Measured()
+    if old["status"] == "finished":
+        model, before = finished.network(context.device), _pretrained_features(context)
+        found = measured.measure(context.task, model, new, before, context.autocast, trains_backbone=True)
+        found = found.joined(trained.measured_in(trained_in, old, shared), [*loaders])
+        dataset = context.config.dataset
+        found.metrics |= measured.ood_means(found.metrics, dataset.ood_mean or list(dataset.ood))
+        trained.take_over(trained_in / records.MODEL, context.directory / records.MODEL)
+    mistakes.write(context.directory, found.predictions)
+    weights_from = {"run": old["run"], "evaluated": [*new], "environment": context.environment}
+    record = old | {
+        "run": digest(context.identity),
+        "config": to_dict(context.config),
+        "identity": context.identity,
+        "data": datasets.describe(context.images),
+        "metrics": found.metrics,
+        "per_class": found.per_class,
+        "distortion": found.distortion,
+        "weights_from": weights_from,
     }
     records.write(context.directory, record)
     shutil.rmtree(context.directory / records.CHECKPOINTS, ignore_errors=True)

@@ -71,7 +71,7 @@ def require_other_images(
 def _pairs(cfg: DatasetConfig, splits: Iterable[str]) -> list[Pair]:
     """Pairs of splits that must have no image in common."""
     evaluation = [name for name in splits if name != "train"]
-    unshifted = [name for name, split in cfg.ood.items() if not split.shift]
+    unshifted = [name for name, split in cfg.ood.items() if name in evaluation and not split.shift]
     return [(name, "train") for name in evaluation] + [(name, "id") for name in unshifted]
 
 

@@ -178,15 +178,26 @@ class _Environment(TypedDict):
     threads: NotRequired[Annotated[int, Field(gt=0)]]
 
 
-class _PerClass(TypedDict):
+class PerClass(TypedDict):
+    """Accuracy by class, in label order."""
+
     images: list[Count]
     accuracy: list[Annotated[float, Field(ge=0, le=100)] | None]
 
 
-def _of_one_number(found: _PerClass) -> _PerClass:
+def _of_one_number(found: PerClass) -> PerClass:
     if len(found["images"]) != len(found["accuracy"]):
         raise ValueError("images and accuracies should be of the same classes")
     return found
+
+
+ByClass = Annotated[PerClass, AfterValidator(_of_one_number)]
+Distortion = dict[str, Annotated[_Histogram, AfterValidator(_drawable)]]
+
+
+class _WeightsFrom(TypedDict):
+    run: Text
+    evaluated: list[Text]
 
 
 class Record(TypedDict):
@@ -198,7 +209,7 @@ class Record(TypedDict):
     config: Annotated[_Configuration, BeforeValidator(_without_dots)]
     metrics: Metrics
     history: list[dict[str, float | None]]
-    distortion: dict[Text, dict[str, Annotated[_Histogram, AfterValidator(_drawable)]]]
+    distortion: dict[Text, Distortion]
     environment: _Environment
     time: dict[str, float]
     identity: NotRequired[Identity]
@@ -209,7 +220,8 @@ class Record(TypedDict):
     above_zero_head: NotRequired[list[float]]
     probe: NotRequired[_Probe | None]
     memory: NotRequired[dict[str, float]]
-    per_class: NotRequired[dict[Text, Annotated[_PerClass, AfterValidator(_of_one_number)]]]
+    weights_from: NotRequired[_WeightsFrom]
+    per_class: NotRequired[dict[Text, ByClass]]
 
 
 def _complete(record: Record) -> Record:

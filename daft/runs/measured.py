@@ -27,32 +27,45 @@ class Measured:
     predictions: dict[str, Predictions] = field(default_factory=dict)
     """by split"""
 
+    def joined(self, other: "Measured", splits: Sequence[str]) -> "Measured":
+        """Both, of different splits, in the order of `splits`, which records and tables keep."""
+        place = {split: number for number, split in enumerate(splits)}
+        return Measured(
+            *(
+                dict(sorted((of | more).items(), key=lambda pair: place[pair[0].partition("/")[0]]))
+                for of, more in zip(vars(self).values(), vars(other).values(), strict=True)
+            )
+        )
+
 
 def measure(
     task: Task,
     model: Classifier,
     loaders: Mapping[str, Loader],
-    before: Callable[[Loader], Tensor],
+    before: Callable[[Loader], Tensor] | None,
     cast: Autocast,
     *,
     trains_backbone: bool,
 ) -> Measured:
     """Metrics on each split, and how far its features moved from those `before` (Figure 1).
 
-    trains_backbone: False if the features are those of before.
+    before: None if nobody knows; then no distortion is measured. trains_backbone: False if the features are
+    those of before.
     """
     found, backbone, classes = Measured(), task.features(model.backbone), len(task.classes)
     for name, loader in loaders.items():
-        old = before(loader)
-        new = evaluation.features(backbone, loader, cast) if trains_backbone else old
+        old = before and before(loader)
+        moved = trains_backbone or old is None
+        new = evaluation.features(backbone, loader, cast) if moved else old
         metrics = task.metrics(model, new, loader, cast)
         if (predictions := task.predictions(model, new, loader)) is not None:
             metrics |= predictions.measures(classes)
             found.per_class[name] = predictions.per_class(classes)
             found.predictions[name] = predictions
         found.metrics |= {f"{name}/{metric}": value for metric, value in metrics.items()}
-        found.distortion[name] = distortion.feature_distortion(old, new)
-        found.metrics |= {f"{name}/{key}": of["mean"] for key, of in found.distortion[name].items()}
+        if old is not None:
+            found.distortion[name] = distortion.feature_distortion(old, new)
+            found.metrics |= {f"{name}/{key}": of["mean"] for key, of in found.distortion[name].items()}
     return found
 
 

@@ -11,29 +11,31 @@ from daft.common.errors import UserError, first_line
 from daft.common.files import is_damage, require_regular, write_atomically
 from daft.training.predictions import Predictions
 
-FILE = "predictions.safetensors"
-"""Beside the record: label, predicted class, its confidence and the loss, of every evaluation image."""
+FILE = "predictions{}.safetensors"
+"""Beside the record: label, predicted class, its confidence and the loss, of every evaluation image; one for
+the run itself, and one for each set that it was evaluated on later."""
 
 
-def write(directory: Path, found: Mapping[str, Predictions]) -> None:
-    """Keep the predictions of each split."""
+def write(directory: Path, found: Mapping[str, Predictions], of: str = "") -> None:
+    """Keep the predictions of each split; of: what tells them from those of the run itself."""
     tensors = {f"{split}/{key}": tensor for split, of in found.items() for key, tensor in vars(of).items()}
     if tensors:
-        write_atomically(directory / FILE, lambda path: safetensors.torch.save_file(tensors, path))
+        file = directory / FILE.format(of and f"-{of}")
+        write_atomically(file, lambda path: safetensors.torch.save_file(tensors, path))
 
 
 def read(directory: Path) -> dict[str, Predictions]:
-    """By split what is kept; nothing if nothing is. Raises UserError if it is damaged."""
-    file = directory / FILE
-    try:
-        require_regular(file)
-        return _by_split(safetensors.torch.load_file(file))
-    except FileNotFoundError:
-        return {}
-    except Exception as error:  # what a damaged file raises can be anything
-        if not is_damage(error):
-            raise
-        raise UserError(f"{file}: damaged ({first_line(error)}); remove it") from error
+    """By split what is kept, the run's own first; raises UserError if it is damaged."""
+    found: dict[str, Predictions] = {}
+    for file in sorted(directory.glob(FILE.format("*")), key=lambda file: file.name != FILE.format("")):
+        try:
+            require_regular(file)
+            found = _by_split(safetensors.torch.load_file(file)) | found
+        except Exception as error:  # what a damaged file raises can be anything
+            if not is_damage(error):
+                raise
+            raise UserError(f"{file}: damaged ({first_line(error)}); remove it") from error
+    return found
 
 
 def _by_split(tensors: Mapping[str, Tensor]) -> dict[str, Predictions]:

@@ -118,6 +118,8 @@ def _past(folder: Path) -> list[dict[str, Any]]:
     """The records of a folder that say enough of their runs to be compared with others."""
 
     def is_telling(record: dict[str, Any]) -> bool:
+        if "weights_from" in record:  # it took what an evaluation takes
+            return False
         try:
             layout.require(PAST, record)
         except ValueError:

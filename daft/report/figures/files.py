@@ -13,7 +13,7 @@ from daft.data import datasets
 from daft.report import paper
 from daft.report.figures import gallery, sheets, style
 from daft.report.figures.gallery import Picture
-from daft.runs import frames, records, reopened, similarity
+from daft.runs import frames, records, reopened, results, similarity
 
 Records = list[dict[str, Any]]
 
@@ -76,7 +76,7 @@ def _load(what: str, runs: Path, dataset: str | None) -> tuple[Path, Records]:
     """The folder of runs, and the records there that are asked for; raises UserError if there are none."""
     table = paper.load(what) if what in paper.names() else None
     folder = runs if table else Path(what)
-    loaded = records.load(records.find_runs(folder))
+    loaded = results.load(records.find_runs(folder))
     if table:
         members = table.members(frames.from_records(loaded)) if loaded else []
         loaded = [record for record, wanted in zip(loaded, members, strict=True) if wanted]
