@@ -161,6 +161,14 @@ def text(text: str) -> str:
     return text
 
 
+def condition(text: str) -> str:
+    """`key=value`, as the type of an argument."""
+    key, sign, value = text.partition("=")
+    if not (key.strip() and sign and value.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r}: write key=value, as in dataset=pets")
+    return text
+
+
 def up_to(most: int) -> Callable[[str], int]:
     """The type of an argument that is a whole number from 1."""
 

@@ -46,10 +46,12 @@ def render_page(loaded: Sequence[dict[str, Any]], title: str, folder: Path | Non
         anchor = "-".join(map(str, names))
         links.append((anchor, heading))
         of_group = [record for record in loaded if record["run"] in set(group["run"])]
-        try:
-            body = _cells(group, of_group, folder)
-        except UserError as error:  # a study of a setting, or a mistake, which leaves the other sections
-            body = f'<p class="problem">{escape(str(error))}</p>{_over_a_setting(of_group)}'
+        kept, problems = gallery.usable(of_group)
+        body = "".join(f'<p class="problem">{escape(str(problem))}</p>' for problem in problems)
+        if kept:
+            body += _cells(group[group["run"].isin([record["run"] for record in kept])], kept, folder)
+        if problems:  # perhaps a study of a setting
+            body += _over_a_setting(of_group)
         sections.append(f'<section id="{escape(anchor)}"><h2>{escape(heading)}</h2>{body}</section>\n')
     links.append(("runs", "runs"))
     sections.append(_runs(runs, loaded))

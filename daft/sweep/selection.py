@@ -1,7 +1,7 @@
 """Which learning rates win: by ID accuracy on one seed, never by OOD."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -44,6 +44,27 @@ def _best(runs: pd.DataFrame, metric: str, rates: list[str]) -> "pd.Series[Any]"
     return runs.iloc[keys.index(max(keys))]
 
 
+class MixedError(UserError):
+    """Runs of a cell differ in a setting, so they are no sample."""
+
+    def __init__(self, name: str, settings: Sequence[str]) -> None:
+        super().__init__(f"runs of {name} differ in {', '.join(settings)}; give a folder with one setting")
+        self.settings = settings
+
+
+def usable(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[UserError]]:
+    """The runs of the cells that `select` takes, and why it does not take the others."""
+    kept, problems = [], []
+    for names, cell in runs.groupby(CELL, sort=False):
+        try:
+            _require_one_setting(" ".join(map(str, names)), cell)
+        except UserError as error:
+            problems.append(error)
+            continue
+        kept.append(cell)
+    return pd.concat(kept).sort_index() if kept else runs.iloc[:0], problems
+
+
 def ties(chosen: pd.DataFrame, cell: pd.DataFrame) -> list[tuple[float, ...]]:
     """Other rates of a cell (η_θ, η_w; NaN for none) that are as good as the chosen ones to the last bit."""
     cell = candidates(chosen, cell)
@@ -82,7 +103,7 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
     if not mixed and "inputs" in cell and cell["inputs"].nunique() > 1:
         mixed = ["the images or weights that they read"]
     if mixed:
-        raise UserError(f"runs of {name} differ in {', '.join(mixed)}; give a folder with one setting")
+        raise MixedError(name, mixed)
     settings = [*RATES, *({LR_PROBE} & {*cell}), SEED]
     if (again := cell.duplicated(settings)).any():
         last = cell[again].iloc[0][settings]

@@ -92,11 +92,15 @@ def _sources(
     group: Records, folder: Path, kinds: Sequence[str], methods: Sequence[str]
 ) -> Iterable[Callable[[], list[Picture]]]:
     """What makes the pictures of one dataset and backbone that are asked for."""
+    sample, mixed = gallery.usable(group)
+    for problem in mixed if sample else []:  # without any, each kind says so
+        progress.warn_left_out(problem)
+    sample = sample or group
     special = {*gallery.SENSITIVITY, "rate_grid", "extremes", "samples"}
     if not kinds or set(kinds) - special:
-        yield partial(gallery.of_runs, group, methods)
+        yield partial(gallery.of_runs, sample, methods)
     if not kinds or "extremes" in kinds:
-        yield lambda: gallery.of_extremes(gallery.selected(group), folder, methods, _measured)
+        yield lambda: gallery.of_extremes(gallery.selected(sample), folder, methods, _measured)
     if set(kinds) & set(gallery.SENSITIVITY):
         yield partial(gallery.of_settings, group)
     if "rate_grid" in kinds:

@@ -178,6 +178,13 @@ def _compared(asked: Sequence[str], paper: Sequence[str], there: Sequence[str]) 
     return [*asked] or [method for method in paper if method in there]
 
 
+def usable(loaded: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[UserError]]:
+    """The records of the methods whose runs are a sample, and why those of others are none."""
+    kept, problems = selection.usable(frames.from_records(loaded))
+    runs = set(kept["run"])
+    return [record for record in loaded if record["run"] in runs], problems
+
+
 def named(kind: str, pictures: Sequence[Picture]) -> list[Picture]:
     """Those of a kind."""
     return [p for p in pictures if p.name == kind or p.name.startswith(f"{kind}_")]
