@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from daft.common import progress
+from daft.common.numbers import fixed
 from daft.data.loader import Batch, Loader, derive_seed
 from daft.training.checkpoints import Checkpoints, EpochProgress, TrainingState
 from daft.training.interruption import SaveOnSignal
@@ -217,6 +218,6 @@ class _Bar:
         """What is known so far, in words; what is not finite is called so."""
         words = [] if loss is None else [f"loss {loss:.3f}" if math.isfinite(loss) else "loss not finite"]
         if self._score is not None:
-            score = f"{self._score:.2f} %" if math.isfinite(self._score) else "not finite"
+            score = f"{fixed(self._score)} %" if math.isfinite(self._score) else "not finite"
             words.append(f"{'mIoU' if self._metric == 'miou' else 'ID'} {score}")
         return ", ".join(words)
