@@ -80,9 +80,12 @@ def _unmoved(rows: pd.DataFrame) -> list[str]:
     shown = rows[rows["kind"].isin(STATISTICS)]
     counts = shown.groupby("method")["unmoved"].agg(["sum", "size"])
     return [
-        f"not in (d) and (e): {style.label(method)}, "
-        f"{'all' if counts.loc[method, 'sum'] == counts.loc[method, 'size'] else counts.loc[method, 'sum']} "
-        "ratios are 0"
+        f"0, so not in (d), (e): {style.label(method)}"
+        + (
+            ""
+            if counts.loc[method, "sum"] == counts.loc[method, "size"]
+            else f", {counts.loc[method, 'sum']}"
+        )
         for method in in_order(counts.index[counts["sum"] > 0])
     ]
 
