@@ -73,7 +73,8 @@ def _cells(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], folder: Path | 
     note = "Mean ± sample standard deviation (ddof = 1) over n seeds; * at the edge of the grid."
     pictures = gallery.of_runs(loaded) + gallery.of_grids(loaded, whole=True)
     if folder:
-        pictures += gallery.of_extremes(gallery.selected(loaded), folder)
+        chosen = gallery.selected(loaded)
+        pictures += gallery.of_extremes(chosen, folder) + gallery.of_errors(chosen, folder)
     drawn = _figures(_picture(picture, anchor) for picture in pictures)
     return f'{_html_table(summary)}<p class="notes">{note}</p>\n{drawn}'
 

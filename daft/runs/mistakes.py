@@ -5,10 +5,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from daft.common.errors import UserError, first_line
 from daft.common.files import is_damage, require_regular, write_atomically
+from daft.runs.reopened import FinishedRun
+from daft.training import evaluation, tasks
 from daft.training.predictions import Predictions
 
 FILE = "predictions{}.safetensors"
@@ -54,3 +57,17 @@ def most_confident(found: Predictions, most: int) -> list[int]:
     """Places of the wrong images of highest confidence; of equal ones the earlier image stands first."""
     wrong = (~found.correct).nonzero()[:, 0]
     return wrong[found.confidence[wrong].argsort(descending=True, stable=True)[:most]].tolist()
+
+
+def measured(run: FinishedRun, device: torch.device) -> dict[str, Predictions]:
+    """By evaluation split, by the run's weights, and kept; raises UserError without them or the images."""
+    model, images = run.network(device), run.images(device)
+    task = tasks.of(run.config, images.classes)
+    backbone, cast = task.features(model.backbone), run.autocast(device)
+    found: dict[str, Predictions] = {}
+    for name, loader in images.evaluation.items():
+        features = evaluation.features(backbone, loader, cast)
+        if (of := task.predictions(model, features, loader)) is not None:
+            found[name] = of
+    write(run.directory, found)
+    return found

@@ -36,6 +36,11 @@ class Predictions:
         """bool [N]."""
         return self.predicted == self.labels
 
+    @property
+    def largest(self) -> int:
+        """The largest class that is there or predicted; -1 of no image."""
+        return int(torch.cat([self.labels, self.predicted, torch.tensor([-1])]).max())
+
     def confusion(self, classes: int) -> Tensor:
         """Numbers of images [K, K], int64: labels in rows, predictions in columns."""
         cells = self.labels * classes + self.predicted
