@@ -23,7 +23,7 @@ from daft.common.errors import BusyError, UserError, join_first
 from daft.common.files import digest, write_atomically
 from daft.config.check import to_dict
 from daft.config.schema import Config
-from daft.data import datasets
+from daft.data import balance, datasets
 from daft.data.loader import Loader, derive_seed
 from daft.methods import authors_probe, head_rate, preparation, probe
 from daft.methods.head_rate import HeadRate
@@ -34,8 +34,10 @@ from daft.methods.preparation import Prepared
 from daft.networks import checkpoints
 from daft.networks.backbones import FeatureExtractor
 from daft.networks.stages import stages
-from daft.runs import machine, records
+from daft.runs import machine, measured, mistakes, records, trained
 from daft.runs.identity import pretrained_key, run_identity
+from daft.runs.measured import Measured
+from daft.runs.preview import preview
 from daft.runs.reopened import FinishedRun
 from daft.training import distortion, evaluation, loop, tasks
 from daft.training.checkpoints import TrainingState
@@ -74,9 +76,14 @@ def untracked(config: Config, run_id: str, directory: Path) -> AbstractContextMa
     return nullcontext()
 
 
-def run(config: Config, track: Track = untracked) -> RunResult:
+def nothing(line: str) -> None:
+    """Say nothing."""
+
+
+def run(config: Config, track: Track = untracked, tell: Callable[[str], None] = nothing) -> RunResult:
     """Fine-tune by one method, evaluate on ID and OOD images, record; a finished run is not repeated.
 
+    tell: called with the lines that say what was found, before a run is computed.
     Raises UserError for inputs that are absent or do not fit together, and BusyError if another process is
     at the same run.
     """
@@ -96,9 +103,12 @@ def run(config: Config, track: Track = untracked) -> RunResult:
             return RunResult(directory, record, fresh=False)
         with _failure_noted(directory):
             clock = machine.Clock("prepare_s")
+            for line in preview(config, listing, machine.name(device), precision):
+                tell(line)
+            known = None if config.method.parts else trained.find(config, identity)  # parts do more than train
             context = RunContext.of(config, listing, identity, device, precision, directory)
             with track(config, run_id, directory) as tracker:
-                record = _fine_tune(context, track, tracker, clock)
+                record = _evaluate(context, *known) if known else _fine_tune(context, track, tracker, clock)
                 if tracker:
                     tracker.finish(record)
         return RunResult(directory, record, fresh=True)
@@ -158,6 +168,8 @@ class RunContext:
         task = tasks.of(config, listing.classes)
         backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
         images = datasets.load(config, listing, device)
+        if config.training.class_weights:
+            task.class_weights = balance.weights(images.train.labels, len(listing.classes)).to(device)
         context = cls(config, identity, device, precision, directory, environment, task, backbone, images)
         context.check_inputs()
         context.check_parts()
@@ -249,11 +261,12 @@ def _fine_tune(
     clock.next("evaluate_s")
     kept = context.config.training.divergence == "keep_best" and fitted.best_epoch
     diverged = fitted.diverged and not kept
-    found = {} if diverged else _after(context, prepared)
-    metrics, distorted = ({}, {}) if diverged else _measure(context, prepared, before)
+    more = {} if diverged else _after(context, prepared)
+    found = Measured() if diverged else _measure(context, prepared, before)
     clock.stop()
     state = {key: value.cpu().contiguous() for key, value in prepared.model.state_dict().items()}
     write_atomically(context.directory / records.MODEL, lambda path: save_file(state, path))
+    mistakes.write(context.directory, found.predictions)
     record = {
         "run": digest(context.identity),
         "status": "diverged" if diverged else "finished",
@@ -262,19 +275,52 @@ def _fine_tune(
         "environment": context.environment,
         "data": datasets.describe(context.images),
         "best_epoch": fitted.best_epoch,
-        "metrics": metrics,
+        "metrics": found.metrics,
+        "per_class": found.per_class,
         "history": fitted.history,
         "images_seen": _images_seen(context, fitted),
-        "distortion": distorted,
+        "distortion": found.distortion,
         "relative_change": distortion.relative_change(start, prepared.model),
         "bn_shift": distortion.shift_table(prepared.shift),
         "probe": probed and probed.report,
         "head_rate": fitting and fitting.report(),
         "above_zero_head": _above_zero_head(context, fitted),
         **({"stages": prepared.stages} if prepared.stages else {}),
-        **found,
+        **more,
         "time": clock.seconds,
         "memory": machine.memory(context.device),
+    }
+    records.write(context.directory, record)
+    shutil.rmtree(context.directory / records.CHECKPOINTS, ignore_errors=True)
+    return record
+
+
+def _evaluate(context: RunContext, trained_in: Path, old: dict[str, Any]) -> dict[str, Any]:
+    """What a run with the same weights lacks, other OOD sets; returns the record that it has written."""
+    progress.note(f"trained already: the weights are those of {trained_in}; only evaluated here")
+    finished, loaders = FinishedRun(trained_in, old, context.config), context.images.evaluation
+    measure = context.task.metric if context.config.segmentation else "nll"  # which old records lack
+    shared = trained.reusable(old, context.identity, measure)
+    new = {name: loader for name, loader in loaders.items() if name not in shared}
+    found = Measured()
+    if old["status"] == "finished":
+        model, before = finished.network(context.device), _pretrained_features(context)
+        found = measured.measure(context.task, model, new, before, context.autocast, trains_backbone=True)
+        found = found.joined(trained.measured_in(trained_in, old, shared), [*loaders])
+        dataset = context.config.dataset
+        found.metrics |= measured.ood_means(found.metrics, dataset.ood_mean or list(dataset.ood))
+        trained.take_over(trained_in / records.MODEL, context.directory / records.MODEL)
+    mistakes.write(context.directory, found.predictions)
+    weights_from = {"run": old["run"], "evaluated": [*new], "environment": context.environment}
+    record = old | {
+        "run": digest(context.identity),
+        "config": to_dict(context.config),
+        "identity": context.identity,
+        "data": datasets.describe(context.images),
+        "metrics": found.metrics,
+        "per_class": found.per_class,
+        "distortion": found.distortion,
+        "weights_from": weights_from,
     }
     records.write(context.directory, record)
     shutil.rmtree(context.directory / records.CHECKPOINTS, ignore_errors=True)
@@ -420,6 +466,7 @@ def _fit(context: RunContext, prepared: Prepared, tracker: Tracker | None) -> Tr
         poly_power=training.poly_power,
         keep="last" if training.selection == "last" else "best",
         unlabelled=context.images.unlabelled,
+        name=context.directory.name,
     )
 
 
@@ -448,7 +495,7 @@ def _after(context: RunContext, prepared: Prepared) -> dict[str, Any]:
             f"{name}/{task.metric}": task.score(prepared.model, loader, context.autocast)
             for name, loader in evaluated.items()
         }
-        return scores | _ood_means(scores, dataset.ood_mean or list(dataset.ood))
+        return scores | measured.ood_means(scores, dataset.ood_mean or list(dataset.ood))
 
     found: dict[str, Any] = {}
     for name, part in zip(context.config.method.part_names, prepared.parts, strict=True):
@@ -457,24 +504,20 @@ def _after(context: RunContext, prepared: Prepared) -> dict[str, Any]:
     return {"parts": found} if found else {}
 
 
-def _measure(
-    context: RunContext, prepared: Prepared, before: dict[str, Tensor]
-) -> tuple[dict[str, float], dict[str, Any]]:
+def _measure(context: RunContext, prepared: Prepared, before: dict[str, Tensor]) -> Measured:
     """Metrics on ID and every OOD set, and how far the features moved from those `before` (Figure 1)."""
-    metrics: dict[str, float] = {}
-    distorted: dict[str, Any] = {}
-    backbone = context.task.features(context.backbone)
-    for name, loader in context.images.evaluation.items():
-        after = before[name]
-        if prepared.trains_backbone:
-            after = evaluation.features(backbone, loader, context.autocast)
-        found = context.task.metrics(prepared.model, after, loader, context.autocast)
-        metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
-        distorted[name] = distortion.feature_distortion(before[name], after)
-        metrics |= {f"{name}/{metric}": found["mean"] for metric, found in distorted[name].items()}
+    found = measured.measure(
+        context.task,
+        prepared.model,
+        context.images.evaluation,
+        lambda loader: before[loader.name],
+        context.autocast,
+        trains_backbone=prepared.trains_backbone,
+    )
     dataset = context.config.dataset
-    metrics |= _ood_means(metrics, dataset.ood_mean or list(dataset.ood))
-    return metrics | _otherwise(context, prepared), distorted
+    found.metrics |= measured.ood_means(found.metrics, dataset.ood_mean or list(dataset.ood))
+    found.metrics |= _otherwise(context, prepared)
+    return found
 
 
 def _otherwise(context: RunContext, prepared: Prepared) -> dict[str, float]:
@@ -494,21 +537,11 @@ def _otherwise(context: RunContext, prepared: Prepared) -> dict[str, float]:
                 for name, loader in context.images.evaluation.items()
                 if name != "holdout"
             }
-        scores |= _ood_means(scores, dataset.ood_mean or list(dataset.ood))
+        scores |= measured.ood_means(scores, dataset.ood_mean or list(dataset.ood))
         for key, value in scores.items():
             split, _, metric = key.partition("/")
             metrics[f"{split}{mark}/{metric}"] = value
     return metrics
-
-
-def _ood_means(metrics: dict[str, float], splits: list[str]) -> dict[str, float]:
-    """Plain means of every metric over the OOD sets that count."""
-    if not splits:
-        return {}
-    names = [key.removeprefix("id/") for key in metrics if key.startswith("id/")]
-    return {
-        f"ood/{name}": sum(metrics[f"{split}/{name}"] for split in splits) / len(splits) for name in names
-    }
 
 
 @contextmanager

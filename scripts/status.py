@@ -1,11 +1,12 @@
 """Show what the runs of a folder are doing: finished, diverged, running, waiting, interrupted or failed.
 
 python scripts/status.py runs
+python scripts/status.py runs --clean     remove the runs that failed, after asking
 """
 
-import sys
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 
 from _door import cli
 
@@ -15,7 +16,11 @@ def main() -> None:
     parser = cli.parser(__doc__)
     cli.add_runs(parser, "runs")
     parser.add_argument("--all", action="store_true", help="list finished runs too")
+    parser.add_argument("--clean", action="store_true", help="remove failed runs, after asking")
+    parser.add_argument("--yes", action="store_true", help="with --clean: without asking")
     args = parser.parse_args()
+    if args.yes and not args.clean:
+        parser.error("--yes is of --clean")
 
     from rich.table import Table
 
@@ -24,17 +29,35 @@ def main() -> None:
 
     states = status.list_runs(args.runs)
     table = Table()
-    for name in ("run", "state", "epoch", "left", "error"):
-        table.add_column(name, overflow="fold")
+    for name in ("run", "state", "epoch", "left"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("error", overflow="fold", max_width=80)
     for run in states:
         if run.state not in ("finished", "diverged") or args.all:
             epoch = f"{run.epoch} of {run.epochs}" if run.epochs else "-"
             left = "-" if run.seconds_left is None else str(timedelta(seconds=round(run.seconds_left)))
             table.add_row(run.name, run.state, epoch, left, run.error)
     if table.row_count:
-        progress.terminal(width=None if sys.stdout.isatty() else 160).print(table)
+        progress.print_whole(table)
     counts = Counter(run.state for run in states)
     print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    if args.clean:
+        _clean(args.runs, ask=not args.yes)
+
+
+def _clean(runs: Path, *, ask: bool) -> None:
+    """Remove the directories of failed runs, and what sweeps say of others."""
+    from daft.runs import status
+
+    failed = status.failed_runs(runs)
+    if ask and failed:
+        print("\n".join(["to remove:", *(f"  {folder}" for folder in failed)]), flush=True)
+        if input(f"remove {len(failed)} failed run(s)? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing is removed")
+            return
+    removed = [status.remove(folder) for folder in failed]
+    status.forget_failures(runs)
+    print(f"{sum(removed)} failed run(s) removed")
 
 
 if __name__ == "__main__":

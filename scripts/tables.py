@@ -3,6 +3,7 @@
 python scripts/tables.py table5 --runs runs --out results   a table of the paper, ours beside the paper's
 python scripts/tables.py runs/demo --out results/demo       every cell of a folder of runs
 python scripts/tables.py runs/sizes --over dataset.train.images --out sizes     for each value of a setting
+python scripts/tables.py runs --only dataset=pets --out pets                    of the runs that have it
 """
 
 from pathlib import Path
@@ -28,6 +29,13 @@ def main() -> None:
         about = "with --overrides: only these, separated by commas"
         parser.add_argument(f"--{axis}", type=kind, default=[], help=about)
     parser.add_argument("--over", help="of a folder: the setting that its runs differ in")
+    parser.add_argument(
+        "--only",
+        type=cli.condition,
+        action="append",
+        default=[],
+        help="of a folder: the runs that have it, as dataset=pets or training.epochs=5,10; may be repeated",
+    )
     args = parser.parse_args()
     only = {axis: getattr(args, axis) for axis in AXES}
     if (args.seeds or any(only.values())) and not args.overrides:
@@ -36,6 +44,8 @@ def main() -> None:
         )
     if args.over is not None and (args.overrides or args.what in options("table")):
         parser.error("--over is of a folder of runs")
+    if args.only and (args.overrides or args.what in options("table")):
+        parser.error("--only is of a folder of runs")
     if not args.out and not args.overrides:
         parser.error("the following arguments are required: --out")
     if args.out:
@@ -53,7 +63,7 @@ def main() -> None:
             raise UserError(f"--runs {args.runs}: no records below this folder")
         print(files.write_table(paper.load(args.what), args.runs, args.out))
     else:
-        print(files.write_folder(Path(args.what), args.out, args.over))
+        print(files.write_folder(Path(args.what), args.out, args.over, args.only))
 
 
 if __name__ == "__main__":

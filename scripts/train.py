@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+DIVERGED = 3
+"""Exit code of a single run that has diverged."""
+
+
 def train(cfg: "DictConfig") -> str:
     """Run what the configuration says; returns the run's directory, for a sweeper."""
     from hydra.core.hydra_config import HydraConfig
@@ -36,7 +40,8 @@ def train(cfg: "DictConfig") -> str:
         from daft.report import tables
         from daft.tracking.mirror import Tracker
 
-        run = experiment.run(config, Tracker)
+        single = job.mode != RunMode.MULTIRUN
+        run = experiment.run(config, Tracker, progress.note if single else experiment.nothing)
     except Exception as error:
         line = cli.mistake(error)
         if FULL_ERROR or line is None:
@@ -44,7 +49,7 @@ def train(cfg: "DictConfig") -> str:
         if job.mode == RunMode.MULTIRUN and job.runtime.choices["hydra/sweeper"] != "staged":
             return leave_out(Path(job.sweep.dir, str(job.job.num)), " ".join(job.overrides.task), line)
         sys.exit(f"train.py: {line}")  # as SystemExit it passes Hydra without a traceback
-    if job.mode == RunMode.MULTIRUN:
+    if not single:
         pointer = Path(job.sweep.dir, str(job.job.num), POINTER)  # whatever hydra.sweep.subdir is
         pointer.parent.mkdir(parents=True, exist_ok=True)
         pointer.write_text(str(run.directory.resolve()), encoding="utf-8")
@@ -52,8 +57,12 @@ def train(cfg: "DictConfig") -> str:
     else:
         note = "" if run.fresh else " (taken from its record)"
         tables.show([run.directory], f"{run.directory}{note}")
-        if warning := tables.rate_warning(run.record):
+        if by_class := tables.class_table(run.record):
+            progress.print_whole(by_class)
+        for warning in filter(None, (tables.rate_warning(run.record), tables.divergence(run.record))):
             progress.say(warning)
+        if run.record["status"] == "diverged":
+            sys.exit(DIVERGED)  # as SystemExit it passes Hydra
     return str(run.directory.resolve())
 
 

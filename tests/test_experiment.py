@@ -18,7 +18,7 @@ from daft.common.errors import ConfigError, UserError
 from daft.data import datasets
 from daft.networks import backbones
 from daft.report import tables
-from daft.runs import frames, records
+from daft.runs import frames, mistakes, records
 from daft.runs.identity import run_identity
 from daft.sweep import selection
 from daft.tracking.mirror import Tracker
@@ -68,7 +68,12 @@ def test_every_method_runs_and_records_what_it_should(tiny, method):
     assert (record["probe"] is not None) == (config.method.head_init == "probe")
     for key in ("code", "libraries", "device", "threads"):
         assert record["environment"][key]
-    assert sorted(p.name for p in directory.iterdir()) == [".lock", "model.safetensors", "record.json"]
+    files = [".lock", "model.safetensors", "predictions.safetensors", "record.json"]
+    assert sorted(p.name for p in directory.iterdir()) == files
+    for split, found in mistakes.read(directory).items():
+        assert 100 * found.correct.float().mean() == pytest.approx(record["metrics"][f"{split}/accuracy"])
+        assert found.measures(10)["nll"] == record["metrics"][f"{split}/nll"]
+        assert record["per_class"][split] == found.per_class(10)
 
 
 def test_a_finished_run_is_not_repeated(tiny):

@@ -17,6 +17,7 @@ from daft.common.errors import UserError
 from daft.config.compose import configuration
 from daft.config.options import CONF
 from daft.config.overrides import rewrite_overrides
+from tests.conftest import TINY
 from tests.helpers.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,3 +198,15 @@ def test_what_is_broken_is_found(conf: Path):
         "-m method.no=1,2": "method.no",
     }.items():
         assert problem in " ".join(wrong(["python", "scripts/train.py", *line.split()])), line
+
+
+def test_a_run_from_python_is_as_it_is_shown(tmp_path: Path, monkeypatch, capsys):
+    text = READMES["daft/README.md"].read_text()
+    (shown,) = (code for _, code in FENCE.findall(text) if "experiment.run" in code)
+    small = [word for word in TINY if word.startswith("~dataset") or "image_size" in word or "ood" in word]
+    words = [*small, "wandb.mode=disabled", "compute.device=cpu"]
+    monkeypatch.chdir(tmp_path)
+    exec(shown.replace('configuration("', f'configuration(*{words}, "'), {})
+    directory, accuracy = capsys.readouterr().out.split()
+    assert (tmp_path / directory / "record.json").exists()
+    assert 0 <= float(accuracy) <= 100

@@ -1,12 +1,14 @@
 """Claims about scripts/train.py: whatever Hydra's own folders are, runs are where `paths.runs` says."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from hydra_plugins.sweep_summary import SweepSummary
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 
 TINIEST = [*TINY, "method=ft", "training.epochs=1", "dataset.train.images=20", "dataset.id.images=10"]
 MOVED = ["hydra.job.chdir=true", "hydra.run.dir=a/${now:%H}", "hydra.sweep.dir=b", "hydra.sweep.subdir=c"]
@@ -76,3 +78,26 @@ def test_a_place_that_can_be_no_folder_is_named_with_its_key(script, here: Path,
     assert done.code == 1
     assert done.errors.startswith(f"train.py: paths.{key}: {place[:50]}"), done.errors
     assert len(done.errors.splitlines()) == 1
+
+
+def test_a_run_that_diverges_says_so_and_ends_with_code_3_but_a_sweep_with_0(here: Path, capfd, monkeypatch):
+    def code(*arguments: str) -> int | str | None:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
+        return caught.value.code
+
+    fast = [*TINIEST, "method.lr_backbone=1e6"]
+    assert code(*fast) == 3
+    output, errors = capfd.readouterr()
+    assert "shapes: 10 classes" in errors
+    told = "in epoch 1 loss or logits were not finite at η_θ=1e+06; try a smaller rate, such as"
+    assert f"{told} method.lr_backbone=100000" in errors.splitlines()
+    assert "│ diverged │" in output
+    assert code(*fast) == 3  # taken from its record
+    capfd.readouterr()
+    assert not code("-m", *fast)
+    output, errors = capfd.readouterr()
+    assert "shapes: 10 classes" not in errors
+    assert f"ft η_θ=1e+06 seed=0: diverged (taken from its record); {told}" in output

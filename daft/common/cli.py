@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -40,12 +41,26 @@ def show_on_any_terminal() -> None:
     os.environ.setdefault("PYTHONIOENCODING", ":replace")
 
 
+def show_warnings_in_a_line() -> None:
+    """Let a warning of a library be one line that names the library, without its file and code."""
+    if FULL_ERROR:
+        return
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+        parts = Path(filename).parts
+        known = parts[parts.index("site-packages") + 1] if "site-packages" in parts else Path(filename).stem
+        print(f"{known.removesuffix('.py')}: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = show
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call a script's `main` and exit with its code.
 
     What the user can mend, and what the disk refuses, is one line and exit code 1; Ctrl-C is exit code 130.
     """
     show_on_any_terminal()
+    show_warnings_in_a_line()
     try:
         sys.exit(main())
     except KeyboardInterrupt:
@@ -143,6 +158,14 @@ def text(text: str) -> str:
     """Something that is not empty, as the type of an argument."""
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def condition(text: str) -> str:
+    """`key=value`, as the type of an argument."""
+    key, sign, value = text.partition("=")
+    if not (key.strip() and sign and value.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r}: write key=value, as in dataset=pets")
     return text
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,10 +21,20 @@ from rich.table import Table
 
 T = TypeVar("T")
 
+WIDEST = 1000
+"""Columns of a table."""
+
 
 def terminal(*, stderr: bool = False, width: int | None = None) -> Console:
     """A terminal that shows texts as they are: brackets and colons in a user's names are no markup."""
     return Console(stderr=stderr, width=width, markup=False, emoji=False)
+
+
+def print_whole(table: Table) -> None:
+    """Print a table on stdout as wide as it is: a narrower terminal wraps its lines, and no name is cut."""
+    wide = terminal(width=WIDEST)
+    whole = Measurement.get(wide, wide.options, table).maximum
+    terminal(width=max(console.width, whole)).print(table)
 
 
 console = terminal(stderr=True)
@@ -61,6 +72,11 @@ def show_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
             *("-" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in row.values())
         )
     console.print(table)
+
+
+def note(text: str) -> None:
+    """Say on stderr, in one line, how work goes."""
+    console.print(text, soft_wrap=True, highlight=False)
 
 
 def warn_left_out(problem: object) -> None:

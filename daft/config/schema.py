@@ -350,6 +350,11 @@ class MethodConfig:
         """Whether it sees unlabelled images of a target domain in training."""
         return any(part in ADAPTING for part in self.part_names)
 
+    @property
+    def is_solved(self) -> bool:
+        """Whether its head is that of logistic regression, and nothing is trained by gradients."""
+        return self.rates == "frozen" and self.lr_head is None
+
     def linear_probe(self) -> "MethodConfig":
         """LP at η_w = `lr_probe`, whose run this one takes its decoder from."""
         return replace(
@@ -386,6 +391,8 @@ class TrainingConfig:
     """auto: bf16 on a GPU, fp32 elsewhere"""
     divergence: Literal["discard", "keep_best"] = "discard"
     """of a run that is not finite in some epoch: nothing counts, or its best epoch before (authors' code)"""
+    class_weights: Literal["balanced"] | None = None
+    """of the classes in the loss; balanced: N / (K n), so that all of K classes weigh the same"""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < self.epochs:
@@ -523,7 +530,12 @@ class Config:
                 raise ConfigError("segmentation", f"null, but {self.dataset.name} has masks and no classes")
             if self.method.lr_probe is not None:
                 raise ConfigError("method.lr_probe", f"{self.method.lr_probe:g}, but a linear head has none")
+            if self.training.class_weights and self.method.is_solved:
+                what = f"{self.training.class_weights}, but {self.method.name} trains nothing by gradients"
+                raise ConfigError("training.class_weights", f"{what}; use null")
             return
+        if self.training.class_weights:
+            raise ConfigError("training.class_weights", f"{self.training.class_weights}, of pixels; use null")
         if self.backbone.source == "import":
             raise ConfigError(
                 "backbone.source", "import, but only timm's networks segment: they can be dilated"

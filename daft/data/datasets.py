@@ -1,9 +1,9 @@
 """From a dataset's configuration to loaders for training, ID and OOD evaluation."""
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -83,9 +83,9 @@ def listing(config: Config) -> Listing:
     cfg = config.dataset
     classes = class_names(cfg, with_masks=config.segmentation is not None)
     splits = {
-        name: _thinned(cfg, split, name, read_split(cfg, split, name, classes), classes)
-        for name, split in cfg.splits().items()
-        if not name.startswith(UNLABELLED) or config.method.adapts
+        key: list_split(cfg, key, classes)
+        for key in cfg.splits()
+        if not key.startswith(UNLABELLED) or config.method.adapts
     }
     unlabelled = [splits.pop(name) for name in [*splits] if name.startswith(UNLABELLED)]
     train = splits.pop("train")
@@ -106,12 +106,40 @@ def listing(config: Config) -> Listing:
     return found
 
 
+def list_split(cfg: DatasetConfig, key: str, classes: list[str]) -> Labelled:
+    """The images of one split (`train`, `id`, `ood.NAME`), as many as its `images` says."""
+    split = cfg.splits()[key]
+    return _thinned(cfg, split, key, read_split(cfg, split, key, classes), classes)
+
+
 def load(config: Config, listed: Listing, device: torch.device) -> Data:
     """Decode, map or prepare to stream every split.
 
     Raises UserError, which says why, if images cannot be read, and if splits that must not have images in
     common.
     """
+    decoded = decode(config, listed.splits(), listed.classes, device)
+    overlap.require_other_images(config.dataset, decoded.kept, decoded.store.cache, decoded.store.threads)
+    loaders = dict(decoded.loaders)
+    train, unlabelled = loaders.pop("train"), loaders.pop("unlabelled", None)
+    return Data(listed.classes, train, loaders, decoded.skipped, unlabelled)
+
+
+class Decoded(NamedTuple):
+    """Loaders of some splits, and what they were made of."""
+
+    loaders: dict[str, Loader]
+    kept: dict[str, Labelled]
+    """without the images that cannot be read"""
+    skipped: dict[str, int]
+    """images left out, on request"""
+    store: ImageStore
+
+
+def decode(
+    config: Config, listed: Mapping[str, Labelled], classes: Sequence[str], device: torch.device
+) -> Decoded:
+    """As `load`, of these splits alone, whatever images they share."""
     cfg, compute = config.dataset, config.compute
     workers = available_cpus() if compute.workers is None else compute.workers
     store = ImageStore(
@@ -120,9 +148,11 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
 
     training_batch, task = config.training.batch_size, config.segmentation
     evaluation_batch = training_batch if task is None else task.eval_batch_size
+    shifts = {name: split.shift for name, split in cfg.ood.items()}
 
-    def loader(split: Labelled, operations: list[Operation], name: str) -> Loader:
+    def loader(split: Labelled, name: str) -> Loader:
         in_training = name in ("train", "unlabelled")
+        operations = cfg.train_transform if in_training else [*shifts.get(name, []), *cfg.eval_transform]
         batch_size = training_batch if in_training else evaluation_batch
         _require_memory(operations, name, min(batch_size, len(split)) if device.type == "cpu" else 1)
         images, split = store.load(split, operations, name, batched=batch_size > 1)
@@ -141,24 +171,13 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
         )
 
     kept: dict[str, Labelled] = {}
-    shifts = {name: split.shift for name, split in cfg.ood.items()}
-    train = loader(listed.train, cfg.train_transform, "train")
-    unlabelled = None
-    if listed.unlabelled is not None:
-        unlabelled = loader(listed.unlabelled, cfg.train_transform, "unlabelled")
-    evaluation = {
-        name: loader(split, [*shifts.get(name, []), *cfg.eval_transform], name)
-        for name, split in listed.evaluation.items()
-    }
+    loaders = {name: loader(split, name) for name, split in listed.items()}
     if store.unreadable and compute.unreadable == "error":
         raise _unreadable(store.unreadable.values())
     for name, files in store.unreadable.items():
-        _say_skipped(listed, name, kept[name], files)
-    skipped = {name: len(files.paths) for name, files in store.unreadable.items()}
-    data = Data(listed.classes, train, evaluation, skipped, unlabelled)
-    _require_images(data.loaders())
-    overlap.require_other_images(cfg, kept, store.cache, store.threads)
-    return data
+        _say_skipped(classes, listed[name], name, kept[name], files)
+    _require_images(loaders)
+    return Decoded(loaders, kept, {name: len(files.paths) for name, files in store.unreadable.items()}, store)
 
 
 def describe(data: Data) -> dict[str, Any]:
@@ -184,13 +203,14 @@ def _unreadable(splits: Iterable[Streamed]) -> UserError:
     )
 
 
-def _say_skipped(listing: Listing, name: str, kept: Labelled, files: Streamed) -> None:
+def _say_skipped(
+    classes: Sequence[str], listed: Labelled, name: str, kept: Labelled, files: Streamed
+) -> None:
     """Say how many images of a split are left out; raises UserError if those are all of a class."""
-    listed = listing.splits()[name]
     told = f"{overlap.split_key(name)}: {len(files.paths):,} of {len(listed):,} images cannot be read"
     example = f"{files.problem(0)} (and others)" if len(files.paths) > 1 else files.problem(0)
     if lost := sorted({*listed.labels.tolist()} - {*kept.labels.tolist()} if len(kept) else ()):
-        names = join_first([repr(listing.classes[label]) for label in lost])
+        names = join_first([repr(classes[label]) for label in lost])
         raise UserError(f"{told}, which leaves none of {names}; mend them, or remove the class: {example}")
     progress.say_once(f"{told}, and are left out: {example}")
 

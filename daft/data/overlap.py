@@ -73,7 +73,7 @@ def _pairs(cfg: DatasetConfig, splits: Iterable[str]) -> list[Pair]:
     """Pairs of splits that must have no image in common."""
     seen = [name for name in ("train", "unlabelled") if name in splits]
     evaluation = [name for name in splits if name not in seen]
-    unshifted = [name for name, split in cfg.ood.items() if not split.shift]
+    unshifted = [name for name, split in cfg.ood.items() if name in evaluation and not split.shift]
     return [(name, of) for of in seen for name in evaluation] + [(name, "id") for name in unshifted]
 
 

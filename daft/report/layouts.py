@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from daft.common.numbers import fixed
 from daft.config.parts import target_mark
 from daft.report.paper import KEYS, PaperTable
 from daft.report.tables import EDGES, format_head_rate, in_markdown, pipe_table
@@ -57,20 +58,22 @@ def _in_words(row: "pd.Series[Any]", digits: int) -> tuple[str, str, str]:
     if row["missing"]:
         ours = "diverged" if row["diverged"] else "missing"
     else:
-        spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.{digits}f}"
+        spread = "" if pd.isna(row["std"]) else f" ± {fixed(row['std'], digits)}"
         marks = ("*" if any(row[edge] for edge in EDGES) else "") + ("†" if row["lacking"] else "")
-        ours = f"{row['mean']:.{digits}f}{spread}{marks}"
+        ours = f"{fixed(row['mean'], digits)}{spread}{marks}"
     difference = ""
     if pd.notna(row["difference"]):
         difference = _signed(row["difference"], digits)
         if pd.notna(row["difference_in_std"]):
             difference += f" ({_signed(row['difference_in_std'], 1)} s)"
-    return ours, "" if pd.isna(row["paper"]) else f"{row['paper']:.{digits}f}", difference
+    return ours, "" if pd.isna(row["paper"]) else fixed(row["paper"], digits), difference
 
 
 def _signed(value: float, digits: int) -> str:
-    text = f"{value:+.{digits}f}"
-    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
+    text = fixed(value, digits)
+    if float(text) == 0:
+        return fixed(0, digits)
+    return f"+{text}" if value > 0 else text.replace("-", "−")
 
 
 def notes(table: PaperTable, compared: pd.DataFrame) -> list[str]:
@@ -141,7 +144,10 @@ STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 1500px; margin: auto; padding: 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; background: linear-gradient(90deg, #fff 30%, #fff0) local,
+  linear-gradient(270deg, #fff 30%, #fff0) right local, linear-gradient(90deg, #0004, #0000) scroll,
+  linear-gradient(270deg, #0004, #0000) right scroll, #fff; background-repeat: no-repeat;
+  background-size: 40px 100%, 40px 100%, 12px 100%, 12px 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem; }
 thead tr:first-child th { border-top: 2px solid #1b1b1b; }
 tbody { border-top: 1px solid #1b1b1b; border-bottom: 2px solid #1b1b1b; }

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from daft.common.errors import UserError
+from daft.common.numbers import fixed
 from daft.report import layouts, paper, tables
 from daft.report.figures import gallery, style
 from daft.report.figures.gallery import Picture
@@ -22,6 +23,10 @@ nav { display: flex; flex-wrap: wrap; gap: 0 1rem; }
 .figures { display: grid; gap: 1rem; }
 .figures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 32rem), 1fr)); align-items: start; }
 figure { margin: 0; } figure img { width: 100%; height: auto; max-width: 53rem; background: #fff; }
+figure .close { display: none; }
+figure:target { position: fixed; inset: 0; z-index: 1; overflow: auto; padding: 1rem; background: #fff; }
+figure:target img { width: auto; min-width: min(53rem, 250%); max-width: none; }
+figure:target .close { display: block; position: sticky; left: 0; width: max-content; }
 figcaption { font-size: 0.85rem; color: #666; }
 details { border-bottom: 1px solid #ddd; padding: 0.3rem 0; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
@@ -47,10 +52,12 @@ def render_page(loaded: Sequence[dict[str, Any]], title: str, folder: Path | Non
         anchor = "-".join(map(str, names))
         links.append((anchor, heading))
         of_group = [record for record in loaded if record["run"] in set(group["run"])]
-        try:
-            body = _cells(group, of_group, folder)
-        except UserError as error:  # a study of a setting, or a mistake, which leaves the other sections
-            body = f'<p class="problem">{escape(str(error))}</p>{_over_a_setting(of_group)}'
+        kept, problems = gallery.usable(of_group)
+        body = "".join(f'<p class="problem">{escape(str(problem))}</p>' for problem in problems)
+        if kept:
+            body += _cells(group[group["run"].isin([record["run"] for record in kept])], kept, folder, anchor)
+        if problems:  # perhaps a study of a setting
+            body += _over_a_setting(of_group, anchor)
         sections.append(f'<section id="{escape(anchor)}"><h2>{escape(heading)}</h2>{body}</section>\n')
     links.append(("runs", "runs"))
     sections.append(_runs(runs, loaded))
@@ -60,27 +67,29 @@ def render_page(loaded: Sequence[dict[str, Any]], title: str, folder: Path | Non
     return layouts.html_document(title, head + "".join(sections), STYLE)
 
 
-def _cells(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], folder: Path | None) -> str:
-    """The table and figures of one dataset and backbone."""
-    metrics = [*frames.accuracy_columns(runs), "id/l2"]
+def _cells(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], folder: Path | None, anchor: str) -> str:
+    """The table and figures of one dataset and backbone, whose section has this anchor."""
+    metrics = [*frames.with_balanced(frames.accuracy_columns(runs), runs.columns), "id/l2"]
     summary = tables.summary(tables.aggregate(selection.select(runs), runs), metrics, _title)
     note = "Mean ± sample standard deviation (ddof = 1) over n seeds; * at the edge of the grid."
     pictures = gallery.of_runs(loaded) + gallery.of_grids(loaded, whole=True)
     if folder:
-        pictures += gallery.of_extremes(gallery.selected(loaded), folder)
-    return f'{_html_table(summary)}<p class="notes">{note}</p>\n{_figures(map(_picture, pictures))}'
+        chosen = gallery.selected(loaded)
+        pictures += gallery.of_extremes(chosen, folder) + gallery.of_errors(chosen, folder)
+    drawn = _figures(_picture(picture, anchor) for picture in pictures)
+    return f'{_html_table(summary)}<p class="notes">{note}</p>\n{drawn}'
 
 
 def _title(method: str) -> str:
     return describe(method).title
 
 
-def _over_a_setting(loaded: Sequence[dict[str, Any]]) -> str:
+def _over_a_setting(loaded: Sequence[dict[str, Any]], anchor: str) -> str:
     """The figures of one dataset and backbone over the setting that its runs differ in."""
     drawn = []
     for picture in gallery.of_settings(loaded):
         with suppress(UserError):  # that is not the setting
-            drawn.append(_picture(picture))
+            drawn.append(_picture(picture, anchor))
     return _figures(drawn)
 
 
@@ -88,18 +97,28 @@ def _figures(drawn: Iterable[str]) -> str:
     return f'<div class="figures">{"".join(drawn)}</div>\n'
 
 
-def _picture(picture: Picture) -> str:
+def _picture(picture: Picture, of: str) -> str:
+    """A figure that fits the page, and opens in full where it is tapped; of: what its anchor begins with."""
     kind, content = style.embedded(picture.draw())
     caption = escape(picture.caption)
     image = f'<img src="data:{kind};base64,{base64.b64encode(content).decode()}" alt="{caption}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n"
+    name = escape(f"{of}-{picture.name}")
+    return (
+        f'<div id="{name}"><figure id="{name}-full">'
+        f'<a class="close" href="#{name}" title="back to the page">close</a>'
+        f'<a href="#{name}-full" title="in full">{image}</a>'
+        f"<figcaption>{caption}</figcaption></figure></div>\n"
+    )
 
 
 def _runs(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> str:
     """A table of all runs, and the settings, metrics and epochs of each to unfold."""
     keys = ["run", *frames.CELL, *frames.RATES, frames.SEED, "status", "best_epoch", "id", "ood"]
     heads = ["run", "dataset", "backbone", "method", "η_θ", "η_w", "seed", "status", "epoch", "ID %"]
-    judged = {split: frames.score(runs, split).round(2) for split in ("id", "ood")}
+    judged = {
+        split: [None if pd.isna(value) else fixed(value) for value in frames.score(runs, split)]
+        for split in ("id", "ood")
+    }
     ordered = runs.assign(**judged)[keys].sort_values([*frames.CELL, *frames.RATES, frames.SEED])
     cells = ordered.map(lambda value: escape(_value(value))).set_axis([*heads, "OOD mean %"], axis=1)
     cells["run"] = cells["run"].map('<a href="#{0}">{0}</a>'.format)

@@ -10,6 +10,7 @@ import torch
 from daft.common import progress
 from daft.common.errors import UserError
 from daft.common.files import write_atomically
+from daft.common.numbers import fixed
 from daft.data.corruptions import CORRUPTIONS
 from daft.report import paper, tables
 from daft.report.methods import in_order
@@ -84,7 +85,7 @@ def evaluate(
             whole = False
             continue
         mean = results.metrics(result).get(f"{MEAN}/{kind}_error")
-        error = "not finite" if mean is None else f"{mean:.2f} %"
+        error = "not finite" if mean is None else f"{fixed(mean)} %"
         size = f"{result['images']:,} images x 75, {result['seconds']:.0f} s"
         print(f"{run}: mean error {error} ({size})", flush=True)
     return whole
@@ -123,7 +124,7 @@ def markdown(means: pd.DataFrame, kind: Kind) -> str:
             found = errors.loc[[f"{name}/{kind}_error" for name in CORRUPTIONS]]
             mean = tables.format_mean_std(errors.loc[f"{MEAN}/{kind}_error"])
             name, counted = tables.in_markdown(method), str(found["n"].iloc[0])
-            rows.append([name, counted, *found["mean"].map("{:.1f}".format), mean])
+            rows.append([name, counted, *(fixed(error, 1) for error in found["mean"]), mean])
         table = pd.DataFrame(rows, columns=["method", "n", *CORRUPTIONS, "mean"])
         sizes = setting[["images", "whole"]].drop_duplicates().itertuples(index=False)
         of = " or ".join(f"{images:,} of the {whole:,}" for images, whole in sizes)

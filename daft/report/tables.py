@@ -1,5 +1,6 @@
 """Records to tables: what to show is computed here, apart from how it is shown."""
 
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,12 +11,15 @@ import pandas as pd
 from rich.table import Table
 
 from daft.common import progress
+from daft.common.numbers import fixed
 from daft.config.parts import TARGET_BN, target_mark
 from daft.report.methods import in_order
 from daft.runs import frames
 from daft.runs.frames import (
     BACKBONE,
+    BALANCED,
     CELL,
+    CLASS_ACCURACY,
     DATASET,
     LR_HEAD_UNIT,
     MEASURES,
@@ -25,7 +29,7 @@ from daft.runs.frames import (
     accuracy_columns,
     cell_metric,
 )
-from daft.sweep.selection import candidates
+from daft.sweep.selection import candidates, ties
 
 EDGES = ["at_edge", "head_at_edge"]
 """Whether η_θ, and η_w, are at the edge of their grids."""
@@ -64,14 +68,14 @@ def aggregate(chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     table["n"] = table["n"].fillna(0).astype(int)
     table = table.rename(columns=dict(zip(CELL, ("dataset", "backbone", "method"), strict=True)))
     columns = ["dataset", "backbone", "method", "metric", "mean", "std", "n", "lr_backbone", "lr_head"]
-    columns += ["lr_head_unit"] if table["lr_head_unit"].notna().any() else []
+    columns += [column for column in ("lr_head_unit", "ties") if table[column].notna().any()]
     return table[[*columns, "grid", *EDGES, "diverged", "runs"]]
 
 
 def _grid(chosen: pd.DataFrame | None, cell: pd.DataFrame) -> dict[str, Any]:
     """The chosen rates of a cell, the grid that they were chosen from, and how many of its runs diverged."""
     if chosen is None:  # shown as diverged
-        none = dict.fromkeys(("lr_backbone", "lr_head", "lr_head_unit", "grid"))
+        none = dict.fromkeys(("lr_backbone", "lr_head", "lr_head_unit", "ties", "grid"))
         edges = dict.fromkeys(EDGES, False)
         return none | edges | {"diverged": len(cell), "judged_by": f"id/{cell_metric(cell)}"}
     cell = candidates(chosen, cell)
@@ -82,12 +86,31 @@ def _grid(chosen: pd.DataFrame | None, cell: pd.DataFrame) -> dict[str, Any]:
         "lr_backbone": rate,
         "lr_head": head,
         "lr_head_unit": chosen[LR_HEAD_UNIT].iloc[0] if LR_HEAD_UNIT in chosen else None,
+        "ties": ", ".join(_rates_in_words(*tied) for tied in ties(chosen, cell)) or None,
         "grid": " ".join(f"{r:g}" for r in grid),
         "at_edge": _at_edge(rate, grid),
         "head_at_edge": _at_edge(head, cell.loc[same, RATES[1]].dropna().unique()),
         "diverged": int((cell["status"] == "diverged").sum()),
         "judged_by": None,
     }
+
+
+def _rates_in_words(backbone: float, head: float) -> str:
+    named = {"η_θ": backbone, "η_w": head}
+    return " ".join(f"{name}={rate:g}" for name, rate in named.items() if pd.notna(rate))
+
+
+def tie_notes(table: pd.DataFrame) -> list[str]:
+    """A sentence per cell of the long table whose chosen rates are no better than others."""
+    if "ties" not in table:
+        return []
+    rows = table.dropna(subset="ties").drop_duplicates(["dataset", "backbone", "method"])
+    return [
+        f"{row['dataset']}, {row['backbone']}, {row['method']}: "
+        f"{_rates_in_words(row['lr_backbone'], row['lr_head'])} is chosen; no better by ID accuracy than "
+        f"{row['ties']}, of equal ones the larger counts."
+        for _, row in rows.iterrows()
+    ]
 
 
 def _at_edge(rate: float, grid: Sequence[float]) -> bool:
@@ -118,16 +141,36 @@ def markdown(table: pd.DataFrame) -> str:
     parts = []
     for names, cell in table.groupby(["dataset", "backbone"], sort=False):
         metrics = [m for m in cell["metric"].unique() if m.endswith(MEASURES)]
-        metrics = sorted(metrics, key=frames.is_ood_mean)
+        metrics = frames.with_balanced(sorted(metrics, key=frames.is_ood_mean), cell["metric"])
         metrics += [m for m in ("id/cosine", "id/l2") if m in set(cell["metric"])]
         rows = summary(cell, metrics, in_markdown).rename(columns=in_markdown)
         parts += [f"### {in_markdown(', '.join(map(str, names)))}", pipe_table(rows, texts=4)]
+        if not (by_class := classes(cell)).empty:
+            parts += [BY_CLASS, pipe_table(by_class.rename(columns=in_markdown).map(in_markdown), texts=1)]
     note = (
         "Accuracies in percent, mean ± sample standard deviation (ddof = 1) over n seeds; learning rates "
         "chosen by ID accuracy on the lowest seed; * marks a choice at the edge of its grid. Cosine and L2 "
         "compare ID features before and after."
     )
-    return "\n\n".join([*parts, note]) + "\n"
+    return "\n\n".join([*parts, note, *map(in_markdown, tie_notes(table))]) + "\n"
+
+
+BY_CLASS = "ID accuracy by class in percent, for the classes are unequal; balanced is the mean of these:"
+
+
+def classes(table: pd.DataFrame) -> pd.DataFrame:
+    """The long table of one dataset and backbone in words: accuracy by class, a column per method."""
+    start = f"id/{CLASS_ACCURACY}"
+    found = table[table["metric"].str.startswith(start)]
+    columns = {
+        method: found[found["method"] == method].set_index("metric") for method in in_order(found["method"])
+    }
+    rows = [
+        [metric.removeprefix(start)]
+        + [format_mean_std(of.loc[metric]) if metric in of.index else "-" for of in columns.values()]
+        for metric in dict.fromkeys(found["metric"])
+    ]
+    return pd.DataFrame(rows, columns=["class", *columns])
 
 
 def in_markdown(text: str) -> str:
@@ -146,8 +189,9 @@ def pipe_table(rows: pd.DataFrame, texts: int) -> str:
 
 def _metric_title(metric: str) -> str:
     split, _, kind = metric.partition("/")
-    if metric.endswith(MEASURES):
-        return f"{split_name(metric)} {'mIoU ' if kind == 'miou' else ''}%"
+    if metric.endswith(MEASURES) or kind == BALANCED:
+        word = {"miou": "mIoU ", BALANCED: "balanced "}.get(kind, "")
+        return f"{split_name(metric)} {word}%"
     return f"{split_name(split)} feature {'L2' if kind == 'l2' else kind}"
 
 
@@ -172,19 +216,47 @@ def format_mean_std(row: Any) -> str:
     if pd.isna(row["mean"]):
         return "diverged"
     digits = 3 if row.name.endswith("cosine") else 2
-    spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.{digits}f}"
-    return f"{row['mean']:.{digits}f}{spread}"
+    spread = "" if pd.isna(row["std"]) else f" ± {fixed(row['std'], digits)}"
+    return f"{fixed(row['mean'], digits)}{spread}"
 
 
 def format_run(record: dict[str, Any], fresh: bool) -> str:
     """One run in one line, for a sweep that goes on."""
     metrics = record["metrics"]
     keys = [f"{split}{kind}" for kind in MEASURES for split in ("id", "ood")]
-    found = [f"{split_name(key)} {metrics[key]:.2f} %" for key in keys if metrics.get(key) is not None]
+    found = [f"{split_name(key)} {fixed(metrics[key])} %" for key in keys if metrics.get(key) is not None]
     seconds = sum(record["time"].values())
     how = f"{seconds:.0f} s" if fresh else "taken from its record"
     line = f"{run_label(record['config'])}: {', '.join(found) or record['status']} ({how})"
-    return "; ".join(filter(None, [line, rate_warning(record)]))
+    return "; ".join(filter(None, [line, divergence(record), rate_warning(record)]))
+
+
+def divergence(record: dict[str, Any]) -> str:
+    """When a run diverged, at which rates, and what to try; mostly nothing."""
+    lost = [row for row in record["history"] if not _is_finite(row)]
+    if not lost:
+        return ""
+    epoch, method = lost[0]["epoch"], record["config"]["method"]
+    head, fitting = method["lr_head"], (record.get("head_rate") or {}).get("rate")
+    absolute = head * fitting if head and fitting and method.get("lr_head_unit") else head
+    too_large = "lr_backbone"
+    if method["lr_backbone"] is None or (absolute and fitting and absolute > fitting):
+        too_large = "lr_head"  # past what the features bear: 2 / λ
+    rates = ", ".join(_rate_labels(method))
+    smaller = f"{method[too_large] / 10:g}"
+    if too_large == "lr_head" and method.get("lr_head_unit"):
+        smaller = "auto"
+    kept = f"; epoch {record['best_epoch']} before it counts" if record["status"] == "finished" else ""
+    return (
+        f"in epoch {epoch:g} loss or logits were not finite at {rates}{kept}; "
+        f"try a smaller rate, such as method.{too_large}={smaller}"
+    )
+
+
+def _is_finite(row: dict[str, float | None]) -> bool:
+    """Whether an epoch has a loss and a metric; in a record that was read, None stands for NaN."""
+    scores = (value for key, value in row.items() if key == "train/loss" or key.startswith("selection/"))
+    return all(value is not None and math.isfinite(value) for value in scores)
 
 
 def rate_warning(record: dict[str, Any]) -> str:
@@ -198,39 +270,60 @@ def rate_warning(record: dict[str, Any]) -> str:
 
 def run_label(config: dict[str, Any]) -> str:
     """What tells a run from others of its dataset and backbone: method, rates, seed."""
-    method = config["method"]
+    name = frames.method_of(config)
+    return " ".join([name + target_mark(name), *_rate_labels(config["method"]), f"seed={config['seed']}"])
+
+
+def _rate_labels(method: dict[str, Any]) -> list[str]:
     rates = [f"η_θ={method['lr_backbone']:g}"] if method["lr_backbone"] else []
     if head := method["lr_head"]:
         rates.append(f"η_w={format_head_rate(head, method.get('lr_head_unit'))}")
-    name = frames.method_of(config)
-    return " ".join([name + target_mark(name), *rates, f"seed={config['seed']}"])
+    return rates
 
 
-def run_table(runs: pd.DataFrame, title: str, *, target_bn: bool = False) -> Table:
+def run_table(runs: pd.DataFrame, *, target_bn: bool = False) -> Table:
     """Accuracies of runs for the terminal, one row each.
 
     target_bn: those with the BN statistics of the evaluated batches, instead of the others.
     """
     columns = [column for column in accuracy_columns(runs) if frames.is_target_bn(column) == target_bn]
-    table = Table(title=title, title_justify="left")
+    columns = columns if target_bn else frames.with_balanced(columns, runs.columns)
+    table = Table()
     varying = [c for c in (DATASET, BACKBONE, *RATES, SEED) if runs[c].nunique(dropna=False) > 1]
     table.add_column("method", overflow="fold")
     for column in varying:
         table.add_column({DATASET: "dataset", BACKBONE: "backbone"}.get(column, column.rpartition(".")[2]))
-    for column in columns:
-        table.add_column(_metric_title(column), justify="right")
-    if not target_bn:
-        table.add_column("ID feature L2", justify="right")
+    titles = [*map(_metric_title, columns), *([] if target_bn else ["ID feature L2"])] if columns else ["state"]
+    for title in titles:
+        table.add_column(title, justify="right")
     for _, run in runs.iterrows():
         name = str(run[METHOD])
         cells = [name + target_mark(name), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
         if run["status"] == "finished":
-            cells += ["-" if pd.isna(run[c]) else f"{run[c]:.2f}" for c in columns]
+            cells += ["-" if pd.isna(run[c]) else fixed(run[c]) for c in columns]
             distance = run.get("id/l2")
-            cells += [] if target_bn else ["-" if pd.isna(distance) else f"{distance:.2f}"]
+            cells += [] if target_bn else ["-" if pd.isna(distance) else fixed(distance)]
         else:
             cells.append(str(run["status"]))
         table.add_row(*cells)
+    return table
+
+
+def class_table(record: dict[str, Any]) -> Table | None:
+    """Accuracy by class of one run, on the splits whose classes are unequal; None if there are none."""
+    found, names = frames.unequal_splits(record), record.get("data", {}).get("classes", [])
+    if not found:
+        return None
+    table = Table("class")
+    for split in found:
+        table.add_column(f"{split_name(split)} images", justify="right")
+        table.add_column(f"{split_name(split)} %", justify="right")
+    for label, name in enumerate(names):
+        cells = [
+            [f"{of['images'][label]:,}", "-" if (value := of["accuracy"][label]) is None else fixed(value)]
+            for of in found.values()
+        ]
+        table.add_row(name, *(text for pair in cells for text in pair))
     return table
 
 
@@ -240,7 +333,8 @@ def show(directories: Sequence[Path], title: str) -> None:
     if runs.empty:
         return
     terminal = progress.terminal(width=None if sys.stdout.isatty() else 120)
-    terminal.print(run_table(runs, title))
+    print(title)  # not of the table, which would break a path that is wider
+    terminal.print(run_table(runs))
     if columns := [*filter(frames.is_target_bn, accuracy_columns(runs))]:
-        title = "the same with the BN statistics of the evaluated batches"
-        terminal.print(run_table(runs.dropna(subset=columns, how="all"), title, target_bn=True))
+        print("the same with the BN statistics of the evaluated batches")
+        terminal.print(run_table(runs.dropna(subset=columns, how="all"), target_bn=True))

@@ -9,6 +9,7 @@ import pandas as pd
 from daft.common.files import digest
 from daft.config.parts import TARGET_BN, short_name
 from daft.config.schema import metric_name, selected_on
+from daft.data.balance import is_unequal
 from daft.runs.layout import MEASURES
 from daft.runs.records import load
 
@@ -33,11 +34,38 @@ def from_records(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
                 "inputs": _inputs(record),
                 "probe": _probe(record),
                 **settings(record["config"]),
-                **record["metrics"],
+                **_metrics(record),
                 **{f"time.{key}": value for key, value in record["time"].items()},
             }
         )
     return pd.DataFrame(rows)
+
+
+BALANCED = "balanced_accuracy"
+
+
+def _metrics(record: dict[str, Any]) -> dict[str, float | None]:
+    """The metrics; the balanced accuracy, and that of each class, where those of a split are unequal.
+
+    Of equal classes the balanced accuracy is the accuracy.
+    """
+    found = {key: value for key, value in record["metrics"].items() if not key.endswith(f"/{BALANCED}")}
+    names = record.get("data", {}).get("classes") or []
+    for split, of in unequal_splits(record).items():
+        found[f"{split}/{BALANCED}"] = record["metrics"].get(f"{split}/{BALANCED}")
+        if split == "id":
+            each = zip(names, of["accuracy"], strict=False)
+            found |= {f"id/{CLASS_ACCURACY}{name}": accuracy for name, accuracy in each}
+    return found
+
+
+CLASS_ACCURACY = "accuracy of "
+"""And the name of the class: a metric of the ID set, where its classes are unequal."""
+
+
+def unequal_splits(record: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy by class on the splits whose classes are unequal; older records have none."""
+    return {split: of for split, of in (record.get("per_class") or {}).items() if is_unequal(of["images"])}
 
 
 def _inputs(record: dict[str, Any]) -> str:
@@ -83,6 +111,15 @@ def score(runs: pd.DataFrame, split: str) -> "pd.Series[float]":
     """What each run is judged by, on a split; NaN where it has none."""
     columns = [split + kind for kind in MEASURES]
     return runs.reindex(columns=columns).astype(float).bfill(axis=1)[columns[0]]
+
+
+def with_balanced(columns: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Columns of accuracies, each with that of the balanced accuracy behind it where there is one."""
+    known, found = set(known), []
+    for column in columns:
+        balanced = f"{column.rpartition('/')[0]}/{BALANCED}"
+        found += [column, balanced] if balanced in known else [column]
+    return found
 
 
 def accuracy_columns(runs: pd.DataFrame) -> list[str]:

@@ -31,7 +31,7 @@ IDENTITY_KEYS_IF_SET = {
         "probe_solver": "exact",
         "parts": None,
     },
-    "training": {"steps": None, "poly_power": None, "divergence": "discard"},
+    "training": {"steps": None, "poly_power": None, "divergence": "discard", "class_weights": None},
 }
 """Settings that count unless they have this value: keys that are younger than the first runs."""
 
@@ -76,7 +76,7 @@ def run_identity(config: Config, precision: str, images: dict[str, str], weights
         return {key: values[key] for key in IDENTITY_KEYS[section]} | young
 
     training = counted("training") | {"precision": precision}
-    if config.method.rates == "frozen" and config.method.lr_head is None:
+    if config.method.is_solved:
         training = {key: value for key, value in training.items() if key not in NOT_OF_A_PROBE}
     shifts = {name: split["shift"] for name, split in settings["dataset"]["ood"].items()}
     facts = {

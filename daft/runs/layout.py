@@ -185,6 +185,28 @@ class _Environment(TypedDict):
     threads: NotRequired[Annotated[int, Field(gt=0)]]
 
 
+class PerClass(TypedDict):
+    """Accuracy by class, in label order."""
+
+    images: list[Count]
+    accuracy: list[Annotated[float, Field(ge=0, le=100)] | None]
+
+
+def _of_one_number(found: PerClass) -> PerClass:
+    if len(found["images"]) != len(found["accuracy"]):
+        raise ValueError("images and accuracies should be of the same classes")
+    return found
+
+
+ByClass = Annotated[PerClass, AfterValidator(_of_one_number)]
+Distortion = dict[str, Annotated[_Histogram, AfterValidator(_drawable)]]
+
+
+class _WeightsFrom(TypedDict):
+    run: Text
+    evaluated: list[Text]
+
+
 class Record(TypedDict):
     """A record."""
 
@@ -194,7 +216,7 @@ class Record(TypedDict):
     config: Annotated[_Configuration, BeforeValidator(_without_dots)]
     metrics: Metrics
     history: list[dict[str, float | None]]
-    distortion: dict[Text, dict[str, Annotated[_Histogram, AfterValidator(_drawable)]]]
+    distortion: dict[Text, Distortion]
     environment: _Environment
     time: dict[str, float]
     identity: NotRequired[Identity]
@@ -207,6 +229,8 @@ class Record(TypedDict):
     parts: NotRequired[dict[Text, dict[str, Any]]]
     probe: NotRequired[_Probe | None]
     memory: NotRequired[dict[str, float]]
+    weights_from: NotRequired[_WeightsFrom]
+    per_class: NotRequired[dict[Text, ByClass]]
 
 
 def _complete(record: Record) -> Record:

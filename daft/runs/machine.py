@@ -43,14 +43,25 @@ def num_threads(config: Config) -> int:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Code version, library versions, device and threads."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "code": _code_version(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "python": platform.python_version(),
-        "device": gpu or f"{device.type} ({platform.machine()})",
+        "device": _name(device),
         "threads": torch.get_num_threads(),
     }
+
+
+def name(device: torch.device) -> str:
+    """A device as a user knows it, a CPU with its threads."""
+    threads = torch.get_num_threads()
+    on_cpu = f" with {threads} thread{'s' * (threads > 1)}"
+    return _name(device) + (on_cpu if device.type == "cpu" else "")
+
+
+def _name(device: torch.device) -> str:
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return gpu or f"{device.type} ({platform.machine()})"
 
 
 class Clock:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,12 +124,15 @@ def read(directory: Path) -> dict[str, Any] | None:
 
 def write(directory: Path, record: dict[str, Any]) -> None:
     """Write a record so that a kill leaves none or a whole one; NaN becomes null."""
-    content = _without_nan({"format": FORMAT, "protocol": PROTOCOL, **record})
+    content = without_nan({"format": FORMAT, "protocol": PROTOCOL, **record})
     write_atomically(directory / RECORD, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def load(directories: Iterable[Path]) -> list[dict[str, Any]]:
-    """The records in run directories, in the order given; one that cannot be used is named on stderr."""
+    """The records in run directories, in the order given; one that cannot be used is named on stderr.
+
+    Without those that another one has taken over.
+    """
     records = []
     for directory in directories:
         try:
@@ -139,7 +142,23 @@ def load(directories: Iterable[Path]) -> list[dict[str, Any]]:
             continue
         if record is not None:
             records.append(record)
-    return records
+    return without_superseded(records)
+
+
+def without_superseded(loaded: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the records of runs that another one has taken over, with all their splits and more."""
+    loaded = list(loaded)
+    later = {record["weights_from"]["run"]: record for record in loaded if record.get("weights_from")}
+
+    def is_superseded(record: dict[str, Any]) -> bool:
+        other = later.get(record["run"])
+        return other is not None and _splits(record) <= _splits(other)
+
+    return [record for record in loaded if not is_superseded(record)]
+
+
+def _splits(record: Mapping[str, Any]) -> set[tuple[str, str]]:
+    return {*record.get("identity", {}).get("dataset", {}).get("images", {}).items()}
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -147,11 +166,12 @@ def find_runs(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if os.path.lexists(path / RECORD))
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Plain data with None in place of what is not finite."""
     if isinstance(value, dict):
-        return {str(k): _without_nan(v) for k, v in value.items()}
+        return {str(k): without_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
+        return [without_nan(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,6 +1,6 @@
 """All that is known of runs: their records, and what was measured later, in files beside these."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,6 +20,9 @@ FORMAT = 1
 
 FILE = "robustness-{}.json"
 """Beside the record, for each set of corrupted images and precision."""
+
+EVALUATION = "evaluation-{}.json"
+"""Beside the record, for each further OOD set and precision."""
 
 MEAN = "mce"
 """The plain mean over the corruptions, which the paper calls so; not normalised by another network."""
@@ -45,6 +48,20 @@ class Result(TypedDict):
     seconds: float
 
 
+class Evaluation(TypedDict):
+    """What is read of the result on a further OOD set."""
+
+    split: layout.Name
+    precision: str
+    images: Count
+    metrics: layout.Metrics
+    per_class: layout.ByClass | None
+    distortion: layout.Distortion | None
+
+
+EVALUATED = TypeAdapter(Evaluation)
+
+
 def _of_every_corruption(result: Result) -> Result:
     if lacking := [name for name in CORRUPTIONS if name not in result["errors"]]:
         raise ValueError(f"errors of {lacking[0]} are missing")
@@ -56,12 +73,21 @@ RESULT = TypeAdapter(Annotated[Result, AfterValidator(_of_every_corruption)])
 
 def read(file: Path) -> dict[str, Any] | None:
     """A result, whole or begun; raises UserError if the file is none of this version."""
+    return _read(file, RESULT)
+
+
+def read_evaluation(file: Path) -> dict[str, Any] | None:
+    """The result on a further OOD set; raises as `read`."""
+    return _read(file, EVALUATED)
+
+
+def _read(file: Path, expected: TypeAdapter[Any]) -> dict[str, Any] | None:
     try:
         result = read_json(file)
         found = result.get("format") if isinstance(result, dict) else None
         if found != FORMAT:
             raise UserError(f"{file}: result of format {found!r}; this version reads {FORMAT}")
-        layout.require(RESULT, result)
+        layout.require(expected, result)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -90,18 +116,43 @@ def load(directories: Iterable[Path], images: int | None = None) -> list[dict[st
     loaded = []
     for directory in directories:
         for record in records.load([directory]):
-            for file in sorted(directory.glob(FILE.format("*")), key=lambda file: file.lstat().st_mtime_ns):
-                try:
-                    result = read(file)
-                except UserError as error:
-                    progress.warn_left_out(error)
-                    continue
-                if result and _is_current(result, record, images):
+            for result in _beside(directory, FILE, read):
+                if _is_current(result, record, images):
                     record["metrics"] |= metrics(result)
                     of_kind = {key: result[key] for key in ("images", "whole")}
                     record["corrupted"] = record.get("corrupted", {}) | {result["kind"]: of_kind}
+            for result in _beside(directory, EVALUATION, read_evaluation):
+                _add_set(result, record)
             loaded.append(record)
-    return loaded
+    return records.without_superseded(loaded)
+
+
+def _beside(
+    directory: Path, name: str, reader: Callable[[Path], dict[str, Any] | None]
+) -> Iterator[dict[str, Any]]:
+    """The results beside a record, the newest last; what is none is named on stderr."""
+    for file in sorted(directory.glob(name.format("*")), key=lambda file: file.lstat().st_mtime_ns):
+        try:
+            result = reader(file)
+        except UserError as error:
+            progress.warn_left_out(error)
+            continue
+        if result:
+            yield result
+
+
+def _add_set(result: dict[str, Any], record: dict[str, Any]) -> None:
+    """Show an OOD set as one of the run's own, which it is not: the OOD mean stays what it is."""
+    split = result["split"]
+    identity = record.get("identity")
+    if identity is None or result["precision"] != identity["training"]["precision"]:
+        return
+    if split in identity["dataset"]["images"]:  # another of the same name
+        return
+    record["metrics"] |= result["metrics"]
+    for key in ("per_class", "distortion"):
+        if result[key]:
+            record[key] = record.get(key, {}) | {split: result[key]}
 
 
 def _is_current(result: dict[str, Any], record: dict[str, Any], images: int | None) -> bool:

@@ -1,6 +1,8 @@
 """The state of runs, from their directories and what sweeps leave there: also of those at work."""
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from daft.common import progress
-from daft.common.errors import UserError, shown
+from daft.common.errors import BusyError, UserError, shown
 from daft.common.files import read_json, read_text, write_atomically
 from daft.runs import layout, records
 
@@ -105,6 +107,32 @@ def list_runs(runs: Path) -> list[RunState]:
     if not found:
         raise UserError(f"{runs}: no runs in this folder; name the one that paths.runs named")
     return found
+
+
+def failed_runs(runs: Path) -> list[Path]:
+    """The directories of runs that failed and hold no record; a damaged record is for a person to see."""
+    folders = (runs / run.name for run in list_runs(runs) if run.state == "failed")
+    return [folder for folder in folders if folder.is_dir() and not os.path.lexists(folder / records.RECORD)]
+
+
+def remove(folder: Path) -> bool:
+    """Remove the directory of a failed run, unless a process has taken it up again."""
+    try:
+        with records.lock_run(folder):
+            if os.path.lexists(folder / records.RECORD) or not (folder / records.ERROR).exists():
+                return False
+            shutil.rmtree(folder)
+    except BusyError:
+        return False
+    return True
+
+
+def forget_failures(runs: Path) -> None:
+    """Take what failed before it had a directory from the lists of sweeps that have ended."""
+    for sweep in runs.glob(f"{SWEEPS}/*"):
+        queue = _read(sweep / QUEUE, SHOWN) if sweep.is_dir() else None
+        if queue and queue["failed"] and not records.is_locked(sweep):
+            write_atomically(sweep / QUEUE, json.dumps(queue | {"failed": {}}))
 
 
 def _look(folder: Path) -> RunState:

@@ -1,14 +1,16 @@
 """The cells of a sweep and their runs: what records and jobs tell of them."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from daft.common.errors import UserError
 from daft.config.schema import Config, SweepConfig, selected_on
 from daft.runs import records
-from daft.sweep.protocol import CellState, Outcome, Protocol, Trial, cell_state, protocol
+from daft.sweep.jobs import GROUPS
+from daft.sweep.protocol import CellState, Outcome, Protocol, StageTrials, Trial, cell_state, protocol
 
 RETRIES = 1
 """Of a run that failed."""
@@ -116,6 +118,30 @@ def product(
             if any(f"method.{rate}=" in override for override in overrides):
                 raise UserError(f"method.{rate}: a staged sweep sets it; {instead[rate]}")
     return cells
+
+
+class StageRuns(NamedTuple):
+    """The runs of a stage that no earlier cell or stage has."""
+
+    cell: Cell
+    stage: StageTrials
+    new: list[SweepRun]
+    size: int
+    """how many they are, also while they are not known"""
+
+
+def stage_runs(cells: Iterable[Cell], states: Iterable[CellState]) -> Iterator[StageRuns]:
+    """Each stage of each cell; a run that several share is one of the first."""
+    seen: set[SweepRun] = set()
+    for cell, state in zip(cells, states, strict=True):
+        shared = False  # with another cell, and so are the stages after it that are not known yet
+        for stage in state.stages:
+            runs = [cell.runs[trial] for trial in stage.trials]
+            new = [run for run in dict.fromkeys(runs) if run not in seen]
+            seen |= {*runs}
+            shared = not new if runs else shared
+            yield StageRuns(cell, stage, new, len(new) + (0 if shared else stage.size - len(runs)))
+            shared = shared and stage.name != "lr_probe"
 
 
 def unfinished(cells: Iterable[Cell], states: Iterable[CellState]) -> list[SweepRun]:

@@ -18,7 +18,7 @@ from daft.config.check import to_dict
 from daft.config.overrides import rewrite_overrides
 from daft.config.schema import SweepConfig
 from daft.runs import identity, records, status
-from daft.sweep.cells import Cell, SweepRun, delete_unselected_weights, unfinished
+from daft.sweep.cells import Cell, SweepRun, delete_unselected_weights, stage_runs, unfinished
 from daft.sweep.jobs import JobResult, failure
 from daft.sweep.protocol import CellState, Trial
 
@@ -73,8 +73,9 @@ class Driver:
         Raises UserError if runs cannot be written.
         """
         states = self.states()
-        if to_compute := unfinished(self.cells, states):
-            print(f"{len(to_compute)} run(s) to compute, {self._ended()} done", flush=True)
+        if unfinished(self.cells, states):
+            left = self._total(states) - self._ended()
+            print(f"{left} run(s) to compute, {self._ended()} done", flush=True)
             for folder in {cell.config.paths.runs for cell in self.cells}:
                 Path(folder).mkdir(parents=True, exist_ok=True)  # one error instead of one per run
             try:
@@ -104,7 +105,8 @@ class Driver:
             again = "" if run.outcome else "; it is tried again"
             print(f"failed: {run.name}: {result.error}{again}", flush=True)
         elif result.stdout:
-            print(f"[{self._ended()} of {len(self._runs)}] {result.stdout}", end="", flush=True)
+            total = self._total(self.states())
+            print(f"[{self._ended()} of {total}] {result.stdout}", end="", flush=True)
 
     def _compute(self, queue: status.Queue) -> list[CellState]:
         jobs: dict[SweepRun, Job] = {}
@@ -145,6 +147,10 @@ class Driver:
         run = self._runs.setdefault(key, SweepRun(f"{cell} {trial}", overrides, config, directory))
         run.read_outcome()
         return run
+
+    def _total(self, states: Sequence[CellState]) -> int:
+        """All runs, with those of stages to come: a total that grows only where a grid is extended."""
+        return sum(stage.size for stage in stage_runs(self.cells, states))
 
     def _ended(self) -> int:
         return sum(run.outcome is not None for run in self._runs.values())

@@ -17,7 +17,7 @@ from daft.config.schema import Config
 from daft.data import datasets
 from daft.runs import identity, layout, records
 from daft.sweep import timing
-from daft.sweep.cells import Cell, SweepRun
+from daft.sweep.cells import Cell, SweepRun, stage_runs
 from daft.sweep.protocol import CellState
 from daft.training import tasks
 
@@ -101,24 +101,16 @@ def plan(cells: Sequence[Cell], states: Sequence[CellState]) -> list[PlannedStag
     past = {folder: _past(Path(folder)) for folder in folders}
     paces: dict[str, float] = {}
     stages: list[PlannedStage] = []
-    seen: set[SweepRun] = set()
-    for cell, state in zip(cells, states, strict=True):
-        config, estimates = cell.config, dict[bool, Estimate | str]()
-        shared = False  # with another cell, and so are the stages after it that are not known yet
-        for stage in state.stages:
-            if (is_probe := stage.name == "lr_probe") not in estimates:
-                of_stage = replace(config, method=config.method.linear_probe()) if is_probe else config
-                estimates[is_probe] = _estimate(of_stage, past[config.paths.runs], paces)
-            runs = [cell.runs[trial] for trial in stage.trials]
-            new = [run for run in runs if run not in seen]
-            seen |= {*runs}
-            shared = not new if runs else shared
-            size = len(new) + (0 if shared else stage.size - len(runs))
-            shared = shared and not is_probe
-            unusable = [run for run in new if run.has_failed]
-            done = sum(run.outcome is not None for run in new) - len(unusable)
-            estimate, head = estimates[is_probe], _head_rate(config, past[config.paths.runs])
-            stages.append(PlannedStage(cell, stage.name, size, done, unusable, estimate, head))
+    estimates: dict[tuple[int, bool], Estimate | str] = {}  # by cell, and whether it is of LP's runs
+    for cell, stage, new, size in stage_runs(cells, states):
+        config, is_probe = cell.config, stage.name == "lr_probe"
+        if (key := (id(cell), is_probe)) not in estimates:
+            of_stage = replace(config, method=config.method.linear_probe()) if is_probe else config
+            estimates[key] = _estimate(of_stage, past[config.paths.runs], paces)
+        unusable = [run for run in new if run.has_failed]
+        done = sum(run.outcome is not None for run in new) - len(unusable)
+        head = _head_rate(config, past[config.paths.runs])
+        stages.append(PlannedStage(cell, stage.name, size, done, unusable, estimates[key], head))
     return stages
 
 
@@ -126,6 +118,8 @@ def _past(folder: Path) -> list[dict[str, Any]]:
     """The records of a folder that say enough of their runs to be compared with others."""
 
     def is_telling(record: dict[str, Any]) -> bool:
+        if "weights_from" in record:  # it took what an evaluation takes
+            return False
         try:
             layout.require(PAST, record)
         except ValueError:

@@ -1,7 +1,7 @@
 """Which learning rates win: by ID accuracy on one seed, never by OOD."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -32,8 +32,7 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
         if LR_PROBE in cell and grid[LR_PROBE].nunique() > 1:
             best = _best(grid, "probe", [LR_PROBE])
             cell, grid = (rows[rows[LR_PROBE] == best[LR_PROBE]] for rows in (cell, grid))
-        holdout = grid["config.training.selection"].iloc[0] == "holdout"
-        best = _best(grid, f"{'holdout' if holdout else 'id'}/{cell_metric(cell)}", RATES)
+        best = _best(grid, _metric(grid), RATES)
         rates = [name for name in (*RATES, LR_PROBE) if name in cell]
         same = (cell[rates] == best[rates]) | (cell[rates].isna() & best[rates].isna())
         chosen.append(cell[same.all(axis=1)])
@@ -43,6 +42,45 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
 def _best(runs: pd.DataFrame, metric: str, rates: list[str]) -> "pd.Series[Any]":
     keys = [preference(value, values) for value, *values in runs[[metric, *rates]].to_numpy(dtype=float)]
     return runs.iloc[keys.index(max(keys))]
+
+
+class MixedError(UserError):
+    """Runs of a cell differ in a setting, so they are no sample."""
+
+    def __init__(self, name: str, settings: Sequence[str]) -> None:
+        super().__init__(f"runs of {name} differ in {', '.join(settings)}; give a folder with one setting")
+        self.settings = settings
+
+
+def usable(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[UserError]]:
+    """The runs of the cells that `select` takes, and why it does not take the others."""
+    kept, problems = [], []
+    for names, cell in runs.groupby(CELL, sort=False):
+        try:
+            _require_one_setting(" ".join(map(str, names)), cell)
+        except UserError as error:
+            problems.append(error)
+            continue
+        kept.append(cell)
+    return pd.concat(kept).sort_index() if kept else runs.iloc[:0], problems
+
+
+def ties(chosen: pd.DataFrame, cell: pd.DataFrame) -> list[tuple[float, ...]]:
+    """Other rates of a cell (η_θ, η_w; NaN for none) that are as good as the chosen ones to the last bit."""
+    cell = candidates(chosen, cell)
+    cell = cell[cell["status"] == "finished"]
+    grid = cell[cell[SEED] == grid_seed(cell)]
+    own = chosen[RATES].iloc[0]
+    same = ((grid[RATES] == own) | (grid[RATES].isna() & own.isna())).all(axis=1)
+    best = grid.loc[same, _metric(grid)]
+    others = grid[~same & grid[_metric(grid)].isin(best)]
+    return sorted(others[RATES].itertuples(index=False, name=None), reverse=True)
+
+
+def _metric(grid: pd.DataFrame) -> str:
+    """What rates are chosen by: never a number of an OOD split."""
+    holdout = grid["config.training.selection"].iloc[0] == "holdout"
+    return f"{'holdout' if holdout else 'id'}/{cell_metric(grid)}"
 
 
 def grid_seed(cell: pd.DataFrame) -> int:
@@ -66,7 +104,7 @@ def _require_one_setting(name: str, cell: pd.DataFrame) -> None:
     if not mixed and "inputs" in cell and cell["inputs"].nunique() > 1:
         mixed = ["the images or weights that they read"]
     if mixed:
-        raise UserError(f"runs of {name} differ in {', '.join(mixed)}; give a folder with one setting")
+        raise MixedError(name, mixed)
     settings = [*RATES, *({LR_PROBE} & {*cell}), SEED]
     if (again := cell.duplicated(settings)).any():
         last = cell[again].iloc[0][settings]

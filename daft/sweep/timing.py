@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor
 
-from daft.common.progress import console
+from daft.common import progress
 from daft.config.schema import Config
 from daft.data.datasets import Listing
 from daft.data.images import Streamed
@@ -29,7 +29,7 @@ def seconds_per_image(config: Config, listed: Listing) -> float:
     Reading images is not in it. Raises UserError if the device is not here.
     """
     device, precision = machine.device_and_precision(config)
-    console.print(f"timing {config.backbone.name} on {config.dataset.name} …", highlight=False)
+    progress.note(f"timing {config.backbone.name} on {config.dataset.name} …")
     threads = torch.get_num_threads()
     torch.set_num_threads(machine.num_threads(config))
     try:

@@ -138,6 +138,10 @@ def _has_place(directory: Path, record: dict[str, Any]) -> bool:
     return True
 
 
+class NoAccountError(UserError):
+    """This machine has no account of W&B."""
+
+
 class Service:
     """W&B with the account of this machine; raises UserError if there is none or it does not answer."""
 
@@ -146,7 +150,7 @@ class Service:
 
         with clear_errors():
             if not wandb.login(prompt=False, verify=False):
-                raise UserError("W&B: no account on this machine; `wandb login`, or set WANDB_API_KEY")
+                raise NoAccountError("W&B: no account on this machine; `wandb login`, or set WANDB_API_KEY")
             self._api = wandb.Api()
             self.account = self._api.default_entity or ""
             """the entity of those who name none"""
@@ -175,9 +179,10 @@ class Service:
                 raise
 
 
-def needs(service: Service, wanted: Sequence[Entry]) -> list[tuple[Need, Entry, Any]]:
-    """What is to be done, with the run as it is online."""
-    online = {place: service.runs(place) for place in {entry.place for entry in wanted}}
+def needs(service: Service | None, wanted: Sequence[Entry]) -> list[tuple[Need, Entry, Any]]:
+    """What is to be done, with the run as it is online; service: None if nothing is known of it."""
+    places = {entry.place for entry in wanted}
+    online = {place: service.runs(place) if service else {} for place in places}
     pairs = [(entry, online[entry.place].get(entry.record["run"])) for entry in wanted]
     return [(need, entry, run) for entry, run in pairs if (need := entry.need(run))]
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from daft.common import progress
+from daft.common.numbers import fixed
 from daft.data.loader import Batch, Loader, derive_seed
 from daft.methods.parts.part import Step
 from daft.training.checkpoints import Checkpoints, EpochProgress, TrainingState
@@ -27,10 +29,10 @@ CHECK_SECONDS = 1.0
 """Between looks at the loss: each one waits for the device."""
 
 
-def cross_entropy(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Mean cross-entropy of one batch."""
+def cross_entropy(model: nn.Module, batch: Batch, weights: Tensor | None = None) -> dict[str, Tensor]:
+    """Mean cross-entropy of one batch, by class weighted with `weights` [K]."""
     images, labels = batch
-    return {"loss": F.cross_entropy(model(images), labels)}
+    return {"loss": F.cross_entropy(model(images), labels, weights)}
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,14 @@ def fit(
     poly_power: float | None = None,
     keep: Literal["best", "last"] = "best",
     unlabelled: Loader | None = None,
+    name: str = "training",
 ) -> TrainingState:
     """Train with SGD; the model ends with the weights of the epoch that evaluates best, or of the last one.
 
     groups: of parameters, each with `initial_lr` and a `name`; none, or no epochs: nothing is trained.
     steps: of all epochs, in equal numbers; by default an epoch is a pass over the loader's images.
     poly_power: as `Schedule.power`. unlabelled: images that each step takes a batch of, without their labels.
+    name: of the run, in the lines that stand for the bar where there is no terminal.
 
     A run that was cut off goes on after the last epoch that `folder` holds, or within one that a signal
     interrupted, with the same result as if it had not been. Nothing is evaluated before training, ties
@@ -89,7 +93,7 @@ def fit(
     checkpoints = Checkpoints(folder, model, optimizer, hooks.modules)
     fitted, done = checkpoints.resume()
     metric = f"selection/{hooks.metric}"
-    with _Bar(fitted, done, schedule, metric) as bar:
+    with _Bar(fitted, done, schedule, hooks.metric, name) as bar:
         trainer = _Trainer(model, loader, optimizer, hooks, schedule, bar, unlabelled)
         for epoch in range(len(fitted.history) + 1, epochs + 1):
             if fitted.diverged:
@@ -114,7 +118,7 @@ def fit(
             }
             _select(fitted, row, metric, keep)
             checkpoints.save(fitted)
-            bar.show(loss, score)
+            bar.end_epoch(row)
             hooks.report(row)
             done = EpochProgress(torch.zeros((), device=loader.device))
     checkpoints.load_best(fitted)
@@ -177,17 +181,20 @@ class _Trainer:
 
 
 class _Bar:
-    """Progress in steps, with the last loss and ID metric beside it."""
+    """Progress in steps, with the last loss and metric beside it; without a terminal a line per epoch."""
 
-    def __init__(self, fitted: TrainingState, done: EpochProgress, schedule: Schedule, metric: str) -> None:
-        first = schedule.steps_of_epoch(len(fitted.history) + 1).start
-        self._bar: Progress = progress.bar("loss {task.fields[loss]:.3f}", "ID {task.fields[id]:.2f} %")
+    def __init__(
+        self, fitted: TrainingState, done: EpochProgress, schedule: Schedule, metric: str, name: str
+    ) -> None:
+        self._schedule, self._metric, self._name = schedule, metric, name
+        self._first, self._started = len(fitted.history), time.perf_counter()
+        self._score = fitted.history[-1][f"selection/{metric}"] if fitted.history else None
+        self._bar: Progress = progress.bar("{task.fields[shown]}")
         self._task = self._bar.add_task(
             "training",
             total=schedule.steps,
-            completed=first + done.steps,
-            loss=math.nan,
-            id=fitted.history[-1][metric] if fitted.history else math.nan,
+            completed=schedule.steps_of_epoch(self._first + 1).start + done.steps,
+            shown=self._shown(None),
         )
 
     def __enter__(self) -> "_Bar":
@@ -201,7 +208,27 @@ class _Bar:
         """Count a step."""
         self._bar.advance(self._task)
 
-    def show(self, loss: float, score: float | None = None) -> None:
-        """Show a loss, and a metric if there is a new one."""
-        fields: dict[str, Any] = {"loss": loss} | ({} if score is None else {"id": score})
-        self._bar.update(self._task, **fields)
+    def show(self, loss: float) -> None:
+        """Show a loss."""
+        self._bar.update(self._task, shown=self._shown(loss))
+
+    def end_epoch(self, row: dict[str, float]) -> None:
+        """Show an epoch's loss and metric; on no terminal also its rates, and the time that is left."""
+        self._score = row[f"selection/{self._metric}"]
+        self.show(row["train/loss"])
+        if progress.console.is_terminal:
+            return
+        epoch, epochs = int(row["epoch"]), self._schedule.epochs
+        pace = (time.perf_counter() - self._started) / (epoch - self._first)
+        rates = " ".join(f"{rate:.3g}" for key, rate in row.items() if key.startswith("lr/"))
+        left = timedelta(seconds=round(pace * (epochs - epoch)))
+        shown = f"{self._shown(row['train/loss'])}, rate {rates}, {left} left"
+        progress.note(f"{self._name}: epoch {epoch} of {epochs}, {shown}")
+
+    def _shown(self, loss: float | None) -> str:
+        """What is known so far, in words; what is not finite is called so."""
+        words = [] if loss is None else [f"loss {loss:.3f}" if math.isfinite(loss) else "loss not finite"]
+        if self._score is not None:
+            score = f"{fixed(self._score)} %" if math.isfinite(self._score) else "not finite"
+            words.append(f"{'mIoU' if self._metric == 'miou' else 'ID'} {score}")
+        return ", ".join(words)

@@ -11,6 +11,7 @@ from daft.methods import head_rate
 from daft.networks.backbones import FeatureExtractor
 from daft.networks.classifier import Classifier
 from daft.training.evaluation import Autocast
+from daft.training.predictions import Predictions
 
 
 class Task(ABC):
@@ -21,6 +22,8 @@ class Task(ABC):
 
     def __init__(self, config: Config, classes: list[str]) -> None:
         self.config, self.classes = config, classes
+        self.class_weights: Tensor | None = None
+        """of the classes in the loss, float32 [K], on the device that trains; None: all weigh the same"""
 
     @abstractmethod
     def backbone(self, *, pretrained: bool = True) -> FeatureExtractor:
@@ -51,3 +54,7 @@ class Task(ABC):
         self, model: Classifier, features: Tensor, loader: Loader, cast: Autocast
     ) -> dict[str, float]:
         """The metric and what goes with it, given the features [N, D] of the loader's images by the model."""
+
+    def predictions(self, model: Classifier, features: Tensor, loader: Loader) -> Predictions | None:
+        """What the model says of each image, given their features; None where an image has no one class."""
+        return None

@@ -7,8 +7,9 @@ from daft.data.loader import Batch, Loader
 from daft.networks import backbones, classifier
 from daft.networks.backbones import FeatureExtractor
 from daft.networks.classifier import Classifier
-from daft.training import evaluation, loop
+from daft.training import evaluation, loop, predictions
 from daft.training.evaluation import Autocast
+from daft.training.predictions import Predictions
 from daft.training.task import Task
 
 
@@ -30,7 +31,7 @@ class Classification(Task):
         return backbone
 
     def compute_loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return loop.cross_entropy(model, batch)
+        return loop.cross_entropy(model, batch, self.class_weights)
 
     def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:
         return evaluation.accuracy(model.backbone, model.head, loader, cast)
@@ -39,6 +40,9 @@ class Classification(Task):
         self, model: Classifier, features: Tensor, loader: Loader, cast: Autocast
     ) -> dict[str, float]:
         return {self.metric: evaluation.head_accuracy(model.head, features, loader)}
+
+    def predictions(self, model: Classifier, features: Tensor, loader: Loader) -> Predictions:
+        return predictions.of_features(model.head, features, loader)
 
 
 def of(config: Config, classes: list[str]) -> Task:

@@ -78,3 +78,12 @@ def test_a_table_shows_names_as_they_are(capfd: pytest.CaptureFixture[str]) -> N
     output = capfd.readouterr().out
     for name in ("runs/[red]", "[bold]", *NAMES):
         assert name in output
+
+
+@pytest.mark.parametrize("terminal_width", ["40", "200"])
+def test_a_table_is_as_wide_as_its_names(terminal_width: str, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", terminal_width)
+    table = Table("run", "state")
+    table.add_row("shapes-shapes_resnet10-daft-s0-0123456789ab", "finished")
+    progress.print_whole(table)
+    assert "shapes-shapes_resnet10-daft-s0-0123456789ab │ finished" in capsys.readouterr().out

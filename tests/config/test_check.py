@@ -222,3 +222,17 @@ def test_no_key_takes_a_number_that_is_not_finite_and_none_takes_true_for_one(va
     taking = {key for key, kind in LEAVES.items() if kind is not Any and takes(kind, value)}
     flags = {key for key, kind in LEAVES.items() if texts.plain(kind) is bool}
     assert taking == (flags if value is True else set())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["method=lp"], "training.class_weights: balanced, but lp trains nothing by gradients; use null"),
+        (["dataset=shapes_masks"], "training.class_weights: balanced, of pixels; use null"),
+        (["training.class_weights=equal"], "training.class_weights"),
+    ],
+)
+def test_weights_of_classes_are_refused_where_they_have_no_effect(configure, overrides, told):
+    with pytest.raises(ConfigError) as caught:
+        configure("training.class_weights=balanced", *overrides)
+    assert told in str(caught.value)

@@ -3,6 +3,7 @@
 import atexit
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -15,6 +16,11 @@ from tests.helpers.waiting import HANG_SECONDS
 TRAIN = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["daft.experiment", "daft.report.terminal", "hydra_plugins.staged_sweeper"])
+
+
+def without_epochs(errors: str) -> str:
+    """What a run says on stderr but for the line of each epoch."""
+    return re.sub(r"^\S+: epoch \d+ of \d+, .*\n", "", errors, flags=re.MULTILINE)
 
 
 def _main(arguments: list[str], output: Path, errors: Path) -> None:
@@ -50,10 +56,10 @@ class Forked:
         return self._process.exitcode
 
     def end(self) -> tuple[int, str, str]:
-        """Exit code, output and errors, once it has ended."""
+        """Exit code, output and errors without the lines of epochs, once it has ended."""
         code = self.wait()
         output, errors = (file.read_text() for file in self._files)
-        return code, output, errors
+        return code, output, without_epochs(errors)
 
     def check_running(self) -> None:
         """Fail if it has ended."""

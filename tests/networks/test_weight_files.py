@@ -1,5 +1,6 @@
 """Files of weights: known by their content, and what is none is called what it is, with what to do."""
 
+import argparse
 import gzip
 import io
 import json
@@ -13,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import timm.utils
 import torch
 from torch import Tensor
 
 from daft.common.errors import UserError
-from daft.networks import weight_files
+from daft.networks import backbones, weight_files
 
 STATE = {"conv.weight": torch.arange(4000.0), "bn.running_var": torch.ones(3)}
 
@@ -126,3 +128,25 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("builtins.open", refused)  # root may read everything
     with pytest.raises(UserError, match=r"net\.pt cannot be read: Permission denied"):
         weight_files.read(file)
+
+
+def test_a_file_of_timms_checkpoint_saver_loads_with_the_keys_that_a_message_names(tmp_path, configure):
+    """It holds a Namespace and the optimiser beside the weights."""
+    model = timm.create_model("resnet10t", num_classes=7)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    arguments = argparse.Namespace(model="resnet10t", device=torch.device("cpu"), out=tmp_path)
+    saver = timm.utils.CheckpointSaver(
+        model, optimizer, arguments, checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path)
+    )
+    saver.save_checkpoint(3, metric=12.5)
+    file = tmp_path / "last.pth.tar"
+    named = ["backbone=timm", "backbone.model=resnet10t", "backbone.weights=file"]
+    named.append(f"backbone.checkpoint={file}")
+    with pytest.raises(
+        UserError, match=r"would fit with backbone\.wrapper=state_dict backbone\.drop=\[fc\.\]"
+    ):
+        backbones.load(configure(*named).backbone)
+    right = configure(*named, "backbone.wrapper=state_dict", "backbone.drop=[fc.]")
+    loaded = backbones.load(right.backbone).state_dict()
+    weight = next(tensor for name, tensor in loaded.items() if name.endswith("layer1.0.conv1.weight"))
+    assert torch.equal(weight, model.state_dict()["layer1.0.conv1.weight"])

@@ -405,6 +405,31 @@ def test_statistics_that_have_not_moved_are_drawn_too():
     assert style.pixels(change.relative_change(runs, ["lp_ft"])).width > 1000
 
 
+def test_what_a_log_axis_cannot_show_is_said():
+    def moved(value: float) -> list[dict[str, Any]]:
+        layers = [("conv1", value), ("layer1.0.conv1", 0.5 if value else 0.0)]
+        return [
+            {"name": f"backbone.network.{name}.weight", "kind": kind, "value": of}
+            for kind in change.PANELS
+            for name, of in layers
+        ]
+
+    runs = [run("a", "lp_ft", 0, relative_change=moved(0.0)), run("b", "ft", 0, relative_change=moved(0.1))]
+    said = texts(change.relative_change(runs, ["ft", "lp_ft"]))
+    assert "0, so not in (d), (e): LP-FT" in said.splitlines()
+    assert said.count("not in (d)") == 1
+
+
+def test_a_log_axis_of_less_than_a_decade_has_its_numbers_and_a_users_dollars_stay() -> None:
+    figure, ((axes,),) = style.canvas(1, 1, 3)
+    axes.plot([0.2, 0.5, 0.9])
+    axes.set_yscale("log")
+    axes.set_title("a$b$c")
+    svg = re.sub("<!--.*?-->", "", style.rendered(figure, "svg").decode(), flags=re.DOTALL)
+    assert "mathdefault" not in svg
+    assert "a$b$c" in svg
+
+
 def test_training_sets_of_several_sizes_are_no_study_of_conversion_batches():
     layers = {n: [{"name": "bn", "batches": n, "mean_shift": 0.1, "log2_std_ratio": 0.1}] for n in (1, 2)}
     frame = sensitivity.frame([run(f"a{n}", bn_shift=layers[n], images=20 * n) for n in (1, 2)])

@@ -147,3 +147,18 @@ def test_runs_that_all_diverged_have_a_page_too():
     text = page.render_page([run("c0", "lp_ft", 0.1, accuracy=None)], "t")
     assert "diverged" in text
     assert "<img" not in text
+
+
+def test_a_figure_opens_in_full_by_a_link_of_its_own_and_closes_again(text: str):
+    for name in ("overview", "id_ood"):
+        opened, closed = f"cifar10-swav-{name}-full", f"cifar10-swav-{name}"
+        assert f'<figure id="{opened}">' in text
+        assert f'<div id="{closed}">' in text
+        assert re.search(f'<a href="#{opened}" title="in full"><img ', text)
+        assert f'<a class="close" href="#{closed}"' in text
+
+
+def test_accuracies_of_runs_are_rounded_as_everywhere():
+    text = page.render_page([run("e0", "ft", 0.1, accuracy=38.725)], "t")
+    assert len(re.findall(r"<td>38\.72</td>", text)) == 2  # in the table of cells, and in that of runs
+    assert "38.73" not in re.sub(r'src="[^"]*"', "", text)

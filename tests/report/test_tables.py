@@ -171,6 +171,7 @@ def test_a_line_of_a_sweep_names_rates_seed_and_accuracies():
         "metrics": {"id/accuracy": 90.0, "ood/accuracy": 50.125},
         "time": {"train_s": 3.2},
         "status": "finished",
+        "history": [],
     }
     expected = "daft η_θ=0.01 η_w=1 seed=0: ID 90.00 %, OOD mean 50.12 % (3 s)"
     assert tables.format_run(record, fresh=True) == expected
@@ -234,3 +235,72 @@ def test_a_run_without_a_measured_distance_has_a_row(tmp_path, capsys):
     assert re.search(r"ft\s+│\s+90\.00 │\s+50\.00 │\s+- │", capsys.readouterr().out)
     unknown = {**record, "status": "diverged", "metrics": {"id/accuracy": None}}
     assert tables.format_run(unknown, fresh=False) == "ft η_θ=0.1 seed=0: diverged (taken from its record)"
+
+
+def diverged(status: str = "diverged", **method: object) -> dict:
+    record = copy.deepcopy(RECORD) | {"status": status}
+    record["config"]["method"] |= method
+    record["history"] = [
+        {"epoch": 1, "train/loss": 2.0, "selection/accuracy": 50.0},
+        {"epoch": 2, "train/loss": 9.0, "selection/accuracy": None},
+    ]
+    return record
+
+
+def test_a_run_that_diverged_says_when_at_which_rates_and_what_to_try():
+    assert tables.divergence(RECORD) == ""
+    first = "in epoch 2 loss or logits were not finite at η_θ=0.1"
+    assert tables.divergence(diverged()) == f"{first}; try a smaller rate, such as method.lr_backbone=0.01"
+    kept = diverged("finished") | {"best_epoch": 1}
+    assert tables.divergence(kept).startswith(f"{first}; epoch 1 before it counts; try")
+    fitting = {"head_rate": {"rate": 0.5}}
+    assert tables.divergence(diverged(lr_head=1.0) | fitting).endswith(
+        "at η_θ=0.1, η_w=1; try a smaller rate, such as method.lr_head=0.1"
+    )
+    assert tables.divergence(diverged(lr_head=0.3) | fitting).endswith("such as method.lr_backbone=0.01")
+    auto = diverged(lr_head=3.0, lr_head_unit="auto") | fitting
+    assert "η_w=3 auto; try a smaller rate, such as method.lr_head=auto" in tables.divergence(auto)
+    assert tables.divergence(diverged(lr_backbone=None, lr_head=2.0)).endswith("such as method.lr_head=0.2")
+
+
+def test_rates_that_are_no_better_than_others_are_said_to_be_so():
+    frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.03, 0, 90.0, 2.0), ("ft", 0.01, 0, 80.0, 3.0))
+    told = "no better by ID accuracy than η_θ=0.03, of equal ones the larger counts."
+    assert f"d, b, ft: η_θ=0.1 is chosen; {told}" in markdown(frame).splitlines()
+    frame.loc[1, "id/accuracy"] = 89.0
+    assert "no better" not in markdown(frame)
+    assert "ties" not in tables.aggregate(selection.select(frame), frame)
+
+
+def of_unequal_classes(**accuracies: float) -> dict:
+    record = copy.deepcopy(RECORD)
+    record["data"] = {"classes": [*accuracies], "images": {"id": 100}}
+    images = [90, *[5] * (len(accuracies) - 1)]
+    record["per_class"] = {
+        "id": {"images": images, "accuracy": [*accuracies.values()]},
+        "night": {"images": [10] * len(images), "accuracy": [50.0] * len(images)},
+    }
+    mean = sum(accuracies.values()) / len(accuracies)
+    record["metrics"] |= {"id/balanced_accuracy": mean, "night/balanced_accuracy": 50.0}
+    return record
+
+
+def test_accuracy_by_class_is_in_the_tables_where_classes_are_unequal():
+    record = of_unequal_classes(cat=100.0, dog=0.0, newt=25.0)
+    frame = frames.from_records([record])
+    assert "night/balanced_accuracy" not in frame  # of equal classes it is the accuracy
+    text = tables.markdown(tables.aggregate(frame, frame))
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    first = dict(zip(rows[0], rows[2], strict=True))
+    assert (first["ID %"], first["ID balanced %"]) == ("90.00", "41.67")
+    assert rows[3:4] + rows[5:] == [["class", "ft"], ["cat", "100.00"], ["dog", "0.00"], ["newt", "25.00"]]
+    table = tables.class_table(record)
+    assert table is not None
+    assert [[*column.cells] for column in table.columns] == [
+        ["cat", "dog", "newt"],
+        ["90", "5", "5"],
+        ["100.00", "0.00", "25.00"],
+    ]
+    record["per_class"]["id"]["images"] = [33, 33, 34]
+    assert tables.class_table(record) is None
+    assert "balanced" not in tables.markdown(tables.aggregate(*[frames.from_records([record])] * 2))

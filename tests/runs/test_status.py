@@ -115,3 +115,31 @@ def test_the_script_shows_names_and_errors_as_they_are(tmp_path: Path, monkeypat
 def test_a_folder_without_runs_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=str(tmp_path)):
         status.list_runs(tmp_path)
+
+
+@pytest.mark.parametrize("answer", ["", "n", "y"])
+def test_failed_runs_are_removed_after_asking_and_nothing_else_is(runs: Path, script, monkeypatch, answer):
+    failed = runs / "e-000000000004"
+    with Queue(runs / "sweeps" / "1") as queue:
+        queue.show(["never"], [], {"never": "dataset.root: not there"})
+    before = {path.name for path in runs.iterdir()}
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    done = script("status.py", runs, "--clean")
+    assert done.code == 0, done.errors
+    assert f"  {failed}\n" in done.output
+    assert "f-000000000005" not in done.output.split("to remove:")[1]  # its record may be mended
+    gone = before - {path.name for path in runs.iterdir()}
+    assert gone == ({failed.name} if answer == "y" else set())
+    assert done.output.endswith("1 failed run(s) removed\n" if answer == "y" else "nothing is removed\n")
+    names = {state.name for state in status.list_runs(runs)}
+    assert ("never" in names) == (answer != "y")
+
+
+def test_without_asking_a_run_that_has_been_taken_up_again_stays(runs: Path, script):
+    failed = runs / "e-000000000004"
+    assert status.failed_runs(runs) == [failed]
+    with records.lock_run(failed):
+        assert not status.remove(failed)
+    assert script("status.py", runs, "--clean", "--yes").output.endswith("1 failed run(s) removed\n")
+    assert not failed.exists()
+    assert script("status.py", runs, "--clean", "--yes").output.endswith("0 failed run(s) removed\n")

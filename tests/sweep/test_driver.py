@@ -40,7 +40,7 @@ from daft.training.segmentation import Segmentation
 from hydra_plugins.staged_sweeper import HydraLauncher
 from scripts import figures, tables
 from tests import kill_test
-from tests.helpers.forked import TRAIN, Forked
+from tests.helpers.forked import TRAIN, Forked, without_epochs
 from tests.helpers.pausing import pause_in_step
 from tests.helpers.waiting import HANG_SECONDS, wait_until
 from tests.kill_test import RUNS, SWEEP, Kill, contents, disturbed, kill, places, stamps
@@ -64,7 +64,7 @@ def start(folder: Path, *arguments: str) -> Forked:
 
 @pytest.fixture
 def command(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
-    """Exit code, output and errors of train.py in this process."""
+    """Exit code, output and errors, without the lines of epochs, of train.py in this process."""
     spec = importlib.util.spec_from_file_location("train", TRAIN)
     assert spec is not None
     assert spec.loader is not None
@@ -84,7 +84,7 @@ def command(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
             if stop.code:
                 code, message = 1, f"{stop.code}\n"
         output, errors = capfd.readouterr()
-        return code, output, errors + message
+        return code, output, without_epochs(errors) + message
 
     return run
 
@@ -160,6 +160,13 @@ def test_a_sweep_ends_in_the_table_of_the_chosen_rates(whole):
     }
     assert weights["lp", None, None] == [True, True]
     assert "edge: shapes shapes_resnet10 " in output
+
+
+def test_the_total_of_a_sweep_is_known_when_it_starts_and_stays(whole):
+    """Also of stages that are decided later; a run that several cells share counts once."""
+    _, output = whole
+    assert f"{RUNS} run(s) to compute, 0 done" in output.splitlines()
+    assert {*re.findall(r"^\[\d+ of (\d+)\]", output, re.MULTILINE)} == {str(RUNS)}
 
 
 def test_the_same_again_computes_nothing_and_prints_the_same_table(whole, here):

@@ -303,6 +303,10 @@ def test_without_an_account_one_line_says_so(online: Service, tmp_path: Path, mo
             script(name, *arguments)
         told = f"{name}: W&B: no account on this machine; `wandb login`, or set WANDB_API_KEY"
         assert caught.value.code == told
+    assert script("wandb_sync.py", runs, "--dry-run") == [
+        "send your-account/daft b8",
+        "what is online is not known without an account; 1 to do at most",
+    ]
     wandb.teardown()
     assert not online.changes
 

@@ -1,13 +1,17 @@
 """Claims about the loop: schedule, selection, divergence, resume."""
 
+import io
 import math
+import re
 import signal
 from dataclasses import fields
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
+from daft.common import progress
 from daft.data.images import Resident
 from daft.data.loader import Loader
 from daft.training import loop
@@ -373,3 +377,22 @@ def test_a_checkpoint_from_before_epochs_could_be_interrupted_goes_on_after_its_
     resumed, refitted = fit(tmp_path / "cut", evaluate=lambda model: 5.0)
     assert without_times(refitted) == without_times(fitted)
     assert_equal(whole, resumed)
+
+
+def test_without_a_terminal_an_epoch_is_a_line_with_loss_metric_rate_and_time_left(tmp_path, capfd):
+    fit(tmp_path, epochs=3, name="runs of [mine]")
+    lines = capfd.readouterr().err.splitlines()
+    number = r"\d+\.\d{3}"
+    for epoch, (line, rate) in enumerate(zip(lines, ("0.1", "0.075", "0.025"), strict=True), 1):
+        told = rf"loss {number}, ID {epoch - 1}\.00 %, rate {rate}, 0:00:\d\d left"
+        assert re.fullmatch(rf"runs of \[mine\]: epoch {epoch} of 3, {told}", line), line
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_bar_shows_no_number_before_there_is_one(tmp_path, monkeypatch, known):
+    shown = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=shown, force_terminal=True, width=200))
+    fit(tmp_path, evaluate=(lambda model: math.nan) if known else None)
+    text = shown.getvalue()
+    assert "nan" not in text
+    assert ("ID not finite" if known else "ID 3.00 %") in text

@@ -98,7 +98,8 @@ def id_against_ood(runs: pd.DataFrame) -> Figure:
         # Beside a single panel, below where there are several: nowhere over the marks.
         beside = {"loc": "upper left", "bbox_to_anchor": (1.02, 1)}
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
-        axes.legend(**(beside if len(groups) == 1 else below))
+        frame = {"frameon": True, "fancybox": False, "edgecolor": "#cccccc", "borderpad": 0.8}
+        axes.legend(**(beside if len(groups) == 1 else below), **frame)  # else its marks look like results
     style.note(figure, "large marks: means over n seeds, bars ± sample standard deviation (ddof = 1)")
     return figure
 

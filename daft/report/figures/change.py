@@ -70,13 +70,32 @@ def relative_change(loaded: Sequence[dict[str, Any]], methods: Iterable[str]) ->
         r"$W$ before training, for DAFT",
         r"after BN conversion; $\widetilde{W}$ after training",
         "IS: input stem; 1-4: stages",
+        *_unmoved(rows[rows["method"].isin(methods)]),
     ]
     corner.text(0.02, 0.66, "\n".join(lines), va="top", transform=corner.transAxes, linespacing=1.5)
     return figure
 
 
+def _unmoved(rows: pd.DataFrame) -> list[str]:
+    """Which points the log axes cannot show, a line per method: BN in test mode moves no statistics."""
+    shown = rows[rows["kind"].isin(STATISTICS)]
+    counts = shown.groupby("method")["unmoved"].agg(["sum", "size"])
+    return [
+        f"0, so not in (d), (e): {style.label(method)}"
+        + (
+            ""
+            if counts.loc[method, "sum"] == counts.loc[method, "size"]
+            else f", {counts.loc[method, 'sum']}"
+        )
+        for method in in_order(counts.index[counts["sum"] > 0])
+    ]
+
+
 def changes(loaded: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """A row per record and layer of the backbone: method, seed, kind, layer (its place), stage, value."""
+    """A row per record and layer of the backbone: method, seed, kind, layer (its place), stage, value.
+
+    And `unmoved`: whether that is 0; the value is then NaN, as it has no place on a log scale.
+    """
     rows = []
     for record in loaded:
         config, places = record["config"], dict.fromkeys(PANELS, 0)
@@ -93,7 +112,8 @@ def changes(loaded: Iterable[dict[str, Any]]) -> pd.DataFrame:
             places[kind] += 1
     frame = pd.DataFrame(rows, columns=["method", "seed", "kind", "layer", "stage", "value"])
     frame["value"] = frame["value"].astype(float)
-    return frame.replace({"value": 0.0}, np.nan)  # what is not trained has no place on a log scale
+    frame["unmoved"] = frame["value"] == 0
+    return frame.replace({"value": 0.0}, np.nan)
 
 
 def methods_of(loaded: Iterable[dict[str, Any]]) -> list[str]:

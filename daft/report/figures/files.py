@@ -13,7 +13,8 @@ from daft.data import datasets
 from daft.report import paper
 from daft.report.figures import gallery, sheets, style
 from daft.report.figures.gallery import Picture
-from daft.runs import frames, records, reopened, similarity
+from daft.runs import frames, mistakes, records, reopened, results, similarity
+from daft.training.predictions import Predictions
 
 Records = list[dict[str, Any]]
 
@@ -76,7 +77,7 @@ def _load(what: str, runs: Path, dataset: str | None) -> tuple[Path, Records]:
     """The folder of runs, and the records there that are asked for; raises UserError if there are none."""
     table = paper.load(what) if what in paper.names() else None
     folder = runs if table else Path(what)
-    loaded = records.load(records.find_runs(folder))
+    loaded = results.load(records.find_runs(folder))
     if table:
         members = table.members(frames.from_records(loaded)) if loaded else []
         loaded = [record for record, wanted in zip(loaded, members, strict=True) if wanted]
@@ -92,11 +93,17 @@ def _sources(
     group: Records, folder: Path, kinds: Sequence[str], methods: Sequence[str]
 ) -> Iterable[Callable[[], list[Picture]]]:
     """What makes the pictures of one dataset and backbone that are asked for."""
-    special = {*gallery.SENSITIVITY, "rate_grid", "extremes", "samples"}
+    sample, mixed = gallery.usable(group)
+    for problem in mixed if sample else []:  # without any, each kind says so
+        progress.warn_left_out(problem)
+    sample = sample or group
+    special = {*gallery.SENSITIVITY, "rate_grid", "extremes", "errors", "samples"}
     if not kinds or set(kinds) - special:
-        yield partial(gallery.of_runs, group, methods)
+        yield partial(gallery.of_runs, sample, methods)
     if not kinds or "extremes" in kinds:
-        yield lambda: gallery.of_extremes(gallery.selected(group), folder, methods, _measured)
+        yield lambda: gallery.of_extremes(gallery.selected(sample), folder, methods, _measured)
+    if "errors" in kinds:
+        yield lambda: gallery.of_errors(gallery.selected(sample), folder, methods, _predicted)
     if set(kinds) & set(gallery.SENSITIVITY):
         yield partial(gallery.of_settings, group)
     if "rate_grid" in kinds:
@@ -115,6 +122,12 @@ def _samples(group: Records, folder: Path) -> list[Picture]:
     sheet = sheets.classification if config.segmentation is None else sheets.segmentation
     caption = "Samples of the evaluation images (Figures 3 to 5)"
     return [Picture("samples", caption, partial(sheet, config, listed))]
+
+
+def _predicted(directory: Path) -> dict[str, Predictions]:
+    """What a run says of each image, by its weights, kept from then on: older runs have not kept it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return mistakes.measured(reopened.open_run(directory), device)
 
 
 def _measured(directory: Path) -> similarity.Similarities:

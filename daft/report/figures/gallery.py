@@ -1,7 +1,7 @@
 """Which pictures there are of some runs: for files, for the report, for W&B."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from daft.common import progress
 from daft.common.errors import UserError
 from daft.report import tables
-from daft.report.figures import accuracy, change, extremes, features, sensitivity, style
+from daft.report.figures import accuracy, change, errors, extremes, features, mistaken, sensitivity, style
 from daft.report.methods import in_order, shown_in
-from daft.runs import frames, similarity
+from daft.runs import frames, mistakes, similarity
 from daft.sweep import selection
+from daft.training.predictions import Predictions
 
 Measure = Callable[[Path], similarity.Similarities]
 """Of a run's directory: `daft.runs.similarity.similarities`, which takes the run's network and images."""
@@ -49,6 +50,7 @@ KINDS = (
     "change",
     "rates",
     "extremes",
+    "errors",
     "samples",
     *SENSITIVITY,
     "rate_grid",
@@ -135,6 +137,58 @@ def of_extremes(
     ]
 
 
+Predict = Callable[[Path], dict[str, Predictions]]
+"""Of a run's directory what it says of each image, for runs that have not kept it."""
+
+
+def of_errors(
+    loaded: Sequence[dict[str, Any]],
+    folder: Path,
+    methods: Sequence[str] = (),
+    predict: Predict | None = None,
+) -> list[Picture]:
+    """What is wrong, two pictures per method, of its lowest seed: in numbers, and images if they are here.
+
+    loaded: records of one dataset and backbone at the selected rates, of runs in this folder; masks have no
+    one class, and no such picture. predict: for runs that have kept no predictions; None: they are left out.
+    Raises UserError if one of `methods` is not there.
+    """
+    of_method: dict[str, dict[str, Any]] = {}
+    for record in sorted(loaded, key=lambda record: -record["config"]["seed"]):
+        if not record["config"].get("segmentation") and record["status"] == "finished":
+            of_method[record["config"]["method"]["name"]] = record
+    found = []
+    listed: dict[str, Any] = {}
+    for method in _compared(methods, in_order(of_method), list(of_method)) if of_method else ():
+        record = of_method[method]
+        directory = next(folder.glob(f"*{record['run']}"), folder / record["run"])
+        try:
+            kept = mistakes.read(directory) or (predict(directory) if predict else {})
+        except UserError as error:
+            progress.warn_left_out(error)
+            continue
+        names = record.get("data", {}).get("classes", [])
+        kept = {split: kept[split] for split in _splits(record, kept)}
+        if not kept or any(of.largest >= len(names) for of in kept.values()):
+            continue
+        config = record["config"]
+        of = f"{style.label(method)}, {config['dataset']['name']}, {config['backbone']['name']}"
+        title = f"{of}, seed {config['seed']}"
+        draw = partial(errors.matrices, kept, names, title)
+        found.append(Picture(f"errors_{method}", f"What {style.label(method)} gets wrong", draw))
+        if shown := mistaken.pictures(directory, kept, names, listed):
+            draw = partial(errors.pictured, shown, title)
+            caption = f"Most confident mistakes, {style.label(method)}"
+            found.append(Picture(f"errors_{method}_images", caption, draw))
+    return found
+
+
+def _splits(record: dict[str, Any], kept: Mapping[str, Predictions]) -> list[str]:
+    """The splits of predictions in the order of evaluation, what was added later at the end."""
+    ordered = list(dict.fromkeys(key.partition("/")[0] for key in record["metrics"]))
+    return [split for split in [*ordered, *kept] if split in kept and split != "holdout"]
+
+
 def of_settings(loaded: Sequence[dict[str, Any]]) -> list[Picture]:
     """Pictures of one dataset and backbone over a setting; each says what it needs when it is drawn."""
     runs = sensitivity.frame(loaded)
@@ -177,6 +231,13 @@ def _compared(asked: Sequence[str], paper: Sequence[str], there: Sequence[str]) 
     if unknown := [method for method in asked if method not in there]:
         raise UserError(f"--methods {','.join(unknown)}: none to draw here; choose from {', '.join(there)}")
     return [*asked] or [method for method in paper if method in there]
+
+
+def usable(loaded: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[UserError]]:
+    """The records of the methods whose runs are a sample, and why those of others are none."""
+    kept, problems = selection.usable(frames.from_records(loaded))
+    runs = set(kept["run"])
+    return [record for record in loaded if record["run"] in runs], problems
 
 
 def named(kind: str, pictures: Sequence[Picture]) -> list[Picture]:

@@ -29,7 +29,7 @@ class ColumnGroup:
     images: Tensor
     """uint8 [rows, columns, 3, h, w]"""
     texts: Sequence[Sequence[str]] | None = None
-    """below each image; an empty one where there is no image"""
+    """below each image, of one or several lines; an empty one where there is no image"""
     colour: str = style.INK
     """of the title"""
 
@@ -47,7 +47,8 @@ def draw(
     height, width = blocks[0].images.shape[-2:]
     side = min(room / columns, 1.1)
     tall = side * height / width
-    line = LINE if any(block.texts for block in blocks) else 0.0
+    texts = [text for block in blocks for row in block.texts or () for text in row]
+    line = LINE * max((text.count("\n") + 1 for text in texts), default=0)
     lines = max(block.title.count("\n") + bool(block.title) for block in blocks)
     top, bottom = 0.42 + LINE * lines, 0.3 if note else 0.08
     listed = LINE * 1.3 * -(-len(legend) // LISTED) if legend else 0.0

@@ -117,7 +117,10 @@ def conversion_batches(runs: pd.DataFrame) -> Figure:
     for axes in panels:
         _log_ticks(axes, chosen[BATCHES], lambda n: "all" if n == most else f"{n:g}")
         axes.set_xlabel("mini-batches of the conversion")
-    return _finished(figure, panels[:2], chosen, [frames.METHOD, BATCHES])
+    zeros = (errors.groupby(BATCHES)[[*names]].mean() == 0).sum()  # which have no place on a log axis
+    unshown = [f"{names[str(name)]}, {count}" for name, count in zeros.items() if count]
+    more = f"distances of 0, not on the log axis: {'; '.join(unshown)}" if unshown else ""
+    return _finished(figure, panels[:2], chosen, [frames.METHOD, BATCHES], more)
 
 
 def estimate_errors(runs: pd.DataFrame) -> pd.DataFrame:

@@ -123,7 +123,12 @@ def pixels(figure: Figure) -> Image.Image:
 def rendered(figure: Figure, kind: str) -> bytes:
     """The figure in one of FORMATS."""
     for text in figure.findobj(Text):
-        if isinstance(text, Text) and not any(sign in text.get_text() for sign in FORMULAS):
+        # Not of an empty text: a tick gets its formula when it is drawn.
+        if (
+            isinstance(text, Text)
+            and "$" in (said := text.get_text())
+            and not any(f in said for f in FORMULAS)
+        ):
             text.set_parse_math(False)
     content = BytesIO()
     metadata = {FORMATS[kind]: None} if FORMATS[kind] else {}
