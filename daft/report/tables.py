@@ -293,7 +293,9 @@ def run_table(runs: pd.DataFrame, *, target_bn: bool = False) -> Table:
     table.add_column("method", overflow="fold")
     for column in varying:
         table.add_column({DATASET: "dataset", BACKBONE: "backbone"}.get(column, column.rpartition(".")[2]))
-    titles = [*map(_metric_title, columns), *([] if target_bn else ["ID feature L2"])] if columns else ["state"]
+    titles = (
+        [*map(_metric_title, columns), *([] if target_bn else ["ID feature L2"])] if columns else ["state"]
+    )
     for title in titles:
         table.add_column(title, justify="right")
     for _, run in runs.iterrows():

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from daft.common.errors import UserError
 from daft.config.schema import Config, SweepConfig, selected_on
 from daft.runs import records
-from daft.sweep.jobs import GROUPS
 from daft.sweep.protocol import CellState, Outcome, Protocol, StageTrials, Trial, cell_state, protocol
 
 RETRIES = 1
