@@ -183,23 +183,8 @@ class RunContext:
             raise UserError(
                 f"method.conversion_batches={wanted}: the training set has {there}; null takes all of them"
             )
-        name, side = self.config.backbone.name, self.backbone.input_size
         for loader in (self.images.train, *self.images.evaluation.values()):
-            shape = loader.shape()
-            size = f"{shape[1]} x {shape[2]}"
-            if side is not None and shape[1:] != (side, side):
-                raise UserError(
-                    f"backbone={name} takes images of {side} x {side} pixels only, not of {size}, as "
-                    f"dataset.{loader.name} has after its transform; resize or crop them to {side} there"
-                )
-            try:
-                with torch.no_grad():
-                    self.backbone(torch.zeros(1, *shape, dtype=torch.uint8, device=loader.device))
-            except RuntimeError as error:
-                raise UserError(
-                    f"backbone={name} does not take images of {size} pixels, as dataset.{loader.name} has "
-                    f"after its transform ({str(error).splitlines()[0]})"
-                ) from error
+            evaluation.require_size(self.backbone, self.config.backbone.name, loader)
 
 
 def _fine_tune(

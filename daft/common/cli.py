@@ -160,6 +160,18 @@ def up_to(most: int) -> Callable[[str], int]:
 count, cores = up_to(LARGEST - 1), up_to(1024)
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Different whole numbers from 1 in a list with commas, as the type of an argument."""
+    return tuple(dict.fromkeys(map(count, names(text))))
+
+
+def seed(text: str) -> int:
+    """One seed, as the type of an argument."""
+    if len(found := seeds(text)) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: one seed")
+    return found[0]
+
+
 def device(text: str) -> str:
     """A device, as the type of an argument; whether it is here is another question."""
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
