@@ -50,9 +50,9 @@ def main() -> int:
     config = configuration(*words)
 
     # Seconds of imports: only now that the configuration makes sense.
+    from daft.data.episodes import Protocol
     from daft.report import fewshot
     from daft.runs import machine
-    from daft.training.fewshot import Protocol
 
     protocol = Protocol(args.ways, args.shots, args.queries, args.episodes, args.seed)
     device, _ = machine.set_up(config)

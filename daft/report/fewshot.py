@@ -17,12 +17,13 @@ from daft.config.check import to_dict
 from daft.config.options import options
 from daft.config.schema import Config
 from daft.data import datasets
+from daft.data.episodes import Protocol
 from daft.report import robustness, tables
 from daft.report.methods import in_order
 from daft.runs import fewshot, records, reopened
 from daft.runs.fewshot import DIFFERENCE, PRETRAINED, TRAINED, Images
 from daft.runs.reopened import FinishedRun
-from daft.training.fewshot import Protocol, half_width, t_quantile
+from daft.training.fewshot import half_width, t_quantile
 
 
 @dataclass(frozen=True)

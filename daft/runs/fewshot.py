@@ -15,6 +15,7 @@ from daft.common.errors import UserError
 from daft.common.files import digest, write_atomically
 from daft.config.schema import Config
 from daft.data import datasets
+from daft.data.episodes import Protocol
 from daft.data.loader import Loader
 from daft.networks import backbones, checkpoints
 from daft.networks.backbones import FeatureExtractor
@@ -23,7 +24,6 @@ from daft.runs.identity import pretrained_key, run_identity
 from daft.runs.reopened import FinishedRun
 from daft.training import evaluation, fewshot
 from daft.training.evaluation import KeptFeatures, PretrainedFeatures
-from daft.training.fewshot import Protocol
 
 FORMAT = 1
 """Raised when the layout of a result changes, or what is drawn from a seed."""

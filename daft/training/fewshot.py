@@ -1,81 +1,16 @@
-"""Few-shot classification by prototypes: episodes of a few classes and images (Snell et al. 2017)."""
+"""Few-shot classification by prototypes, the mean features of a few images (Snell et al. 2017)."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
 from daft.common import progress
-from daft.common.errors import UserError
+from daft.data.episodes import Protocol, draw
 
 LARGEST = 2**24
 """Numbers in the largest tensor of a batch of episodes; what comes out does not depend on it."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What is drawn: N-way K-shot episodes, how many, and from which seed."""
-
-    ways: int
-    """classes of an episode"""
-    shots: tuple[int, ...]
-    """labelled images of each class; an episode is taken once with each number"""
-    queries: int
-    """other images of each class, which are classified"""
-    episodes: int
-    """two or more"""
-    seed: int
-
-    def require(self, labels: Tensor, classes: Sequence[str], split: str) -> None:
-        """Raise UserError unless a split's images, of these labels [N], are enough for an episode."""
-        counts = labels.bincount(minlength=len(classes))
-        there = int((counts > 0).sum())
-        if self.ways > there:
-            raise UserError(f"--ways {self.ways}: dataset.{split} has {there} classes")
-        shots, fewest = max(self.shots), int(counts[counts > 0].min())
-        if shots + self.queries > fewest:
-            name = classes[counts.tolist().index(fewest)]
-            fitting = f"--queries {fewest - shots}" if shots < fewest else f"--shots below {fewest}"
-            raise UserError(
-                f"--shots {shots} --queries {self.queries}: {shots + self.queries} images of a class, but "
-                f"dataset.{split} has {fewest} of {name!r}" + (f"; use {fitting}" if fewest > 1 else "")
-            )
-
-
-class Episodes(NamedTuple):
-    """A batch of B episodes, as places of images in their split."""
-
-    support: Tensor
-    """int64 [B, ways, most shots]: the labelled images; fewer shots are the first of them"""
-    query: Tensor
-    """int64 [B, ways, queries]: the images to classify, none of them in the support"""
-
-
-def draw(labels: Tensor, protocol: Protocol, batch: int) -> Iterator[Episodes]:
-    """All episodes of a protocol in batches: ways uniform over the classes that have images, then the images.
-
-    Classes and images of an episode are drawn without replacement. An episode depends on the labels [N], the
-    seed, and the numbers of ways and queries alone: every number of shots has the same queries.
-    """
-    counts = labels.bincount()
-    classes = counts.nonzero()[:, 0]
-    places = torch.full((len(counts), int(counts.max())), -1)  # of each class's images, row by row
-    places[torch.arange(places.shape[1]) < counts[:, None]] = labels.argsort(stable=True)
-    of_classes, of_images = (np.random.default_rng([protocol.seed, stream]) for stream in range(2))
-    for start in range(0, protocol.episodes, batch):
-        count = min(batch, protocol.episodes - start)
-        order = torch.from_numpy(of_classes.random((count, len(classes)))).argsort()
-        ways = classes[order[:, : protocol.ways]]
-        keys = torch.from_numpy(of_images.random((*ways.shape, places.shape[1])))
-        keys[torch.arange(places.shape[1]) >= counts[ways][..., None]] = math.inf
-        chosen = keys.topk(protocol.queries + max(protocol.shots), largest=False).indices
-        images = places[ways[..., None], chosen]
-        yield Episodes(images[..., protocol.queries :], images[..., : protocol.queries])
 
 
 def prototypes(support: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ import torch
 from daft import experiment
 from daft.common.errors import BusyError, UserError
 from daft.data import datasets
+from daft.data.episodes import Protocol
 from daft.report import fewshot as report
 from daft.runs import fewshot, records
 from daft.runs.fewshot import Images
 from daft.runs.reopened import FinishedRun, open_run
 from daft.training import evaluation
 from daft.training import fewshot as episodes
-from daft.training.fewshot import Protocol
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
