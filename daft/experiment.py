@@ -145,6 +145,7 @@ class RunContext:
         environment = machine.environment(device)
         machine.reset_memory(device)
         task = tasks.of(config, listing.classes)
+        task.require(listing)
         backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
         images = datasets.load(config, listing, device)
         context = cls(config, identity, device, precision, directory, environment, task, backbone, images)

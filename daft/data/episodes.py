@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from daft.common.errors import UserError
+from daft.config.schema import FewshotConfig
 from daft.data.loader import Loader, derive_seed
 
 Option = Callable[[str, int], str]
@@ -31,6 +32,11 @@ class Protocol:
     episodes: int
     """two or more"""
     seed: int
+
+    @classmethod
+    def of(cls, cfg: FewshotConfig) -> Self:
+        """Those that a split is evaluated on."""
+        return cls(cfg.ways, (cfg.shots,), cfg.queries, cfg.episodes, cfg.seed)
 
     @property
     def images(self) -> int:
@@ -103,6 +109,13 @@ class EpisodeLoader(Loader):
         return cls(
             **{f.name: getattr(loader, f.name) for f in fields(Loader)}, protocol=protocol, per_step=per_step
         )
+
+    @classmethod
+    def of_training(cls, loader: Loader, cfg: FewshotConfig) -> Self:
+        """As many episodes a pass as there are images for, at least a step."""
+        protocol = Protocol.of(cfg)
+        steps = max(1, len(loader) // (cfg.meta_batch * protocol.images))
+        return cls.of(loader, replace(protocol, episodes=steps * cfg.meta_batch), cfg.meta_batch)
 
     @property
     def steps_per_pass(self) -> int:

@@ -56,6 +56,9 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     flat = {str(key): value for key, value in pd.json_normalize({"config": config}).iloc[0].items()}
     if side := config.get("dataset", {}).get("cache_side"):  # crops see other pixels: it is another dataset
         flat["config.dataset.name"] += f" (cached at {side} px)"
+    if few := config.get("fewshot"):  # episodes are another task on it
+        kind = "MAML" if few["maml"] else "prototypes"
+        flat["config.dataset.name"] += f" ({few['ways']}-way {few['shots']}-shot, {kind})"
     return flat
 
 

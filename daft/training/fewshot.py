@@ -29,10 +29,13 @@ def log_probabilities(query: Tensor, of_classes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def accuracies(features: Tensor, labels: Tensor, protocol: Protocol, name: str) -> dict[int, Tensor]:
+def accuracies(
+    features: Tensor, labels: Tensor, protocol: Protocol, name: str | None = None
+) -> dict[int, Tensor]:
     """Percentage of queries classified rightly, float64 [episodes], by number of shots.
 
-    features: [N, D], of the images with these labels [N]. Two networks have the same episodes.
+    features: [N, D], of the images with these labels [N]. Two networks have the same episodes. name: of the
+    split, to show progress.
     """
     shots, width = max(protocol.shots), features.shape[1]
     largest = max(int(labels.bincount().max()), (shots + protocol.queries) * width)
@@ -40,7 +43,8 @@ def accuracies(features: Tensor, labels: Tensor, protocol: Protocol, name: str) 
     found: dict[int, list[Tensor]] = {number: [] for number in protocol.shots}
     right = torch.arange(protocol.ways, device=features.device)[:, None]
     batches = math.ceil(protocol.episodes / batch)
-    for episodes in progress.track(draw(labels, protocol, batch), f"episodes {name}", batches):
+    drawn = draw(labels, protocol, batch)
+    for episodes in progress.track(drawn, f"episodes {name}", batches) if name else drawn:
         support, query = (features[places.to(features.device)] for places in episodes)
         for number in protocol.shots:
             of_classes = prototypes(support[:, :, :number])

@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from daft.config.schema import Config
+from daft.data.datasets import Listing
 from daft.data.loader import Batch, Loader
 from daft.methods import head_rate
 from daft.networks.backbones import FeatureExtractor
@@ -21,6 +22,10 @@ class Task(ABC):
 
     def __init__(self, config: Config, classes: list[str]) -> None:
         self.config, self.classes = config, classes
+
+    def require(self, listing: Listing) -> None:
+        """Raise UserError unless every split has images enough; asked before any is decoded."""
+        return
 
     @abstractmethod
     def backbone(self, *, pretrained: bool = True) -> FeatureExtractor:
