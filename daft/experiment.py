@@ -145,9 +145,10 @@ class RunContext:
         environment = machine.environment(device)
         machine.reset_memory(device)
         task = tasks.of(config, listing.classes)
-        task.require(listing)
+        task.require({name: split.labels for name, split in listing.splits().items()})
         backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
         images = datasets.load(config, listing, device)
+        task.require({name: loader.labels for name, loader in images.splits().items()})
         context = cls(config, identity, device, precision, directory, environment, task, backbone, images)
         context.check_inputs()
         return context

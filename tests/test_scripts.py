@@ -146,6 +146,7 @@ MISTAKES = [
     ("prepare.py", "dataset=null", "dataset=null: no such option"),
     ("prepare.py", "dataset=pacs dataset.files=[{path:../x,urls:['file:///x']}]", "outside of the root"),
     ("prepare.py", "dataset=pacs dataset.files=[{path:x,urls:['http://[::1']}]", "write an address as in"),
+    ("train.py", "task=fewshot fewshot.train_classes=[ring,star]", "'star' is one of test_classes, too"),
     ("train.py", "--nope", "unrecognized arguments: --nope"),
     ("train.py", "-m seed=0 --cfg job", "-m runs, and --cfg and --info only show something"),
     ("train.py", "-m seed=range(0,3,0)", "seed=range(0,3,0): Hydra does not take this (ValueError"),

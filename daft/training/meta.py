@@ -1,6 +1,6 @@
 """Few-shot learning as a task: learnt in episodes, judged by episodes of classes that were not trained on."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from daft.batchnorm import batchnorm_layers
 from daft.common import progress
 from daft.config.schema import FewshotConfig
-from daft.data.datasets import Listing
 from daft.data.episodes import EpisodeLoader, Protocol
 from daft.data.loader import Batch, Loader
 from daft.methods import head_rate
@@ -38,10 +37,9 @@ class Episodic(Task):
         """Of evaluation."""
         return Protocol.of(self.cfg)
 
-    def require(self, listing: Listing) -> None:
-        """Raise UserError unless every split has the classes and images of an episode."""
-        for name, split in {"train": listing.train, **listing.evaluation}.items():
-            self.protocol.require(split.labels, listing.classes, name, "fewshot.{}={}".format)
+    def require(self, labels: Mapping[str, Tensor]) -> None:
+        for name, of_split in labels.items():
+            self.protocol.require(of_split, self.classes, name, "fewshot.{}={}".format)
 
     def backbone(self, *, pretrained: bool = True) -> FeatureExtractor:
         load = backbones.load if pretrained else backbones.untrained

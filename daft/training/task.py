@@ -1,12 +1,12 @@
 """What a task is: what is learnt around a backbone, and how it is judged."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from daft.config.schema import Config
-from daft.data.datasets import Listing
 from daft.data.loader import Batch, Loader
 from daft.methods import head_rate
 from daft.networks.backbones import FeatureExtractor
@@ -23,8 +23,11 @@ class Task(ABC):
     def __init__(self, config: Config, classes: list[str]) -> None:
         self.config, self.classes = config, classes
 
-    def require(self, listing: Listing) -> None:
-        """Raise UserError unless every split has images enough; asked before any is decoded."""
+    def require(self, labels: Mapping[str, Tensor]) -> None:
+        """Raise UserError unless every split, with these labels [N], has images enough.
+
+        Asked before any is decoded, and again without those that could not be.
+        """
         return
 
     @abstractmethod

@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from daft import experiment
 from daft.common.errors import ConfigError, UserError
@@ -18,6 +19,8 @@ from daft.runs.reopened import open_run
 from daft.sweep import plan, selection, timing
 from daft.training import evaluation, interruption, tasks
 from daft.training import fewshot as prototypes
+from tests.conftest import FAST
+from tests.helpers import fabricate
 from tests.test_experiment import without_times
 
 CPU = torch.device("cpu")
@@ -200,6 +203,28 @@ def test_what_the_images_do_not_give_is_refused_before_the_network_is_loaded(
         experiment.run(episodes(*PROTOTYPES, *overrides))
     assert words in str(error.value)
     assert not (tmp_path / "cache").exists()
+
+
+def test_unreadable_images_that_an_episode_needs_are_missed(configure, folders, tmp_path):
+    for split, seed in (("train", 0), ("id", 100)):
+        for i, label in enumerate("abcd" * 3):
+            fabricate.picture(tmp_path / "mine" / split / label / f"{i}.png", seed + i, 32, 32)
+    (tmp_path / "mine" / "train" / "a" / "0.png").write_bytes(b"")
+    mine = ["dataset=folder", f"dataset.root={tmp_path / 'mine'}", "dataset.id.path=id", "dataset.ood={}"]
+    mine += ["dataset.train_transform=[]", "dataset.eval_transform=[]", "fewshot.test_classes=[c,d]"]
+    few = ["task=fewshot", *SMALL, "fewshot.ways=2", "dataset.train.images=null", "dataset.id.images=null"]
+    config = configure(*few, *mine, *folders, *FAST, "compute.unreadable=skip")
+    with pytest.raises(
+        UserError, match=r"shots=1 fewshot\.queries=2: 3 images of a class, .*train has 2 of 'a'"
+    ):
+        experiment.run(config)
+
+
+def test_maml_in_bf16_keeps_weights_and_statistics_in_float32(episodes):
+    done = experiment.run(episodes(*MAML, "training.precision=bf16", "training.epochs=1"))
+    assert done.record["status"] == "finished"
+    state = load_file(done.directory / "model.safetensors")
+    assert {tensor.dtype for name, tensor in state.items() if "tracked" not in name} == {torch.float32}
 
 
 def test_a_plan_estimates_episodes_by_their_images(episodes):
