@@ -102,11 +102,14 @@ def directory_of(config: Config) -> Path:
     """
     _, precision = machine.device_and_precision(config)
     settings = to_dict(config)
-    inputs = json.dumps([settings["dataset"], settings["backbone"], config.training.selection])
+    inputs = json.dumps([*(settings[key] for key in INPUTS), config.training.selection])
     if inputs not in _fingerprints:
         _fingerprints[inputs] = _fingerprint(config, datasets.listing(config))
     return records.run_directory(config, digest(run_identity(config, precision, *_fingerprints[inputs])))
 
+
+INPUTS = ("dataset", "backbone", "fewshot")
+"""Sections that lead to the images and weights of a run."""
 
 _fingerprints: dict[str, tuple[dict[str, str], str]] = {}
 

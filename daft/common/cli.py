@@ -21,7 +21,18 @@ FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 LARGEST = 2**31
 """Above whole numbers that are given: seeds, images, epochs."""
 
-SPELLED = {"η": "eta", "θ": "theta", "±": "+-", "×": "x", "…": "...", "≈": "~", "→": "->"}
+SPELLED = {
+    "η": "eta",
+    "θ": "theta",
+    "±": "+-",
+    "×": "x",
+    "…": "...",
+    "≈": "~",
+    "→": "->",
+    "−": "-",
+    "√": "sqrt ",
+    "·": "*",
+}
 """Our signs as a terminal shows them that has no Unicode; others become a question mark."""
 
 

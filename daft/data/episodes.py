@@ -91,12 +91,17 @@ def draw(labels: Tensor, protocol: Protocol, batch: int) -> Iterator[Episodes]:
         yield Episodes(images[..., protocol.queries :], images[..., : protocol.queries])
 
 
+DRAWN = 1000
+"""Episodes at a time: they take memory for every image of their classes."""
+
+
 @dataclass
 class EpisodeLoader(Loader):
     """A split whose steps are of episodes; epoch 0 is a plain pass over the images, as BN conversion takes.
 
     The images [per_step · ways · (shots + queries)] of a step are its episodes one after the other, of each
-    the ways, and of each way the support, then the queries.
+    the ways, and of each way the support, then the queries. An image that several episodes of a pass draw is
+    augmented alike in them.
     """
 
     protocol: Protocol
@@ -125,8 +130,8 @@ class EpisodeLoader(Loader):
         order, uniforms = super()._sample(number)
         if number:
             seed = derive_seed(self.seed, number) if self.shuffle else self.protocol.seed
-            (drawn,) = draw(self.labels, replace(self.protocol, seed=seed), self.protocol.episodes)
-            order = torch.cat(drawn, -1).flatten()
+            drawn = draw(self.labels, replace(self.protocol, seed=seed), DRAWN)
+            order = torch.cat([torch.cat(episodes, -1).flatten() for episodes in drawn])
         return order, uniforms
 
     def _ends(self, number: int) -> list[int]:

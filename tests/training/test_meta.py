@@ -237,3 +237,10 @@ def test_a_plan_estimates_episodes_by_their_images(episodes):
     adapting = plan.forward_passes(experiment.to_dict(config), images)
     assert adapting == 3 * 4 * 2 * 9 + 2 * 3 * 3 * 9 + 2 * 80 + 2 * 3 * 3 * 9
     assert timing._batch(config, datasets.listing(config).train, CPU)[0].shape[0] == 9
+
+
+def test_other_test_classes_are_another_run(episodes):
+    one = episodes(*PROTOTYPES)
+    others = replace(one, fewshot=replace(one.fewshot, test_classes=["ring", "star", "heart"]))
+    plain = replace(one, fewshot=None)
+    assert len({experiment.directory_of(config) for config in (one, others, plain)}) == 3
