@@ -102,14 +102,13 @@ def directory_of(config: Config) -> Path:
     """
     _, precision = machine.device_and_precision(config)
     settings = to_dict(config)
-    inputs = json.dumps([*(settings[key] for key in INPUTS), config.training.selection])
+    inputs = json.dumps(
+        [settings["dataset"], settings["backbone"], settings["fewshot"], config.training.selection]
+    )
     if inputs not in _fingerprints:
         _fingerprints[inputs] = _fingerprint(config, datasets.listing(config))
     return records.run_directory(config, digest(run_identity(config, precision, *_fingerprints[inputs])))
 
-
-INPUTS = ("dataset", "backbone", "fewshot")
-"""Sections that lead to the images and weights of a run."""
 
 _fingerprints: dict[str, tuple[dict[str, str], str]] = {}
 
@@ -148,10 +147,10 @@ class RunContext:
         environment = machine.environment(device)
         machine.reset_memory(device)
         task = tasks.of(config, listing.classes)
-        task.require({name: split.labels for name, split in listing.splits().items()})
+        task.require(listing.train.labels, {name: split.labels for name, split in listing.evaluation.items()})
         backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
         images = datasets.load(config, listing, device)
-        task.require({name: loader.labels for name, loader in images.splits().items()})
+        task.require(images.train.labels, {name: split.labels for name, split in images.evaluation.items()})
         context = cls(config, identity, device, precision, directory, environment, task, backbone, images)
         context.check_inputs()
         return context

@@ -46,13 +46,9 @@ class Listing:
     evaluation: dict[str, Labelled]
     """`id`, `holdout` if selecting on one, then the OOD sets"""
 
-    def splits(self) -> dict[str, Labelled]:
-        """All of them."""
-        return {"train": self.train, **self.evaluation}
-
     def fingerprints(self) -> dict[str, str]:
         """Per split what identifies its images."""
-        return {name: split.fingerprint for name, split in self.splits().items()}
+        return {name: s.fingerprint for name, s in {"train": self.train, **self.evaluation}.items()}
 
 
 @dataclass(frozen=True)
@@ -64,10 +60,6 @@ class Data:
     evaluation: dict[str, Loader]
     unreadable: dict[str, int] = field(default_factory=dict)
     """images left out per split, on request"""
-
-    def splits(self) -> dict[str, Loader]:
-        """All of them."""
-        return {"train": self.train, **self.evaluation}
 
 
 def listing(config: Config) -> Listing:
@@ -148,7 +140,7 @@ def load(config: Config, listed: Listing, device: torch.device) -> Data:
 
 def describe(data: Data) -> dict[str, Any]:
     """Classes, images per split and where they live, for the record."""
-    loaders = data.splits()
+    loaders = {"train": data.train, **data.evaluation}
     return {
         "classes": data.classes,
         "images": {name: len(loader) for name, loader in loaders.items()},

@@ -37,9 +37,9 @@ class Episodic(Task):
         """Of evaluation."""
         return Protocol.of(self.cfg)
 
-    def require(self, labels: Mapping[str, Tensor]) -> None:
-        for name, of_split in labels.items():
-            self.protocol.require(of_split, self.classes, name, "fewshot.{}={}".format)
+    def require(self, train: Tensor, evaluation: Mapping[str, Tensor]) -> None:
+        for name, labels in {"train": train, **evaluation}.items():
+            self.protocol.require(labels, self.classes, name, "fewshot.{}={}".format)
 
     def backbone(self, *, pretrained: bool = True) -> FeatureExtractor:
         load = backbones.load if pretrained else backbones.untrained

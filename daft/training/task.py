@@ -23,7 +23,7 @@ class Task(ABC):
     def __init__(self, config: Config, classes: list[str]) -> None:
         self.config, self.classes = config, classes
 
-    def require(self, labels: Mapping[str, Tensor]) -> None:
+    def require(self, train: Tensor, evaluation: Mapping[str, Tensor]) -> None:
         """Raise UserError unless every split, with these labels [N], has images enough.
 
         Asked before any is decoded, and again without those that could not be.
