@@ -74,19 +74,21 @@ class Episodic(Task):
 
     def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:
         if self.cfg.maml is not None:
-            return self._adapted_accuracy(model, self._episodes(loader), cast)
+            return float(self._adapted_accuracies(model, self._episodes(loader), cast).mean())
         model.eval()
         with torch.no_grad(), cast():
             features = torch.cat([model.backbone(images).float() for images, _ in loader.epoch()])
-        return self._accuracy(features, loader)
+        return float(self._accuracies(features, loader).mean())
 
     def metrics(
         self, model: Classifier, features: Tensor, loader: Loader, cast: Autocast
     ) -> dict[str, float]:
         if self.cfg.maml is None:
-            return {self.metric: self._accuracy(features, loader)}
-        episodes = progress.track(self._episodes(loader), f"episodes {loader.name}", self.cfg.episodes)
-        return {self.metric: self._adapted_accuracy(model, episodes, cast)}
+            found = self._accuracies(features, loader)
+        else:
+            episodes = progress.track(self._episodes(loader), f"episodes {loader.name}", self.cfg.episodes)
+            found = self._adapted_accuracies(model, episodes, cast)
+        return {self.metric: float(found.mean()), "episode_std": float(found.std())}
 
     def _episodes(self, loader: Loader) -> Iterator[Tensor]:
         """The images of each episode that a split is evaluated on: those of `Protocol.draw`."""
@@ -113,18 +115,17 @@ class Episodic(Task):
             logits = learner.query_logits(support.flatten(0, 1), labels, query.flatten(0, 1), meta=meta)
             yield logits, ways.repeat_interleave(cfg.queries)
 
-    def _accuracy(self, features: Tensor, loader: Loader) -> float:
-        """Mean over the episodes of a split, by prototypes; NaN if a feature is not finite."""
-        if not features.isfinite().all():
-            return torch.nan
-        return float(fewshot.accuracies(features, loader.labels, self.protocol)[self.cfg.shots].mean())
+    def _accuracies(self, features: Tensor, loader: Loader) -> Tensor:
+        """In percent, of each episode [episodes] by prototypes; NaN if a feature is not finite."""
+        found = fewshot.accuracies(features, loader.labels, self.protocol)[self.cfg.shots]
+        return found if features.isfinite().all() else torch.full_like(found, torch.nan)
 
-    def _adapted_accuracy(self, model: Classifier, episodes: Iterable[Tensor], cast: Autocast) -> float:
-        """Mean over episodes, by MAML; NaN if a logit is not finite."""
+    def _adapted_accuracies(self, model: Classifier, episodes: Iterable[Tensor], cast: Autocast) -> Tensor:
+        """In percent, of each episode [episodes] by MAML; NaN if a logit is not finite."""
         model.eval()
         found = []
         with torch.no_grad(), cast():
             for logits, ways in self._answers(model, episodes, meta=False):
-                right = (logits.argmax(1) == ways).double().mean()
+                right = 100 * (logits.argmax(1) == ways).double().mean()
                 found.append(torch.where(logits.isfinite().all(), right, torch.nan))
-        return 100 * float(torch.stack(found).mean())
+        return torch.stack(found)

@@ -129,6 +129,7 @@ def test_a_run_is_recorded_and_tabulated_like_any_other(episodes, task):
         features = evaluation.features(backbone, loader, run.autocast(CPU))
         found = prototypes.accuracies(features, loader.labels, Protocol.of(config.fewshot))
         assert float(found[1].mean()) == metrics["id/accuracy"]
+        assert float(found[1].std()) == metrics["id/episode_std"]
     with pytest.raises(UserError, match="it learns from episodes"):
         robustness.of_run(run, "generated", CPU, 4)
     protocol = Protocol(ways=5, shots=(2,), queries=2, episodes=4, seed=0)  # of the test classes
