@@ -206,15 +206,35 @@ def test_what_the_images_do_not_give_is_refused_before_the_network_is_loaded(
     assert not (tmp_path / "cache").exists()
 
 
-def test_unreadable_images_that_an_episode_needs_are_missed(configure, folders, tmp_path):
+@pytest.fixture
+def mine(configure, folders, tmp_path):
+    """A configuration of episodes on files: three images of each of four classes."""
     for split, seed in (("train", 0), ("id", 100)):
         for i, label in enumerate("abcd" * 3):
             fabricate.picture(tmp_path / "mine" / split / label / f"{i}.png", seed + i, 32, 32)
-    (tmp_path / "mine" / "train" / "a" / "0.png").write_bytes(b"")
-    mine = ["dataset=folder", f"dataset.root={tmp_path / 'mine'}", "dataset.id.path=id", "dataset.ood={}"]
-    mine += ["dataset.train_transform=[]", "dataset.eval_transform=[]", "fewshot.test_classes=[c,d]"]
+    files = ["dataset=folder", f"dataset.root={tmp_path / 'mine'}", "dataset.id.path=id", "dataset.ood={}"]
+    files += ["dataset.train_transform=[flip]", "dataset.eval_transform=[]", "fewshot.test_classes=[c,d]"]
     few = ["task=fewshot", *SMALL, "fewshot.ways=2", "dataset.train.images=null", "dataset.id.images=null"]
-    config = configure(*few, *mine, *folders, *FAST, "compute.unreadable=skip")
+    return lambda *overrides: configure(*few, *files, *folders, *FAST, *overrides)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_episodes_are_the_same_whatever_holds_the_images(mine, workers):
+    resident, streamed = (
+        loaded(mine(*overrides))[1].train
+        for overrides in ([], ["compute.resident_gib=0", f"compute.workers={workers}"])
+    )
+    assert type(resident.images) is not type(streamed.images)
+    for (one, labels), (other, same) in zip(
+        resident.steps(range(1, 4)), streamed.steps(range(1, 4)), strict=True
+    ):
+        assert torch.equal(one, other)
+        assert torch.equal(labels, same)
+
+
+def test_unreadable_images_that_an_episode_needs_are_missed(mine, tmp_path):
+    (tmp_path / "mine" / "train" / "a" / "0.png").write_bytes(b"")
+    config = mine("compute.unreadable=skip")
     with pytest.raises(
         UserError, match=r"shots=1 fewshot\.queries=2: 3 images of a class, .*train has 2 of 'a'"
     ):
