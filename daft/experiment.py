@@ -124,7 +124,7 @@ def directory_of(config: Config) -> Path:
     """
     _, precision = machine.device_and_precision(config)
     settings = to_dict(config)
-    seen = [config.training.selection, config.method.adapts]
+    seen = [settings["fewshot"], config.training.selection, config.method.adapts]
     inputs = json.dumps([settings["dataset"], settings["backbone"], *seen])
     if inputs not in _fingerprints:
         _fingerprints[inputs] = _fingerprint(config, datasets.listing(config))
@@ -168,8 +168,10 @@ class RunContext:
         environment = machine.environment(device)
         machine.reset_memory(device)
         task = tasks.of(config, listing.classes)
+        task.require(listing.train.labels, {name: split.labels for name, split in listing.evaluation.items()})
         backbone = task.backbone().to(device).to(memory_format=torch.channels_last)
         images = datasets.load(config, listing, device)
+        task.require(images.train.labels, {name: split.labels for name, split in images.evaluation.items()})
         if config.training.class_weights:
             task.class_weights = balance.weights(images.train.labels, len(listing.classes)).to(device)
         context = cls(config, identity, device, precision, directory, environment, task, backbone, images)
@@ -214,23 +216,8 @@ class RunContext:
             raise UserError(
                 f"method.conversion_batches={wanted}: the training set has {there}; null takes all of them"
             )
-        name, side = self.config.backbone.name, self.backbone.input_size
         for loader in self.images.loaders().values():
-            shape = loader.shape()
-            size = f"{shape[1]} x {shape[2]}"
-            if side is not None and shape[1:] != (side, side):
-                raise UserError(
-                    f"backbone={name} takes images of {side} x {side} pixels only, not of {size}, as "
-                    f"dataset.{loader.name} has after its transform; resize or crop them to {side} there"
-                )
-            try:
-                with torch.no_grad():
-                    self.backbone(torch.zeros(1, *shape, dtype=torch.uint8, device=loader.device))
-            except RuntimeError as error:
-                raise UserError(
-                    f"backbone={name} does not take images of {size} pixels, as dataset.{loader.name} has "
-                    f"after its transform ({str(error).splitlines()[0]})"
-                ) from error
+            evaluation.require_size(self.backbone, self.config.backbone.name, loader)
 
     def check_parts(self) -> None:
         """Raise UserError unless the parts of the method fit the network, the epochs and the images."""

@@ -32,7 +32,7 @@ READMES = {str(file.relative_to(ROOT)): file for file in (FIRST, *ROOMS)}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HYDRAS = {"-m", "--multirun", "--cfg", "--help"}
 """Options of train.py, whose parser is Hydra's."""
-TAKE_OVERRIDES = ("train.py", "prepare.py", "contact_sheet.py")
+TAKE_OVERRIDES = ("train.py", "prepare.py", "contact_sheet.py", "fewshot.py")
 NOT_FOR_READERS = {
     "a package registry": r"(?i)pypi|pythonhosted|npmjs|proxy\.golang|anaconda|index-url|artifactory|nexus",
     "a folder of one machine": r"(?<![\w.~])/(?:home|root|Users|work|tmp)/",

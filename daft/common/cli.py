@@ -22,7 +22,18 @@ FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 LARGEST = 2**31
 """Above whole numbers that are given: seeds, images, epochs."""
 
-SPELLED = {"η": "eta", "θ": "theta", "±": "+-", "×": "x", "…": "...", "≈": "~", "→": "->"}
+SPELLED = {
+    "η": "eta",
+    "θ": "theta",
+    "±": "+-",
+    "×": "x",
+    "…": "...",
+    "≈": "~",
+    "→": "->",
+    "−": "-",
+    "√": "sqrt ",
+    "·": "*",
+}
 """Our signs as a terminal shows them that has no Unicode; others become a question mark."""
 
 
@@ -181,6 +192,18 @@ def up_to(most: int) -> Callable[[str], int]:
 
 
 count, cores = up_to(LARGEST - 1), up_to(1024)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Different whole numbers from 1 in a list with commas, as the type of an argument."""
+    return tuple(dict.fromkeys(map(count, names(text))))
+
+
+def seed(text: str) -> int:
+    """One seed, as the type of an argument."""
+    if len(found := seeds(text)) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: one seed")
+    return found[0]
 
 
 def device(text: str) -> str:

@@ -422,6 +422,53 @@ class SegmentationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class MamlConfig:
+    """How MAML adapts the network to the support of an episode (Finn et al. 2017)."""
+
+    lr: Rate
+    """of the adaptation, by plain gradient descent: α there"""
+    steps: Annotated[PositiveInt, Field(le=1000)]
+    """of the adaptation, in training and in evaluation"""
+    order: Literal["first", "second"]
+    """of the meta-gradient: second goes through the adaptation, first takes its steps as they are"""
+    statistics: Literal["support", "transductive"]
+    """what BN layers that the method trains in train mode normalise by: the support of the episode; or each
+    forward pass by its own images, so that the queries see each other"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FewshotConfig:
+    """Episodes of a few classes and images are learnt, and classes that were not trained on are evaluated."""
+
+    test_classes: Annotated[list[Text], Field(min_length=2)]
+    """of ID and OOD evaluation; no image of them is trained on"""
+    train_classes: Annotated[list[Text], Field(min_length=2)] | None = None
+    """null: all others"""
+    ways: Annotated[PositiveInt, Field(ge=2)]
+    """classes of an episode"""
+    shots: PositiveInt
+    """labelled images of each"""
+    queries: PositiveInt
+    """other images of each, which are classified"""
+    meta_batch: PositiveInt
+    """episodes of a training step"""
+    episodes: Annotated[PositiveInt, Field(ge=2, le=10**6)]
+    """that a split is evaluated on"""
+    seed: Seed
+    """of those; the same for every run"""
+    maml: MamlConfig | None = None
+    """null: prototypes"""
+
+    def __post_init__(self) -> None:
+        for key in ("test_classes", "train_classes"):
+            names = getattr(self, key) or []
+            if len(set(names)) < len(names):
+                raise ConfigError(key, f"{names} names a class twice")
+        if shared := [name for name in self.train_classes or [] if name in self.test_classes]:
+            raise ConfigError("train_classes", f"{shared[0]!r} is one of test_classes, too; they share none")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ComputeConfig:
     """Where and how fast a run computes; no part of its identity."""
 
@@ -509,6 +556,8 @@ class Config:
     seed: Seed
     segmentation: SegmentationConfig | None = None
     """null: classification"""
+    fewshot: FewshotConfig | None = None
+    """null: no episodes"""
     sweep: SweepConfig | None = None
     """what a sweep was told; its runs themselves are told nothing of it"""
 
@@ -524,6 +573,7 @@ class Config:
         if adapting and not self.dataset.unlabelled:
             problem = f"null, but method.parts.{adapting[0]} needs images of a target domain; name a split"
             raise ConfigError("dataset.unlabelled", f"{problem}, as in dataset=shapes_unlabelled")
+        self._require_episodes()
         masks = SOURCES[self.dataset.source].masks
         if self.segmentation is None:
             if masks == "always":
@@ -562,6 +612,31 @@ class Config:
             raise ConfigError("method.lr_probe", "null, but head_init=probe needs the η_w of an LP run")
         if start != "probe" and rate is not None:
             raise ConfigError("method.lr_probe", f"{rate:g}, but head_init={start} needs no LP run; use null")
+
+    def _require_episodes(self) -> None:
+        """Raise ConfigError for what does not go together with episodes."""
+        if self.fewshot is None:
+            return
+        if self.segmentation is not None:
+            raise ConfigError(
+                "fewshot", "episodes are of images with one class each; leave segmentation null"
+            )
+        if self.method.parts is not None:
+            raise ConfigError("method.parts", "they are for batches of images, not for episodes; use null")
+        if self.training.class_weights:
+            problem = f"{self.training.class_weights}, but episodes have equal classes; use null"
+            raise ConfigError("training.class_weights", problem)
+        if self.training.steps is None:
+            raise ConfigError("training.steps", "null, but episodes are counted in steps; say how many")
+        method, maml = self.method, self.fewshot.maml
+        if method.head_init == "probe":
+            raise ConfigError("method.head_init", "probe, but no head fits all episodes; use random or zero")
+        if maml is None and method.rates == "frozen":
+            raise ConfigError("method.rates", "frozen trains nothing: prototypes have no head")
+        if maml is None and method.head_hidden:
+            raise ConfigError("method.head_hidden", f"{method.head_hidden}, but prototypes have no head")
+        if maml is not None and self.compute.compile:
+            raise ConfigError("compute.compile", "true, but MAML's adapted weights are not compiled")
 
 
 def metric_name(segmentation: object) -> str:

@@ -11,10 +11,11 @@ from daft.common import memory, progress
 from daft.common.errors import UserError, join_first
 from daft.common.threads import available_cpus
 from daft.config.operations import Operation
-from daft.config.schema import Config, DatasetConfig, SplitConfig
+from daft.config.schema import Config, DatasetConfig, FewshotConfig, SplitConfig
 from daft.config.sources import SOURCES
 from daft.data import overlap
 from daft.data.decoding import Decoding
+from daft.data.episodes import EpisodeLoader
 from daft.data.images import ImageStore, Resident, Streamed
 from daft.data.labelled import Labelled
 from daft.data.loader import Loader
@@ -88,6 +89,8 @@ def listing(config: Config) -> Listing:
         if not key.startswith(UNLABELLED) or config.method.adapts
     }
     unlabelled = [splits.pop(name) for name in [*splits] if name.startswith(UNLABELLED)]
+    if config.fewshot is not None:
+        splits = _class_disjoint(config.fewshot, splits, classes)
     train = splits.pop("train")
     evaluation = {"id": splits.pop("id")}
     if config.training.selection == "holdout":
@@ -171,7 +174,9 @@ def decode(
         )
 
     kept: dict[str, Labelled] = {}
-    loaders = {name: loader(split, name) for name, split in listed.items()}
+    loaders: dict[str, Loader] = {name: loader(split, name) for name, split in listed.items()}
+    if config.fewshot is not None and "train" in loaders:
+        loaders["train"] = EpisodeLoader.of_training(loaders["train"], config.fewshot)
     if store.unreadable and compute.unreadable == "error":
         raise _unreadable(store.unreadable.values())
     for name, files in store.unreadable.items():
@@ -270,6 +275,26 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
             f"another version, set dataset.{name}.known_images=null"
         )
     return replace(found if labelled else found.without_labels(), decoding=Decoding.of(cfg))
+
+
+def _class_disjoint(
+    cfg: FewshotConfig, splits: Mapping[str, Labelled], classes: list[str]
+) -> dict[str, Labelled]:
+    """Training images of the training classes, evaluated ones of the test classes.
+
+    Raises UserError if one of these is no class.
+    """
+    others = [name for name in classes if name not in cfg.test_classes]
+    named = {"train_classes": cfg.train_classes or others, "test_classes": cfg.test_classes}
+    for key, names in named.items():
+        if unknown := [name for name in names if name not in classes]:
+            raise UserError(f"fewshot.{key}: {unknown[0]!r} is no class; choose from {', '.join(classes)}")
+    found = {}
+    for name, split in splits.items():
+        kept = named["train_classes" if name == "train" else "test_classes"]
+        wanted = torch.tensor([classes.index(each) for each in kept], dtype=torch.int64)
+        found[name] = split.subset(torch.isin(split.labels, wanted).nonzero()[:, 0])
+    return found
 
 
 def _thinned(

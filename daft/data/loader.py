@@ -74,6 +74,11 @@ class Loader:
         """Number of batches in an epoch."""
         return len(batch_boundaries(len(self), self.batch_size))
 
+    @property
+    def steps_per_pass(self) -> int:
+        """Number of training steps in each epoch but epoch 0."""
+        return self.num_batches
+
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an image after the operations."""
         held = self.images
@@ -89,8 +94,8 @@ class Loader:
 
     def steps(self, steps: range) -> Iterator[Batch]:
         """The batches of these steps of training, counted from 0 through epoch 1, epoch 2, …"""
-        for number in range(steps.start // self.num_batches, -(-steps.stop // self.num_batches)):
-            before = number * self.num_batches
+        for number in range(steps.start // self.steps_per_pass, -(-steps.stop // self.steps_per_pass)):
+            before = number * self.steps_per_pass
             yield from self.epoch(number + 1, slice(max(steps.start - before, 0), steps.stop - before))
 
     def order(self, number: int = 0) -> Tensor:
@@ -100,7 +105,7 @@ class Loader:
     def epoch(self, number: int = 0, steps: slice = slice(None)) -> Iterator[Batch]:
         """Batches of an epoch, or of some of its steps, on the device; epoch 0 is before training."""
         order, uniforms = self._sample(number)
-        ends = batch_boundaries(len(self), self.batch_size)
+        ends = self._ends(number)
         chunks = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)][steps]
         batches = (
             self._resident_batches(chunks, uniforms)
@@ -118,6 +123,10 @@ class Loader:
         n = len(self)
         order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
         return order, torch.rand(n, num_uniforms(self._operations), generator=generator)
+
+    def _ends(self, number: int) -> list[int]:
+        """End of each batch of an epoch in its order."""
+        return batch_boundaries(len(self), self.batch_size)
 
     def _resident_batches(self, chunks: list[Tensor], uniforms: Tensor) -> Iterator[Batch]:
         for chunk in chunks:

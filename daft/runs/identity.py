@@ -17,6 +17,7 @@ IDENTITY_KEYS = {
     "method": ("head_init", "rates", "bn_mode", "bn_conversion", "lr_backbone", "lr_head", "head_hidden"),
     "training": ("epochs", "batch_size", "momentum", "weight_decay", "selection"),
     "segmentation": ("output_stride", "atrous_rates", "separable", "dropout", "channels"),
+    "fewshot": ("ways", "shots", "queries", "meta_batch", "episodes", "seed"),
 }
 """Settings that move a run's numbers, by section. Beside them count the seed, the precision as resolved, the
 shift of each OOD set, and the fingerprints of images and weights."""
@@ -32,6 +33,7 @@ IDENTITY_KEYS_IF_SET = {
         "parts": None,
     },
     "training": {"steps": None, "poly_power": None, "divergence": "discard", "class_weights": None},
+    "fewshot": {"maml": None},
 }
 """Settings that count unless they have this value: keys that are younger than the first runs."""
 
@@ -51,6 +53,7 @@ OTHER_KEYS = {
     "method": {"name"},
     "training": {"precision"},  # but as resolved
     "segmentation": {"eval_batch_size", "head_init", "lr_head"},  # the method holds what the last two lead to
+    "fewshot": {"test_classes", "train_classes"},  # the fingerprints hold what they lead to
 }
 """All other settings of these sections; no other section counts at all."""
 
@@ -89,6 +92,8 @@ def run_identity(config: Config, precision: str, images: dict[str, str], weights
     }
     if config.segmentation is not None:
         facts["segmentation"] = counted("segmentation") | {"protocol": SEGMENTATION_PROTOCOL}
+    if config.fewshot is not None:
+        facts["fewshot"] = counted("fewshot")
     return facts
 
 

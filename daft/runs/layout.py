@@ -90,6 +90,12 @@ class _Segmentation(TypedDict):
     lr_head: NotRequired[Rate]
 
 
+class _Fewshot(TypedDict):
+    ways: Count
+    shots: Count
+    maml: dict[str, Any] | None
+
+
 class _Wandb(TypedDict):
     project: Name
     entity: str | None
@@ -103,6 +109,7 @@ class _Configuration(TypedDict):
     training: _Training
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     segmentation: NotRequired[_Segmentation | None]
+    fewshot: NotRequired[_Fewshot | None]
     wandb: NotRequired[_Wandb]
 
 

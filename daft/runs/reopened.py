@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from daft.common.errors import UserError
-from daft.common.files import is_damage, require_regular
+from daft.common.files import checksum, is_damage, require_regular
 from daft.config.schema import Config, PathsConfig
 from daft.data import datasets
 from daft.networks import checkpoints, soundness, weight_files
@@ -20,7 +20,7 @@ from daft.networks.classifier import Classifier
 from daft.runs import layout, records
 from daft.runs.identity import pretrained_key
 from daft.training import evaluation, tasks
-from daft.training.evaluation import PretrainedFeatures
+from daft.training.evaluation import KeptFeatures, PretrainedFeatures
 
 
 class _Data(TypedDict):
@@ -107,6 +107,14 @@ class FinishedRun:
         features, cast = task.features(backbone), self.autocast(device)
         return PretrainedFeatures(features, backbone.num_features, key, cast, folder)
 
+    def trained_features(self, device: torch.device) -> KeptFeatures:
+        """The features of the selected epoch, by split, extracted once; raises UserError as `network`."""
+        backbone = self.network(device).backbone
+        weights = checksum(self.directory / records.MODEL)
+        key = [weights, *pretrained_key(self.record["identity"], device)]
+        folder = Path(self.config.paths.cache) / "features"
+        return KeptFeatures(backbone, backbone.num_features, key, self.autocast(device), folder)
+
     @property
     def precision(self) -> str:
         """What it was made in, `fp32` or `bf16`."""
@@ -116,13 +124,17 @@ class FinishedRun:
         """Context of its forward passes."""
         return evaluation.autocast(device, self.precision)
 
-    def images(self, device: torch.device) -> datasets.Data:
-        """Loaders of all its splits; raises UserError if images are not those it was made with."""
+    def listing(self) -> datasets.Listing:
+        """The images of all its splits; raises UserError if they are not those it was made with."""
         listing = datasets.listing(self.config)
         known = self.record["identity"]["dataset"]["images"]
         if changed := sorted(n for n, f in listing.fingerprints().items() if known.get(n) != f):
             raise UserError(f"{self}: the images of {', '.join(changed)} are not those it was made with")
-        return datasets.load(self.config, listing, device)
+        return listing
+
+    def images(self, device: torch.device) -> datasets.Data:
+        """Loaders of all its splits; raises UserError if images are not those it was made with."""
+        return datasets.load(self.config, self.listing(), device)
 
 
 def open_run(directory: Path, paths: Mapping[str, str] | None = None) -> FinishedRun:

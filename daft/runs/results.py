@@ -73,21 +73,22 @@ RESULT = TypeAdapter(Annotated[Result, AfterValidator(_of_every_corruption)])
 
 def read(file: Path) -> dict[str, Any] | None:
     """A result, whole or begun; raises UserError if the file is none of this version."""
-    return _read(file, RESULT)
+    return read_as(file, RESULT, FORMAT)
 
 
 def read_evaluation(file: Path) -> dict[str, Any] | None:
     """The result on a further OOD set; raises as `read`."""
-    return _read(file, EVALUATED)
+    return read_as(file, EVALUATED, FORMAT)
 
 
-def _read(file: Path, expected: TypeAdapter[Any]) -> dict[str, Any] | None:
+def read_as(file: Path, kind: TypeAdapter[Any], number: int) -> dict[str, Any] | None:
+    """What is measured of a run, in a file laid out as `kind` of this format; else as `read`."""
     try:
         result = read_json(file)
         found = result.get("format") if isinstance(result, dict) else None
-        if found != FORMAT:
-            raise UserError(f"{file}: result of format {found!r}; this version reads {FORMAT}")
-        layout.require(expected, result)
+        if found != number:
+            raise UserError(f"{file}: result of format {found!r}; this version reads {number}")
+        layout.require(kind, result)
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -166,6 +166,10 @@ def of_run(
     """
     if run.config.segmentation is not None:
         raise UserError(f"{run}: it segments; corruption errors are of networks that classify whole images")
+    if run.config.fewshot is not None:
+        raise UserError(
+            f"{run}: it learns from episodes; corruption errors are of networks with fixed classes"
+        )
     if kind == "generated":
         return generated(run.images(device).evaluation["id"], batch_size, images)
     if run.classes != [*cifar.CLASSES]:

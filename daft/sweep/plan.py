@@ -202,7 +202,7 @@ def _estimate(run: Config, past: Sequence[dict[str, Any]], paces: dict[str, floa
         work = [forward_passes(record["config"], record["data"]["images"]) for record in others]
         pace = mean(_hours(record) / passes for record, passes in zip(others, work, strict=True))
         return Estimate(pace * forward_passes(config, images), "scaled")
-    key = json.dumps([config["backbone"], config["method"]["bn_mode"], *_view(config)])
+    key = json.dumps([config["backbone"], config["method"]["bn_mode"], *_view(config), _episodes(config)])
     if key not in paces:
         try:
             paces[key] = timing.seconds_per_image(run, listed) / 3600 / PASSES_PER_STEP
@@ -223,9 +223,19 @@ def _selecting(config: dict[str, Any]) -> str:
 
 
 def _trains_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two configurations have the same network, and both train it or neither does."""
-    frozen = [config["method"]["rates"] == "frozen" for config in (one, other)]
-    return one["backbone"]["name"] == other["backbone"]["name"] and frozen[0] == frozen[1]
+    """Whether two configurations have the same network, and both train it or neither, on episodes or not."""
+    frozen, episodes = (
+        [of(config) for config in (one, other)]
+        for of in (lambda config: config["method"]["rates"] == "frozen", _episodes)
+    )
+    same = frozen[0] == frozen[1] and episodes[0] == episodes[1]
+    return same and one["backbone"]["name"] == other["backbone"]["name"]
+
+
+def _episodes(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides how long an episode takes; nothing if there are none."""
+    few = config.get("fewshot") or {}  # older records have none
+    return {key: few[key] for key in ("ways", "shots", "queries", "maml") if key in few}
 
 
 def _same_images(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -257,8 +267,14 @@ def forward_passes(config: dict[str, Any], images: dict[str, int]) -> float:
     parts = config["method"].get("parts") or {}  # older records have none
     if "unlabelled" in images:  # a batch of them in each step
         trained *= 2
-    again = len(parts.get("interpolate") or []) + ("test_time" in parts)
-    return PASSES_PER_STEP * trained + training["epochs"] * select + (2 + again) * evaluated
+    again, adapted = len(parts.get("interpolate") or []) + ("test_time" in parts), 0
+    if few := config.get("fewshot"):
+        episode = few["ways"] * (few["shots"] + few["queries"])
+        trained = steps * few["meta_batch"] * episode
+        if few["maml"]:  # evaluation adapts the network as training does
+            select = PASSES_PER_STEP * few["episodes"] * episode
+            adapted = (len(images) - 1) * select
+    return PASSES_PER_STEP * trained + training["epochs"] * select + (2 + again) * evaluated + adapted
 
 
 def _hours(record: dict[str, Any]) -> float:

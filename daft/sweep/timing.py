@@ -8,6 +8,7 @@ from torch import Tensor
 from daft.common import progress
 from daft.config.schema import Config
 from daft.data.datasets import Listing
+from daft.data.episodes import Protocol
 from daft.data.images import Streamed
 from daft.data.labelled import Labelled
 from daft.data.loader import Batch
@@ -63,6 +64,8 @@ def _batch(config: Config, split: Labelled, device: torch.device) -> Batch:
     operations, count = config.dataset.train_transform, config.training.batch_size
     if device.type == "cpu":
         count = min(count, CPU_BATCH)
+    if config.fewshot is not None:
+        count = Protocol.of(config.fewshot).images
     first = split.images[:1] if isinstance(split.images, Tensor) else Streamed.of(split).read(0)[None]
     first = transform(first[:, :RGB], operations, torch.full((1, num_uniforms(operations)), 0.5)).to(device)
     images = first.expand(count, -1, -1, -1).contiguous(memory_format=torch.channels_last)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from daft.common import progress
+from daft.common.errors import UserError, first_line
 from daft.common.files import Content, cached, digest
 from daft.data.loader import Batch, Loader
+from daft.networks.backbones import FeatureExtractor
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Context of the run's precision, one per forward pass."""
@@ -26,6 +28,25 @@ class Batches(Protocol):
     @property
     def epoch(self) -> Callable[[], Iterator[Batch]]: ...
     def __len__(self) -> int: ...
+
+
+def require_size(backbone: FeatureExtractor, name: str, loader: Loader) -> None:
+    """Raise UserError unless the backbone of this name takes images of a loader's size."""
+    shape, side = loader.shape(), backbone.input_size
+    size = f"{shape[1]} x {shape[2]}"
+    if side is not None and shape[1:] != (side, side):
+        raise UserError(
+            f"backbone={name} takes images of {side} x {side} pixels only, not of {size}, as "
+            f"dataset.{loader.name} has after its transform; resize or crop them to {side} there"
+        )
+    try:
+        with torch.no_grad():
+            backbone(torch.zeros(1, *shape, dtype=torch.uint8, device=loader.device))
+    except RuntimeError as error:
+        raise UserError(
+            f"backbone={name} does not take images of {size} pixels, as dataset.{loader.name} has "
+            f"after its transform ({first_line(error)})"
+        ) from error
 
 
 def autocast(device: torch.device, precision: str) -> Autocast:
@@ -82,12 +103,8 @@ def features(backbone: nn.Module, loader: Loader, cast: Autocast, batches: int |
 
 
 @dataclass(frozen=True)
-class PretrainedFeatures:
-    """Features of the network as it was before training, extracted once and kept on disk.
-
-    They are what the probe is fitted on and what distortion is measured from, in every run that
-    shares the network (whose `identity` is plain data) and the images.
-    """
+class KeptFeatures:
+    """Features of a network (whose `identity` is plain data), extracted once and kept on disk."""
 
     backbone: nn.Module
     width: int
@@ -97,7 +114,7 @@ class PretrainedFeatures:
     folder: Path
 
     def __call__(self, loader: Loader) -> Tensor:
-        """As `features`; the backbone must not have been trained yet, unless they are there already."""
+        """As `features`; the backbone must still be that of the identity, unless they are there already."""
         file = self.folder / f"{loader.name}-{digest([self.identity, loader.identity])}.safetensors"
 
         def content() -> Content:
@@ -111,3 +128,11 @@ class PretrainedFeatures:
             return found
 
         return cached(file, content, kept).to(loader.device)
+
+
+class PretrainedFeatures(KeptFeatures):
+    """Those of the network as it was before training.
+
+    They are what the probe is fitted on and what distortion is measured from, in every run that
+    shares the network and the images.
+    """

@@ -1,6 +1,7 @@
 """What a task is: what is learnt around a backbone, and how it is judged."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -24,6 +25,13 @@ class Task(ABC):
         self.config, self.classes = config, classes
         self.class_weights: Tensor | None = None
         """of the classes in the loss, float32 [K], on the device that trains; None: all weigh the same"""
+
+    def require(self, train: Tensor, evaluation: Mapping[str, Tensor]) -> None:
+        """Raise UserError unless every split, with these labels [N], has images enough.
+
+        Asked before any is decoded, and again without those that could not be.
+        """
+        return
 
     @abstractmethod
     def backbone(self, *, pretrained: bool = True) -> FeatureExtractor:

@@ -1,4 +1,4 @@
-"""The tasks: classes of images, and of their pixels."""
+"""The tasks: classes of images, of their pixels, and of episodes."""
 
 from torch import Tensor, nn
 
@@ -47,6 +47,10 @@ class Classification(Task):
 
 def of(config: Config, classes: list[str]) -> Task:
     """The task of a configuration, on these classes."""
+    if config.fewshot is not None:
+        from daft.training.meta import Episodic
+
+        return Episodic(config, classes)
     if config.segmentation is None:
         return Classification(config, classes)
     from daft.training.segmentation import Segmentation

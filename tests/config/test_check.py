@@ -70,7 +70,7 @@ PACS = ["dataset=pacs", "dataset.root=pacs"]
         (["method.lr_head=null"], "method.lr_head", ["null", "separate"]),
         (["method=ft", "method.lr_head_unit=auto"], "method.lr_head_unit", ["tied", "null"]),
         (
-            ["dataset=shapes_masks", "+task=shapes_masks", "method.lr_head=auto"],
+            ["dataset=shapes_masks", "task=shapes_masks", "method.lr_head=auto"],
             "method.lr_head_unit",
             ["linear"],
         ),

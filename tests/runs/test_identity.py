@@ -10,7 +10,14 @@ import pytest
 from daft.common.files import digest
 from daft.config.compose import configuration
 from daft.config.options import CONF
-from daft.config.schema import BackboneConfig, DatasetConfig, MethodConfig, SegmentationConfig, TrainingConfig
+from daft.config.schema import (
+    BackboneConfig,
+    DatasetConfig,
+    FewshotConfig,
+    MethodConfig,
+    SegmentationConfig,
+    TrainingConfig,
+)
 from daft.runs.identity import IDENTITY_KEYS, IDENTITY_KEYS_IF_SET, OTHER_KEYS, run_identity
 
 SECTIONS = {
@@ -19,6 +26,7 @@ SECTIONS = {
     "method": MethodConfig,
     "training": TrainingConfig,
     "segmentation": SegmentationConfig,
+    "fewshot": FewshotConfig,
 }
 
 

@@ -356,7 +356,7 @@ def test_masks_learn_more_than_background(configure, folders):
     ("overrides", "words"),
     [
         (["dataset=voc", "~segmentation"], "segmentation: null, but voc has masks"),
-        (["dataset=living17", "+task=segmentation"], "segmentation: living17 has no masks"),
+        (["dataset=living17", "task=segmentation"], "segmentation: living17 has no masks"),
         (["dataset=voc", "method=daft", "method.head_init=zero"], "a decoder has several layers; use random"),
         (["dataset=voc", "method.head_hidden=[8]"], "the head is the decoder"),
         (
