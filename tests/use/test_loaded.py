@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from daft.runs import records
 from daft.runs.reopened import open_run
 from daft.training import evaluation
 from daft.use.loaded import PredictedMasks, Predictions, batched
+from tests.conftest import ROOT
 from tests.helpers.waiting import HANG_SECONDS
 from tests.use.conftest import CLASSES
 
@@ -254,3 +256,24 @@ def test_a_best_run_that_is_not_clear_is_refused(runs: Path, tmp_path: Path):
     file.write_text(json.dumps(record))
     with pytest.raises(UserError, match="selected on holdout/accuracy and id/accuracy; name a method"):
         daft.best_run(runs)
+
+
+def test_the_lines_of_the_readme_run_one_after_the_other(
+    copied: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As the cells of a notebook, in a folder with the run and two images."""
+    text = (ROOT / "README.md").read_text().partition("## Use the network")[2]
+    lines = text.partition("```python\n")[2].partition("```")[0].splitlines()
+    assert len(lines) <= 10
+    place = tmp_path / "notebook" / "runs" / "demo" / copied.name
+    shutil.copytree(copied, place)
+    monkeypatch.chdir(tmp_path / "notebook")
+    for name in ("a.png", "b.png"):
+        Image.open(files_of(images / "val")[0]).convert("RGB").save(name)
+    names: dict[str, Any] = {}
+    for line in lines:
+        exec(line, names)
+    found = names["found"]
+    assert set(found.labels) <= set(CLASSES)
+    assert torch.equal(names["logits"].argmax(1), found.indices[:1])
+    assert found.probabilities.shape == (2, 3)
