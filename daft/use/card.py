@@ -157,6 +157,9 @@ def _training(run: LoadedRun) -> str:
     frozen = "not trained" if method.lr_backbone is None else f"{method.lr_backbone:g}"
     tied = "the same" if method.rates == "tied" else "none: fitted by the linear probe"
     head = tied if method.lr_head is None else format_head_rate(method.lr_head, method.lr_head_unit)
+    if method.lr_head_unit and (fitting := record.get("head_rate")):
+        assert method.lr_head is not None
+        head = f"{method.lr_head * fitting['rate']:.3g} ({method.lr_head:g} times what fits the features)"
     length = f"{training.steps:,} steps" if training.steps else f"{training.epochs} epochs"
     chosen = {
         "last": "the last epoch",

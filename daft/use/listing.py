@@ -3,6 +3,7 @@
 import glob
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +27,10 @@ class Listed(NamedTuple):
 def find(places: Sequence[str], classes: Sequence[str]) -> list[Listed]:
     """The images in folders, in tables of `path` and perhaps `label`, in globs, and single files, each once.
 
-    The label is the folder right below a folder that is given, that folder itself, or the nearest one above
-    the file, whichever is named as a class first. If every image has one, they are in the order of a split:
-    by class and path. Raises UserError for what is not there or has no image.
+    The label is the folder right below a folder that is given, that folder itself, or the nearest one between
+    it and the file, whichever is named as a class first; of a single file its own folder. If every image has
+    one, they are in the order of a split: by class and path. Raises UserError for what is not there or has no
+    image.
     """
     found: dict[Path, Listed] = {}
     for place in places:
@@ -54,31 +56,35 @@ def _found(place: str, classes: frozenset[str]) -> list[Listed]:
     if path.suffix.lower() in TABLES and path.is_file():
         return _in_table(path, classes)
     if path.is_file():
-        return [Listed(place, path, _label(path.absolute().parents, classes))]
-    matches = sorted(glob.glob(str(path), recursive=True))
+        return [Listed(place, path, _label([path.absolute().parent], classes))]
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
     if not matches:
         raise UserError(f"{shown(place)}: no such file or folder, and no file fits it as a pattern")
-    files = [Path(match) for match in matches if Path(match).is_file()]
-    folders = [
-        image for match in matches if Path(match).is_dir() for image in _in_folder(Path(match), classes)
-    ]
-    return [Listed(str(file), file, _label(file.absolute().parents, classes)) for file in files] + folders
+    fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+    files = [file for file in matches if file.is_file()]
+    listed = [Listed(str(file), file, _label(_folders(file, fixed), classes)) for file in files]
+    return listed + [image for match in matches if match.is_dir() for image in _in_folder(match, classes)]
 
 
 def _in_folder(folder: Path, classes: frozenset[str]) -> list[Listed]:
     left_out = LeftOut()
     files = image_files(folder, left_out)
     if not files:
-        raise UserError(
-            f"{shown(folder)}: no images below it" + (f"; left out: {left_out}" if left_out else "")
-        )
+        reason = f"; left out: {left_out}" if left_out else ""
+        raise UserError(f"{shown(folder)}: no images below it{reason}")
     left_out.say("images", folder, len(files))
     listed = []
     for file in files:
         below = file.relative_to(folder)
-        above = [folder / below.parts[0]] if len(below.parts) > 1 else []
-        listed.append(Listed(str(below), file, _label([*above, folder.absolute(), *file.parents], classes)))
+        first = [folder / below.parts[0]] if len(below.parts) > 1 else []
+        folders = [*first, folder.absolute(), *_folders(file, folder)]
+        listed.append(Listed(str(below), file, _label(folders, classes)))
     return listed
+
+
+def _folders(file: Path, top: Path) -> list[Path]:
+    """Those between a file and a folder, the nearest first; that folder too."""
+    return [folder.absolute() for folder in file.parents if folder.is_relative_to(top)]
 
 
 def _in_table(file: Path, classes: frozenset[str]) -> list[Listed]:

@@ -1,9 +1,11 @@
 """A finished run as an object: its network, its classes, what its images go through, its record."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -154,16 +156,15 @@ class LoadedRun:
         same device.
         """
         task, cast = tasks.of(self.run.config, self.classes), self.run.autocast(self.device)
-        on_device = self.device.type == "cuda" and "id" in self.record["data"].get("resident", [])
+        alone = Lock()  # Pillow's images are not for several threads, and one may be there twice
 
         def read(number: int) -> Tensor | str:
             given = items[number]
             item = Path(given) if isinstance(given, str) else given
             try:
-                pixels = self.transform.pixels(item)
-                if on_device and self.transform.enlarges(tuple(pixels.shape)):
-                    return pixels  # as the run's own images, which were resized there
-                return self.transform.transformed(pixels)
+                with nullcontext() if isinstance(item, Path) else alone:
+                    pixels = self.transform.pixels(item)
+                return pixels if self._resizes_on_device(pixels) else self.transform.transformed(pixels)
             except Exception as error:  # Pillow raises many kinds for damaged files
                 return _reason(item, number, error)
 
@@ -176,12 +177,25 @@ class LoadedRun:
                     yield number, pixels
 
         for batch in batched(good(), batch_size or self.batch_size):
-            for numbers, pixels in _by_shape(batch):
-                pixels = pixels.to(self.device)
-                if on_device and self.transform.enlarges(tuple(pixels.shape[1:])):
+            for numbers, images in _by_shape(batch):
+                pixels = images.to(self.device)
+                if self._resizes_on_device(images[0]):
                     pixels = self.transform.transformed(pixels)
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
-                yield numbers, task.logits(self.model, pixels, cast).cpu()
+                logits = task.logits(self.model, pixels, cast).cpu()
+                finite = logits.isfinite().flatten(1).all(1)
+                for number in (n for n, good in zip(numbers, finite.tolist(), strict=True) if not good):
+                    failures[number] = f"{_named(items[number], number)}: the network's answer is not finite"
+                yield [n for n, good in zip(numbers, finite.tolist(), strict=True) if good], logits[finite]
+
+    def _resizes_on_device(self, pixels: Tensor) -> bool:
+        """Whether the run resized such an image [3, H, W] where it computes: GPUs round otherwise."""
+        resident = "id" in self.record["data"].get("resident", [])
+        return self.device.type == "cuda" and resident and self.transform.enlarges(tuple(pixels.shape))
+
+
+def _named(item: Item, number: int) -> str:
+    return f"image {number}" if isinstance(item, Image.Image) else shown(item)
 
 
 def _reason(item: Path | Image.Image, number: int, error: Exception) -> str:

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from daft.common.errors import shown
 from daft.common.files import write_atomically
 from daft.report.figures import sheets, style
 from daft.use.listing import Listed
@@ -54,13 +53,8 @@ def predict(
     numbers = {name: number for number, name in enumerate(run.classes)}
     found.confusion = torch.zeros(len(numbers), len(numbers), dtype=torch.int64)
     for batch, logits in run.logits([image.file for image in listed], found.failures, batch_size, threads):
-        usable = _finite(logits, batch, listed, found.failures)
-        probabilities = logits.softmax(1)
-        for number, likeliest, row, finite in zip(
-            batch, logits.argmax(1).tolist(), probabilities.tolist(), usable, strict=True
-        ):
-            if not finite:
-                continue
+        likely, probabilities = logits.argmax(1).tolist(), logits.softmax(1).tolist()
+        for number, likeliest, row in zip(batch, likely, probabilities, strict=True):
             image = listed[number]
             label: Row = [image.label or ""] if known else []
             every: Row = row if every_class else []
@@ -83,10 +77,7 @@ def segment(
     found.header = ["path", "mask", *(f"share({name})" for name in run.classes)]
     colours = sheets.palette(256).tobytes()
     for batch, logits in run.logits([image.file for image in listed], found.failures, batch_size, threads):
-        usable = _finite(logits, batch, listed, found.failures)
-        for number, mask, finite in zip(batch, logits.argmax(1), usable, strict=True):
-            if not finite:
-                continue
+        for number, mask in zip(batch, logits.argmax(1), strict=True):
             file = listed[number].file
             picture = Image.fromarray(mask.to(torch.uint8).numpy())
             picture.putpalette(colours)
@@ -95,17 +86,6 @@ def segment(
             pixels = torch.bincount(mask.flatten(), minlength=len(run.classes)).tolist()
             found.rows.append([str(file), str(to), *(count / mask.numel() for count in pixels)])
     return found
-
-
-def _finite(
-    logits: Tensor, numbers: Sequence[int], listed: list[Listed], failures: dict[int, str]
-) -> list[bool]:
-    """Of which images all logits are finite; the others are noted."""
-    finite = logits.isfinite().flatten(1).all(1).tolist()
-    for number, good in zip(numbers, finite, strict=True):
-        if not good:
-            failures[number] = f"{shown(listed[number].file)}: the network gives numbers that are not finite"
-    return finite
 
 
 @dataclass(frozen=True)

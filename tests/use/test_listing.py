@@ -49,6 +49,17 @@ def test_the_class_is_the_folder_below_what_is_given_then_that_itself_then_the_n
     assert labels("photos/dog/cat/c.png") == [("photos/dog/cat/c.png", "cat")]
 
 
+def test_folders_above_what_is_given_are_no_classes(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (folder / "cat").mkdir()
+    (folder / "photos" / "zebra").rename(folder / "cat" / "zebra")
+    assert labels("cat/zebra") == [("cat/zebra/x.png", None)]
+    assert labels(str(folder / "cat" / "zebra" / "*")) == [(str(folder / "cat" / "zebra" / "x.png"), None)]
+    assert labels("cat/*/*") == [("cat/zebra/x.png", "cat")]
+    assert labels("photos/*/cat/*") == [("photos/dog/cat/c.png", "cat")]
+    monkeypatch.chdir(folder / "cat")
+    assert labels(".") == [("zebra/x.png", "cat")]
+
+
 def test_images_of_known_classes_are_in_the_order_of_a_split_each_once(folder: Path):
     expected = [("photos/cat/a.png", "cat"), ("photos/cat/z.jpg", "cat"), ("photos/dog/b.png", "dog")]
     assert labels("photos/dog/b.png", "photos/cat", "photos/cat/a.png") == expected

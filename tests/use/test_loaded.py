@@ -15,16 +15,19 @@ import torch
 from PIL import Image
 
 import daft
+from daft import experiment
 from daft.common.errors import UserError
+from daft.data import datasets
 from daft.data.loader import batch_boundaries
 from daft.experiment import RunResult
 from daft.runs import records
 from daft.runs.reopened import open_run
 from daft.training import evaluation
-from daft.use.loaded import PredictedMasks, Predictions, batched
-from tests.conftest import ROOT
+from daft.use.inputs import InputTransform
+from daft.use.loaded import LoadedRun, PredictedMasks, Predictions, batched
+from tests.conftest import FAST, ROOT
 from tests.helpers.waiting import HANG_SECONDS
-from tests.use.conftest import CLASSES
+from tests.use.conftest import CLASSES, draw
 
 CPU = torch.device("cpu")
 
@@ -118,14 +121,76 @@ def test_its_model_takes_bytes_and_floats_and_normalises_itself(copied: Path, im
         assert torch.equal(run.model(pixels), run.model.head(run.model.backbone.network(normalised)))
 
 
-def test_what_was_shrunk_for_the_cache_is_shrunk_here(copied: Path, images: Path):
-    record = json.loads((copied / records.RECORD).read_text())
-    record["config"]["dataset"] |= {"cache_side": 36}
-    (copied / records.RECORD).write_text(json.dumps(record))
+@pytest.mark.parametrize("cache_side", [None, 36])
+@pytest.mark.parametrize("gib", [0, 1], ids=["streamed", "resident"])
+def test_pixels_are_those_of_the_loader_whatever_holds_them(
+    original: RunResult, images: Path, tmp_path: Path, cache_side: int | None, gib: int
+):
+    config = open_run(original.directory, {"cache": str(tmp_path)}).config
+    dataset = replace(config.dataset, cache_side=cache_side)
+    config = replace(config, dataset=dataset, compute=replace(config.compute, resident_gib=gib, workers=0))
+    loader = datasets.load(config, datasets.listing(config), CPU).evaluation["id"]
+    own = torch.cat([pixels for pixels, _ in loader.epoch()])
+    transform = InputTransform.of(config)
+    assert torch.equal(torch.stack([transform(Image.open(file)) for file in files_of(images / "val")]), own)
+
+
+def test_images_that_are_resized_on_the_device_give_the_same_logits(
+    copied: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As a run on a GPU does with small ones that it holds there; on the CPU the pixels are the same."""
     run = daft.load_run(copied)
-    image = Image.open(files_of(images / "val")[0])
-    assert min(run.transform.pixels(image).shape[1:]) == 36
-    assert run.transform(image).shape == (3, 32, 32)
+    files = files_of(images / "val")
+    expected = run.predict(files)
+    monkeypatch.setattr(LoadedRun, "_resizes_on_device", lambda *_: True)
+    found = run.predict(files)
+    assert isinstance(expected, Predictions)
+    assert isinstance(found, Predictions)
+    # images of several sizes are no longer in one batch
+    assert torch.allclose(found.logits, expected.logits, rtol=1e-4, atol=1e-6)
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("side", [24, 64], ids=["shrunk", "enlarged, on the device"])
+def test_images_of_one_size_give_the_logits_of_the_runs_own_evaluation(
+    configure, folders: list[str], tmp_path: Path, device: str, side: int
+):
+    root = tmp_path / "images"
+    for seed, split in enumerate(("train", "val")):
+        draw(root / split, "sketch", 110, seed)
+        for file in [*(root / split).rglob("*.*")]:
+            image = Image.open(file).convert("RGB").resize((40, 40))
+            file.unlink()
+            image.save(file.with_suffix(".png"))
+    done = experiment.run(
+        configure(
+            *("dataset=folder", f"dataset.root={root}", *FAST, f"compute.device={device}", *folders),
+            *("training.epochs=1", f"dataset.train_transform=[{{resize: {side}}}, flip]"),
+            *(
+                f"dataset.eval_transform=[{{resize: {side}}}]",
+                "dataset.train.seed=0",
+                "training.batch_size=16",
+            ),
+        )
+    )
+    run, opened = daft.load_run(done.directory, device), open_run(done.directory)
+    loader, own = opened.images(run.device).evaluation["id"], opened.network(run.device)
+    cast = opened.autocast(run.device)
+    with torch.no_grad():
+        expected = torch.cat([evaluation.logits(own.backbone, own.head, x, cast) for x, _ in loader.epoch()])
+    found = run.predict(files_of(root / "val"))
+    assert isinstance(found, Predictions)
+    assert torch.equal(found.logits, expected.cpu())
+
+
+def test_one_image_may_be_given_several_times(copied: Path, images: Path):
+    run, image = daft.load_run(copied), Image.open(files_of(images / "val")[0])
+    found = run.predict([image] * 20)
+    assert isinstance(found, Predictions)
+    assert torch.equal(found.indices, found.indices[:1].expand(20))
 
 
 def test_a_segmentation_gives_the_masks_that_it_was_judged_by(segmentation: RunResult, tmp_path: Path):
@@ -145,6 +210,13 @@ def test_a_segmentation_gives_the_masks_that_it_was_judged_by(segmentation: RunR
     ious = confusion.diagonal()[union > 0] / union[union > 0]
     # torchmetrics divides in float32
     assert 100 * ious.mean() == pytest.approx(run.record["metrics"]["id/miou"], rel=1e-6)
+
+
+def test_masks_have_the_sizes_of_their_images(segmentation: RunResult):
+    sizes = [(32, 32), (50, 33), (50, 33), (17, 64), (32, 32)]
+    found = daft.load_run(segmentation.directory).predict([Image.new("RGB", size) for size in sizes])
+    assert isinstance(found, PredictedMasks)
+    assert [tuple(mask.shape) for mask in found.masks] == [(height, width) for width, height in sizes]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
