@@ -180,6 +180,7 @@ def _to_onnx(
     run: LoadedRun, model: Classifier, images: Tensor, side: tuple[int, int] | None, folder: Path
 ) -> Callable[[Tensor], Tensor]:
     """Batch of any size; names of classes and what the input is are in the metadata."""
+    import onnx_ir as ir
     import onnxruntime
 
     dynamic: dict[int, Any] = {0: torch.export.Dim("batch")}
@@ -201,6 +202,8 @@ def _to_onnx(
             f"{run.run}: --to onnx: {_why_no_onnx(error)}; --to torchscript may take it"
         ) from error
     assert program is not None
+    if run.segments and side is None:  # else it is a formula of the padding
+        program.model.graph.outputs[0].shape = ir.Shape(["batch", len(run.classes), "height", "width"])
     program.model.metadata_props.update(metadata(run))
     file = folder / FILES["onnx"]
     program.save(file, external_data=False)
@@ -222,7 +225,7 @@ def _to_torchscript(
     """A trace; names of classes and what the input is are in the archive's `extra` files."""
     file = folder / FILES["torchscript"]
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore", FutureWarning)  # torch prefers its own newer formats to it
+        warnings.simplefilter("ignore")  # torch prefers newer formats, and what it doubts is compared below
         try:
             traced = torch.jit.trace(model, images[:2])
         except RuntimeError as error:
@@ -245,12 +248,16 @@ def _to_timm(
     arguments: dict[str, Any] = cfg.model_args | {"num_classes": len(run.classes)}
     network: Any = timm.create_model(cfg.model, pretrained=False, **arguments)
     classifier = network.pretrained_cfg.get("classifier")
-    if not isinstance(classifier, str) or not isinstance(network.get_submodule(classifier), nn.Linear):
-        raise UserError(f"{run.run}: --to timm: {cfg.model} has no linear classifier; --to onnx takes it")
+    if not isinstance(classifier, str):
+        raise UserError(f"{run.run}: --to timm: {cfg.model} has no classifier of its own; --to onnx takes it")
+    expected = network.state_dict()
     head = {name.replace("linear1", classifier): value for name, value in own.head.state_dict().items()}
     try:
+        head = {
+            name: value.view_as(expected[name]) for name, value in head.items()
+        }  # of 1 x 1 pixels in some
         network.load_state_dict(own.backbone.network.state_dict() | head)
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:
         raise UserError(f"{run.run}: --to timm: {cfg.model} has other layers with a classifier") from error
     about = {"label_names": run.classes, "pretrained_cfg": _preprocessing(run, side)}
     about["model_args"] = cfg.model_args

@@ -1,6 +1,7 @@
 """Claims about exported networks: they give the run's logits, say what they are, or are refused."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import daft
 from daft.batchnorm import batchnorm_layers
 from daft.common.errors import UserError
 from daft.experiment import RunResult
+from daft.networks import backbones
+from daft.networks.classifier import Classifier, make_head
 from daft.use import export
 from daft.use.loaded import LoadedRun
 from tests.use.conftest import CLASSES
@@ -62,6 +65,7 @@ def test_onnx_of_a_segmentation_takes_any_size(segmentation: RunResult, tmp_path
     assert (done.height, done.folded) == (None, len(batchnorm_layers(run.model)))
     session = onnxruntime.InferenceSession(done.file)
     assert session.get_inputs()[0].type == "tensor(float)"
+    assert session.get_outputs()[0].shape == ["batch", 11, "height", "width"]
     for shape in ((1, 3, 32, 32), (3, 3, 50, 33)):
         x = export.sample(shape[0], *shape[2:]) / 255
         exact, tolerance = export._reference(run.model, x)
@@ -76,7 +80,7 @@ def test_timms_network_gives_equal_logits_for_normalised_images(
     done = script("export.py", copied, "--to", "timm", "--out", tmp_path / "out")
     assert done.code == 0, done.errors
     run = daft.load_run(copied)
-    arguments = run.run.config.backbone.model_args
+    arguments: Any = run.run.config.backbone.model_args
     network = timm.create_model(
         "resnet18", num_classes=3, checkpoint_path=str(tmp_path / "out" / "model.safetensors"), **arguments
     )
@@ -91,6 +95,21 @@ def test_timms_network_gives_equal_logits_for_normalised_images(
     assert (local.pretrained_cfg["mean"], local.pretrained_cfg["crop_pct"]) == ([0.5, 0.5, 0.5], 0.8)
 
 
+def test_a_classifier_that_is_a_convolution_is_filled_too(copied: Path, tmp_path: Path):
+    run = daft.load_run(copied)
+    arguments: Any = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    cfg = replace(run.run.config.backbone, model="resnetv2_50", model_args=arguments)
+    backbone = backbones.untrained(cfg)
+    model = Classifier(backbone, make_head(backbone.num_features, [], 3)).eval()
+    other = replace(run, model=model, run=replace(run.run, config=replace(run.run.config, backbone=cfg)))
+    done = export.export(other, "timm", tmp_path)
+    network: Any = timm.create_model(
+        "resnetv2_50", num_classes=3, checkpoint_path=str(done.file), **arguments
+    )
+    assert isinstance(network.head.fc, nn.Conv2d)
+    assert torch.equal(network.head.fc.weight.flatten(1), model.head.state_dict()["linear1.weight"])
+
+
 @pytest.mark.parametrize("fold_bn", [False, True])
 def test_torchscript_gives_the_logits_with_or_without_bn(
     copied: Path, images: Path, tmp_path: Path, fold_bn: bool
@@ -99,7 +118,9 @@ def test_torchscript_gives_the_logits_with_or_without_bn(
     done = export.export(run, "torchscript", tmp_path, fold_bn=fold_bn)
     assert done.folded == (len(batchnorm_layers(run.model)) if fold_bn else 0)
     extra = {"classes": ""}
-    model: Any = torch.jit.load(str(done.file), _extra_files=extra)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model: Any = torch.jit.load(str(done.file), _extra_files=extra)
     assert json.loads(extra["classes"]) == CLASSES
     x = pixels(run, images / "val")
     exact, tolerance = export._reference(run.model, x)
@@ -131,7 +152,8 @@ def test_an_operator_that_onnx_lacks_is_named(
     copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     run = daft.load_run(copied)
-    run.model.backbone.network = nn.Sequential(run.model.backbone.network, Bessel())
+    run.model.backbone.network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Bessel())
+    run.model.head = nn.Linear(3, 3)
     told = refuses(run, "onnx", tmp_path / "out")
     assert told.endswith("--to onnx: ONNX has no operator for prims.bessel_j0; --to torchscript may take it")
     assert capfd.readouterr() == ("", "")
@@ -201,7 +223,8 @@ def test_the_code_of_a_card_runs(script, copied: Path, monkeypatch: pytest.Monke
         monkeypatch.chdir(copied / kind)
         code = Path("README.md").read_text().partition("```python\n")[2].partition("```")[0]
         names: dict[str, Any] = {"images": given}
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
             exec(code, names)
         assert float((names["logits"] - exact).abs().max()) <= tolerance
 
