@@ -156,6 +156,24 @@ class LoadedRun:
         same device.
         """
         task, cast = tasks.of(self.run.config, self.classes), self.run.autocast(self.device)
+        readable = self._readable(items, failures, threads)
+        for batch in batched(readable, batch_size or self.batch_size):
+            for numbers, images in _by_shape(batch):
+                pixels = images.to(self.device)
+                if self._resizes_on_device(images[0]):
+                    pixels = self.transform.transformed(pixels)
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+                logits = task.logits(self.model, pixels, cast).cpu()
+                finite = logits.isfinite().flatten(1).all(1)
+                for i in (~finite).nonzero().flatten().tolist():
+                    number = numbers[i]
+                    failures[number] = f"{_named(items[number], number)}: the network's answer is not finite"
+                yield [numbers[i] for i in finite.nonzero().flatten().tolist()], logits[finite]
+
+    def _readable(
+        self, items: Sequence[Item], failures: dict[int, str], threads: int | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Number and pixels [3, H, W] of each image that can be read, in order, decoded by threads."""
         alone = Lock()  # Pillow's images are not for several threads, and one may be there twice
 
         def read(number: int) -> Tensor | str:
@@ -168,25 +186,12 @@ class LoadedRun:
             except Exception as error:  # Pillow raises many kinds for damaged files
                 return _reason(item, number, error)
 
-        def good() -> Iterator[tuple[int, Tensor]]:
-            found = parallel_map(read, range(len(items)), threads, "predicting", QUEUED)
-            for number, pixels in enumerate(found):
-                if isinstance(pixels, str):
-                    failures[number] = pixels
-                else:
-                    yield number, pixels
-
-        for batch in batched(good(), batch_size or self.batch_size):
-            for numbers, images in _by_shape(batch):
-                pixels = images.to(self.device)
-                if self._resizes_on_device(images[0]):
-                    pixels = self.transform.transformed(pixels)
-                pixels = pixels.contiguous(memory_format=torch.channels_last)
-                logits = task.logits(self.model, pixels, cast).cpu()
-                finite = logits.isfinite().flatten(1).all(1)
-                for number in (n for n, good in zip(numbers, finite.tolist(), strict=True) if not good):
-                    failures[number] = f"{_named(items[number], number)}: the network's answer is not finite"
-                yield [n for n, good in zip(numbers, finite.tolist(), strict=True) if good], logits[finite]
+        found = parallel_map(read, range(len(items)), threads, "predicting", QUEUED)
+        for number, pixels in enumerate(found):
+            if isinstance(pixels, str):
+                failures[number] = pixels
+            else:
+                yield number, pixels
 
     def _resizes_on_device(self, pixels: Tensor) -> bool:
         """Whether the run resized such an image [3, H, W] where it computes: GPUs round otherwise."""

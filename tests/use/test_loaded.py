@@ -142,6 +142,8 @@ def test_images_that_are_resized_on_the_device_give_the_same_logits(
     run = daft.load_run(copied)
     files = files_of(images / "val")
     expected = run.predict(files)
+    assert run.transform.enlarges((3, 24, 30))  # to 32 x 32
+    assert not run.transform.enlarges((3, 40, 48))
     monkeypatch.setattr(LoadedRun, "_resizes_on_device", lambda *_: True)
     found = run.predict(files)
     assert isinstance(expected, Predictions)
