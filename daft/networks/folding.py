@@ -66,18 +66,10 @@ def _without_norm(layer: BatchNorm) -> nn.Module | None:
         return None
     if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
         return nn.Identity()
-    return _Activation(layer) if type(layer) is BatchNormAct2d else None
-
-
-class _Activation(nn.Module):
-    """What timm's layer does after its norm."""
-
-    def __init__(self, layer: BatchNormAct2d) -> None:
-        super().__init__()
-        self.drop, self.act = layer.drop, layer.act
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(x))
+    if type(layer) is not BatchNormAct2d:
+        return None
+    after: list[Any] = [layer.drop, layer.act]
+    return nn.Sequential(*after)
 
 
 def _pairs(model: nn.Module, layers: dict[str, BatchNorm], images: Tensor) -> dict[str, Convolution]:

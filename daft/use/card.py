@@ -153,29 +153,12 @@ def _numbers(run: LoadedRun) -> str:
 
 def _training(run: LoadedRun) -> str:
     record, config = run.record, run.run.config
-    method, training = config.method, config.training
-    frozen = "not trained" if method.lr_backbone is None else f"{method.lr_backbone:g}"
-    tied = "the same" if method.rates == "tied" else "none: fitted by the linear probe"
-    head = tied if method.lr_head is None else format_head_rate(method.lr_head, method.lr_head_unit)
-    if method.lr_head_unit and (fitting := record.get("head_rate")):
-        assert method.lr_head is not None
-        head = f"{method.lr_head * fitting['rate']:.3g} ({method.lr_head:g} times what fits the features)"
-    length = f"{training.steps:,} steps" if training.steps else f"{training.epochs} epochs"
-    chosen = {
-        "last": "the last epoch",
-        "paper": f"epoch {record['best_epoch']}, the best by {selected_on('paper', config.segmentation)}",
-        "holdout": f"epoch {record['best_epoch']}, the best by {selected_on('holdout', config.segmentation)}",
-    }[training.selection]
-    chosen = chosen if record["best_epoch"] else "those before training"
-    libraries = record["environment"].get("libraries", {})
+    method, libraries = config.method, record["environment"].get("libraries", {})
+    bn = f"BN conversion {'yes' if method.bn_conversion else 'no'}, BN in {method.bn_mode} mode in training"
     return "\n".join(
         [
-            f"- Method: `{method.name}`: head {method.head_init}, BN conversion "
-            f"{'yes' if method.bn_conversion else 'no'}, BN in {method.bn_mode} mode in training.",
-            f"- Learning rates: backbone (η_θ) {frozen}, head (η_w) {head}; SGD, momentum "
-            f"{training.momentum:g}, weight decay {training.weight_decay:g}, batches of "
-            f"{training.batch_size}, {length}.",
-            f"- Weights: {chosen}; OOD images select none.",
+            f"- Method: `{method.name}`: head {method.head_init}, {bn}.",
+            *([_fitted(run)] if method.lr_backbone is None and method.lr_head is None else _trained(run)),
             f"- Pretrained weights: `{in_markdown(str(record['identity']['backbone']['weights']))}`.",
             f"- Seed {config.seed}, precision {run.run.precision}, run `{record['run']}`, code "
             f"`{record['environment'].get('code', 'unknown')}`.",
@@ -184,11 +167,40 @@ def _training(run: LoadedRun) -> str:
     )
 
 
+def _fitted(run: LoadedRun) -> str:
+    """Of a linear probe, the line on its fit."""
+    selected = selected_on(run.run.config.training.selection, None)
+    return (
+        f"- The head is fitted by ℓ2-regularised logistic regression, C = {run.record['probe']['C']:.3g} by "
+        f"{selected}; the backbone is as it was pretrained. OOD images select nothing."
+    )
+
+
+def _trained(run: LoadedRun) -> list[str]:
+    """Learning rates and the choice of epoch, a line each."""
+    record, config = run.record, run.run.config
+    method, training, best = config.method, config.training, record["best_epoch"]
+    frozen = "not trained" if method.lr_backbone is None else f"{method.lr_backbone:g}"
+    head = "the same" if method.lr_head is None else format_head_rate(method.lr_head, method.lr_head_unit)
+    if method.lr_head_unit and (fitting := record.get("head_rate")):
+        assert method.lr_head is not None
+        head = f"{method.lr_head * fitting['rate']:.3g} ({method.lr_head:g} times what fits the features)"
+    length = f"{training.steps:,} steps" if training.steps else f"{training.epochs} epochs"
+    chosen = f"epoch {best}, the best by {selected_on(training.selection, config.segmentation)}"
+    if training.selection == "last" or best is None:
+        chosen = "those before training" if best is None else "the last epoch"
+    return [
+        f"- Learning rates: backbone (η_θ) {frozen}, head (η_w) {head}; SGD, momentum {training.momentum:g}, "
+        f"weight decay {training.weight_decay:g}, batches of {training.batch_size}, {length}.",
+        f"- Weights: {chosen}; OOD images select none.",
+    ]
+
+
 def _limits(run: LoadedRun) -> str:
     selection: Any = run.run.config.training.selection
     leak = {
-        "paper": "The epoch was selected on the ID evaluation set itself: its number is optimistic.",
-        "holdout": "The epoch was selected on images held out of training, so no evaluation set selected it.",
+        "paper": "Selection was on the ID evaluation set itself: its number is optimistic.",
+        "holdout": "Selection was on images held out of training, so no evaluation set had a part in it.",
         "last": "No epoch was selected; learning rates may have been, on the ID evaluation set.",
     }[selection]
     ood = list(run.run.config.dataset.ood)

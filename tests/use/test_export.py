@@ -16,12 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import daft
+from daft import experiment
 from daft.batchnorm import batchnorm_layers
 from daft.common.errors import UserError
 from daft.experiment import RunResult
 from daft.networks import backbones
 from daft.networks.classifier import Classifier, make_head
-from daft.use import export
+from daft.use import card, export
 from daft.use.loaded import LoadedRun
 from tests.use.conftest import CLASSES
 
@@ -194,8 +195,8 @@ def test_packages_that_are_not_installed_are_named(
 def test_the_card_says_how_it_was_made_on_what_and_how_good_it_is(script, copied: Path, tmp_path: Path):
     assert script("export.py", copied, "--to", "torchscript", "--out", tmp_path / "out").code == 0
     record = daft.load_run(copied).record
-    card = ModelCard.load(tmp_path / "out" / "README.md")
-    about: Any = card.data
+    loaded = ModelCard.load(tmp_path / "out" / "README.md")
+    about: Any = loaded.data
     assert (about.library_name, about.pipeline_tag) == ("pytorch", "image-classification")
     found = {result.dataset_split: result.metric_value for result in about.eval_results}
     assert found == {split: round(record["metrics"][f"{split}/accuracy"], 2) for split in ("id", "art")}
@@ -210,7 +211,35 @@ def test_the_card_says_how_it_was_made_on_what_and_how_good_it_is(script, copied
         "its number is optimistic",
         "n = 1 run (seed 0)",
     ):
-        assert part in card.text, part
+        assert part in loaded.text, part
+
+
+def test_cards_of_other_runs_say_how_they_were_made(tiny, tmp_path: Path):
+    done = export.Exported("onnx", tmp_path / "model.onnx", None, None, "uint8", 0, 0.0, 1e-6)
+    probed = daft.load_run(experiment.run(tiny("method=lp")).directory)
+    c = probed.record["probe"]["C"]
+    assert f"logistic regression, C = {c:.3g} by id/accuracy; the backbone is as" in card.card(probed, done)
+    fitted = daft.load_run(experiment.run(tiny("method=daft", "method.lr_head=auto")).directory)
+    rate = fitted.record["head_rate"]["rate"]
+    assert f"head (η_w) {rate:.3g} (1 times what fits the features); SGD" in card.card(fitted, done)
+    tied = daft.load_run(
+        experiment.run(tiny("method=ft", "training.selection=holdout", "dataset.train.images=100")).directory
+    )
+    text = card.card(tied, done)
+    assert "head (η_w) the same; SGD" in text
+    assert "the best by holdout/accuracy" in text
+    assert "| holdout | held out of training | " in text
+    assert "images held out of training, so no evaluation set had a part" in text
+
+
+def test_the_card_of_a_segmentation_has_its_measure(segmentation: RunResult, tmp_path: Path):
+    done = export.Exported("onnx", tmp_path / "model.onnx", None, None, "uint8", 0, 0.0, 1e-6)
+    text = card.card(daft.load_run(segmentation.directory), done)
+    miou = segmentation.record["metrics"]["id/miou"]
+    assert f"| in distribution | `{'clipart/18/1'[:12]}` | 18 | {miou:.2f} |" in text
+    assert "type: mean_iou" in text
+    assert "[B, 11, H, W], in the order" in text
+    assert "the last epoch; OOD images select none" in text
 
 
 def test_the_code_of_a_card_runs(script, copied: Path, monkeypatch: pytest.MonkeyPatch):
