@@ -191,6 +191,14 @@ def test_a_network_whose_layers_are_folded_is_refused():
         convert_batchnorm(model, batches())
 
 
+def test_a_state_dict_that_is_loaded_later_undoes_the_conversion():
+    model = network()
+    convert_batchnorm(model, batches())
+    assert not same(model, network())
+    model.load_state_dict(network().state_dict())
+    assert same(model, network())
+
+
 def test_an_optimiser_may_be_made_before_conversion():
     model, other = network(), network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
