@@ -727,6 +727,18 @@ def _message(batches: Iterable[Any]) -> str:
     return "nothing raised"
 
 
+def _trained(own: list[Tensor], wrap_first: bool) -> dict[str, Tensor]:
+    """The parameters after conversion, before or after wrapping, and a step on one's own share."""
+    model = resnet()
+    wrapped = DistributedDataParallel(model) if wrap_first else model
+    convert_batchnorm(wrapped, own)
+    wrapped = wrapped if wrap_first else DistributedDataParallel(model)
+    wrapped.train()
+    wrapped(own[0]).square().mean().backward()
+    torch.optim.SGD(wrapped.parameters(), lr=0.1).step()
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
 def _rank(rank: int, folder: str) -> None:
     """Go through every case on one of two ranks and write down what came out."""
     torch.set_num_threads(1)
@@ -748,6 +760,7 @@ def _rank(rank: int, folder: str) -> None:
         }
     own = [_four_batches()[i] for i in SHARES["even"][rank]]
     results["wrapped"] = statistics(convert_batchnorm(DistributedDataParallel(resnet()), own))
+    results["trained"] = [_trained(own, wrap_first) for wrap_first in (False, True)]
     results["bad batch"] = _message([*images(4), "images"] if rank == 1 else images(4, 4, 4))
     results["interrupted"] = _message(_interrupted() if rank == 0 else images(4))
     results["NaN"] = _message(_column(float("nan")) if rank == 0 else images(4))
@@ -789,6 +802,14 @@ def test_a_distributed_wrapper_leaves_no_mark_on_the_names(ranks: list[dict[str,
     for rank in ranks:
         assert same_bits(rank["wrapped"], rank["even"]["statistics"])
         assert all(name.startswith(("stem", "bn", "shortcut")) for name in rank["wrapped"])
+
+
+def test_ranks_train_alike_whether_converted_before_or_after_they_are_wrapped(
+    ranks: list[dict[str, Any]],
+) -> None:
+    expected, *others = [trained for rank in ranks for trained in rank["trained"]]
+    assert all(same_bits(trained, expected) for trained in others)
+    assert not same_bits(expected, {name: p.detach() for name, p in resnet().named_parameters()})
 
 
 def test_an_error_on_one_rank_raises_on_both(ranks: list[dict[str, Any]]) -> None:

@@ -45,6 +45,12 @@ def test_help_imports_nothing_heavy(name: str):
     assert len(imported(done)) < 300  # modules, in 0.1 to 0.3 seconds on an idle core; torch has 1,500
 
 
+def test_importing_the_package_imports_nothing_heavy():
+    done = python("-X", "importtime", "-c", "import daft; print(daft.__all__)")
+    assert "load_run" in done.stdout, done.stderr
+    assert not imported(done) & HEAVY
+
+
 def test_the_state_of_runs_is_shown_without_anything_heavy(tmp_path: Path):
     (tmp_path / "a-daft-s0-0123456789ab").mkdir()
     done = python("-X", "importtime", ROOT / "scripts" / "status.py", tmp_path)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 RANKS = [
     *({"batchnorm"}, {"common"}, {"config"}, {"data", "networks"}, {"prepare"}, {"methods"}, {"training"}),
-    *({"runs"}, {"experiment"}, {"sweep"}, {"report"}, {"tracking"}, {"hydra_plugins", "scripts"}),
+    *({"runs"}, {"experiment"}, {"sweep"}, {"report"}, {"tracking", "use"}, {"hydra_plugins", "scripts"}),
 ]
 """Rooms in the order in which they may build on each other; those of one rank know nothing of each other."""
 

@@ -4,15 +4,16 @@ import difflib
 import re
 from dataclasses import fields, is_dataclass
 from types import UnionType
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from daft.common.errors import ConfigError, first_line
 from daft.config import texts
 from daft.config.schema import Config
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 T = TypeVar("T")
 
@@ -20,17 +21,21 @@ LONGEST = 200
 """Characters of a value that a message shows."""
 
 
-def validate(cfg: DictConfig) -> Config:
+def validate(cfg: "DictConfig") -> Config:
     """The composed configuration, typed and checked; raises ConfigError for the first bad key."""
     return _typed(cfg, Config, [])
 
 
-def validate_section(cfg: DictConfig, key: str, kind: type[T]) -> T:
+def validate_section(cfg: "DictConfig", key: str, kind: type[T]) -> T:
     """One section of a composed configuration as its dataclass `kind`; raises as `validate` does."""
     return _typed(cfg[key], kind, [key])
 
 
-def _typed(cfg: DictConfig, kind: type[T], path: list[str]) -> T:
+def _typed(cfg: "DictConfig", kind: type[T], path: list[str]) -> T:
+    # Hydra's; a finished run that is opened again needs neither.
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, RecursionError) as error:

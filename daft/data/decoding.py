@@ -95,10 +95,14 @@ def read_image(path: Path, decoding: Decoding = USUAL) -> Tensor:
     """
     with opened(path, decoding) as file:
         try:
-            image = _rgb(file, decoding)
+            return as_pixels(file, decoding)
         except UnknownWhiteError as error:
             raise UnknownWhiteError(f"{shown(path)}: {error}") from None
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def as_pixels(image: Image.Image, decoding: Decoding = USUAL) -> Tensor:
+    """An image of Pillow's as uint8 [3, H, W] in RGB; raises as `read_image`, but names no file."""
+    return torch.from_numpy(np.array(_rgb(image, decoding))).permute(2, 0, 1)
 
 
 def image_size(path: Path, decoding: Decoding = USUAL) -> tuple[int, int]:
@@ -152,8 +156,9 @@ def _eight_bits(image: Image.Image, file: Image.Image) -> Image.Image:
     if file.format not in WHITE_IS_KNOWN.get(mode, ()) or signed:
         bits = _tag(file, BITSPERSAMPLE, 16 if mode == "I;16" else 32)
         kind = "floating-point" if mode == "F" else f"{'signed ' if signed else ''}{bits}-bit"
+        where = file.format or "an image in memory"
         raise UnknownWhiteError(
-            f"{kind} pixels of {file.format}, whose white is not known; save it with 8 bits, or as 16-bit PNG"
+            f"{kind} pixels of {where}, whose white is not known; save it with 8 bits, or as 16-bit PNG"
         )
     grey = (np.asarray(image) >> (_tag(file, BITSPERSAMPLE, 16) - 8)).astype(np.uint8)
     return Image.fromarray(255 - grey if _tag(file, PHOTOMETRIC_INTERPRETATION, 1) == WHITE_IS_ZERO else grey)

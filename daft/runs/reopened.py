@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from daft.common.errors import UserError
+from daft.common.errors import UserError, join_first
 from daft.common.files import checksum, is_damage, require_regular
 from daft.config.schema import Config, PathsConfig
 from daft.data import datasets
@@ -145,7 +145,7 @@ def open_run(directory: Path, paths: Mapping[str, str] | None = None) -> Finishe
     """
     record = records.read(directory)
     if record is None:
-        raise UserError(f"{directory}: no finished run is here")
+        raise UserError(f"{directory}: no finished run is here{_found_instead(directory)}")
     if record["status"] != "finished":
         raise UserError(f"{directory}: the run is {record['status']}; it has no selected epoch")
     try:
@@ -163,6 +163,15 @@ def open_run(directory: Path, paths: Mapping[str, str] | None = None) -> Finishe
     except ValueError as error:
         raise UserError(f"{directory}: its configuration is of another version: {error}") from error
     return FinishedRun(directory, record, config)
+
+
+def _found_instead(directory: Path) -> str:
+    """What is in the place of a run, for a message."""
+    if not directory.exists():
+        return "; there is nothing of that name"
+    if runs := [path.name for path in records.find_runs(directory)]:
+        return f"; name one of the runs in it: {join_first(runs, 3)}"
+    return ""
 
 
 def _moved(value: Any, before: str, now: str) -> Any:

@@ -55,19 +55,24 @@ def autocast(device: torch.device, precision: str) -> Autocast:
     return lambda: torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-@torch.no_grad()
-def accuracy(backbone: nn.Module, head: nn.Module, loader: Batches, cast: Autocast) -> float:
-    """Percentage of images classified rightly in test mode; NaN if any logit is NaN or infinite.
+def logits(backbone: nn.Module, head: nn.Module, images: Tensor, cast: Autocast) -> Tensor:
+    """Logits [B, K] of images as `FeatureExtractor` takes them.
 
     The head is always float32: of bf16 logits several are often equal, and the first would win.
     """
+    with cast():
+        features = backbone(images)
+    return head(features.float())
+
+
+@torch.no_grad()
+def accuracy(backbone: nn.Module, head: nn.Module, loader: Batches, cast: Autocast) -> float:
+    """Percentage of images classified rightly in test mode; NaN if any logit is NaN or infinite."""
     backbone.eval()
     head.eval()
     correct = torch.zeros((), device=loader.device)
     for images, labels in loader.epoch():
-        with cast():
-            features = backbone(images)
-        correct += _correct(head(features.float()), labels)
+        correct += _correct(logits(backbone, head, images, cast), labels)
     return 100 * float(correct) / len(loader)
 
 

@@ -23,14 +23,20 @@ def cross_entropy(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return {"loss": total / (masks != IGNORED).sum().clamp(min=1)}
 
 
+def logits(model: Classifier, images: Tensor, cast: Autocast) -> Tensor:
+    """Logits [B, K, H, W] of the pixels; the head is always float32, as in `evaluation.logits`."""
+    assert isinstance(model, Segmenter)
+    with cast():
+        features = model.backbone(images)
+    return model.decoded([stage.float() for stage in features], images)
+
+
 @torch.no_grad()
 def ious(model: Classifier, loader: Loader, num_classes: int, cast: Autocast) -> Tensor:
     """Percentage of intersection over union [K] of each class, from all pixels of a split together.
 
-    NaN for a class that is neither there nor predicted, and for all if any logit is NaN or infinite. The head
-    is always float32, as in `evaluation.accuracy`.
+    NaN for a class that is neither there nor predicted, and for all if any logit is NaN or infinite.
     """
-    assert isinstance(model, Segmenter)
     model.eval()
     nan = float("nan")
     measure = MulticlassJaccardIndex(
@@ -38,13 +44,11 @@ def ious(model: Classifier, loader: Loader, num_classes: int, cast: Autocast) ->
     ).to(loader.device)
     finite = torch.ones((), dtype=torch.bool, device=loader.device)
     for images, masks in loader.epoch():
-        with cast():
-            features = model.backbone(images)
-        logits = model.decoded([stage.float() for stage in features], images)
-        finite &= logits.isfinite().all()
-        measure.update(logits.argmax(1), masks.long())
-    found = 100 * measure.compute().double().cpu()
-    return found if finite else torch.full_like(found, nan)
+        found = logits(model, images, cast)
+        finite &= found.isfinite().all()
+        measure.update(found.argmax(1), masks.long())
+    each = 100 * measure.compute().double().cpu()
+    return each if finite else torch.full_like(each, nan)
 
 
 class Segmentation(Task):
@@ -73,6 +77,9 @@ class Segmentation(Task):
 
     def compute_loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return cross_entropy(model, batch)
+
+    def logits(self, model: Classifier, images: Tensor, cast: Autocast) -> Tensor:
+        return logits(model, images, cast)
 
     def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:
         return float(ious(model, loader, len(self.classes), cast).nanmean())

@@ -54,6 +54,10 @@ class Task(ABC):
         return head_rate.is_above_zero_head(loss, len(self.classes))
 
     @abstractmethod
+    def logits(self, model: Classifier, images: Tensor, cast: Autocast) -> Tensor:
+        """Of images [B, 3, H, W] in test mode, as they are judged: [B, K], or [B, K, H, W] of pixels."""
+
+    @abstractmethod
     def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:
         """The metric on a split; NaN if any logit is NaN or infinite."""
 

@@ -33,6 +33,9 @@ class Classification(Task):
     def compute_loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return loop.cross_entropy(model, batch, self.class_weights)
 
+    def logits(self, model: Classifier, images: Tensor, cast: Autocast) -> Tensor:
+        return evaluation.logits(model.backbone, model.head, images, cast)
+
     def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:
         return evaluation.accuracy(model.backbone, model.head, loader, cast)
 

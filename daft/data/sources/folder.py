@@ -93,7 +93,7 @@ def _in_folders(location: Path, name: str) -> list[ImageFile]:
     listed: list[ImageFile] = []
     left_out, empty = LeftOut(), []
     for folder in class_folders(location, left_out):
-        label = _class_name(folder.name)
+        label = class_name(folder.name)
         files = image_files(folder, left_out)
         listed += [ImageFile(f"{folder.name}/{file.relative_to(folder)}", file, label) for file in files]
         if not files:
@@ -121,8 +121,8 @@ def _in_table(location: Path, name: str, *, labelled: bool = True) -> list[Image
         if not path.strip() or not label.strip():
             what = "label" if path.strip() else "path"
             raise UserError(f"dataset.{name}: {location} line {line} has no {what}")
-        path = _as_on_disk(location.parent, path)
-        image = ImageFile(path, location.parent / path, _class_name(label.strip()) if labelled else "")
+        path = as_on_disk(location.parent, path)
+        image = ImageFile(path, location.parent / path, class_name(label.strip()) if labelled else "")
         if not path.isprintable() and not image.file.exists():
             raise UserError(
                 f"dataset.{name}: {location} line {line}: {shown(path)} does not exist; if this is not how "
@@ -132,13 +132,13 @@ def _in_table(location: Path, name: str, *, labelled: bool = True) -> list[Image
     return listed
 
 
-def _as_on_disk(folder: Path, path: str) -> str:
+def as_on_disk(folder: Path, path: str) -> str:
     """A path as a table has it, or without what a spreadsheet, Windows or macOS did to it, if that exists."""
     bare = path.strip().replace("\\", "/")
     spellings = [path, path.strip(), bare, normalize("NFC", bare), normalize("NFD", bare)]
     return next((spelling for spelling in spellings if os.path.exists(folder / spelling)), path.strip())
 
 
-def _class_name(text: str) -> str:
+def class_name(text: str) -> str:
     """A class as it is called everywhere, one way of writing accents, and what is no text as an escape."""
     return normalize("NFC", shown(text))
