@@ -16,6 +16,10 @@ TARGET_BN = " (target BN)"
 FEATURES = "features"
 """The name of the backbone's output, where layers are named."""
 
+Domains = Literal["joint", "separate"]
+"""What BN layers in train mode normalise by: both domains as one batch; or each by its own statistics, where
+running ones are those of labelled images."""
+
 Decay = Annotated[PositiveFloat, Field(le=1)]
 
 
@@ -34,6 +38,7 @@ class CoralConfig:
     """of the mean over the layers"""
     layers: list[Text] = Field(default_factory=lambda: [FEATURES], min_length=1)
     """modules of the network, by name, or `features`, its output; maps are averaged over the image"""
+    batchnorm: Domains = "joint"
 
     def __post_init__(self) -> None:
         if len(set(self.layers)) < len(self.layers):
@@ -52,6 +57,7 @@ class DannConfig:
     """widths of the domain classifier's hidden layers"""
     lr: Rate | None = None
     """of the domain classifier; null: the head's"""
+    batchnorm: Domains = "joint"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -76,6 +82,8 @@ class PartsConfig:
     def __post_init__(self) -> None:
         if self.interpolate and len(set(self.interpolate)) < len(self.interpolate):
             raise ConfigError("interpolate", f"{self.interpolate} names a share twice")
+        if self.coral and self.dann and self.coral.batchnorm != self.dann.batchnorm:
+            raise ConfigError("dann.batchnorm", f"{self.dann.batchnorm}, but {self.coral.batchnorm} of coral")
 
     @property
     def given(self) -> list[str]:

@@ -20,6 +20,7 @@ class Coral(Part):
 
     def __init__(self, config: CoralConfig) -> None:
         self.weight, self.layers = config.weight, tuple(config.layers)
+        self.separate = config.batchnorm == "separate"
 
     def require_fit(self, setting: Setting) -> None:
         network = setting.network

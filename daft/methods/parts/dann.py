@@ -41,7 +41,7 @@ class Dann(Part):
     layers = (FEATURES,)
 
     def __init__(self, config: DannConfig) -> None:
-        self.config = config
+        self.config, self.separate = config, config.batchnorm == "separate"
 
     def groups(self, model: Classifier, groups: Groups) -> Groups:
         width, device = model.backbone.num_features, model.backbone.mean.device

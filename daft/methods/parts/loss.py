@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from daft.batchnorm import batchnorm_layers
 from daft.config.parts import FEATURES
 from daft.methods.parts.part import Domains, Part, Step
 from daft.networks.classifier import Classifier
@@ -20,7 +21,8 @@ class Loss:
 
     Where parts compare domains, labelled and unlabelled images go through the backbone together, so that BN
     layers in train mode see both in one batch, and their running statistics are those of the mixture that the
-    network is trained on. The head sees the labelled ones alone.
+    network is trained on; or one after the other, and running statistics are those of the labelled ones. The
+    head sees the labelled ones alone.
     """
 
     def __init__(self, task_loss: TaskLoss, parts: Sequence[Part]) -> None:
@@ -39,7 +41,8 @@ class Loss:
             layers := {layer for part in self.parts for layer in part.layers}
         ) and self.step.unlabelled is not None:
             assert isinstance(model, Classifier)
-            joint = _Joint(model, self.step.unlabelled, layers)
+            separate = any(part.separate for part in self.parts)
+            joint = _Joint(model, self.step.unlabelled, layers, separate)
             terms = self.task_loss(joint, batch)
             domains = joint.domains
         else:
@@ -56,22 +59,42 @@ class Loss:
 class _Joint:
     """A network that takes unlabelled images along, and keeps the features of both domains."""
 
-    def __init__(self, model: Classifier, unlabelled: Tensor, layers: set[str]) -> None:
-        self.model, self.unlabelled, self.layers = model, unlabelled, layers
+    def __init__(self, model: Classifier, unlabelled: Tensor, layers: set[str], separate: bool) -> None:
+        self.model, self.unlabelled, self.layers, self.separate = model, unlabelled, layers, separate
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of the labelled images."""
+        count = len(images)
+        if self.separate:
+            found = self._features(images)
+            with _without_tracking(self.model.backbone):
+                others = self._features(self.unlabelled)
+        else:
+            both = self._features(torch.cat([images, self.unlabelled]))
+            found = {name: each[:count] for name, each in both.items()}
+            others = {name: each[count:] for name, each in both.items()}
+        labelled, unlabelled = ({name: _vectors(of[name]) for name in self.layers} for of in (found, others))
+        self.domains = Domains(labelled, unlabelled)
+        return self.model.head(found[FEATURES])
+
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         with _recording(self.model.backbone.network, self.layers - {FEATURES}, found):
-            features = self.model.backbone(torch.cat([images, self.unlabelled]))
-        found[FEATURES] = features
-        count = len(images)
-        vectors = {name: _vectors(found[name]) for name in self.layers}
-        self.domains = Domains(
-            {name: each[:count] for name, each in vectors.items()},
-            {name: each[count:] for name, each in vectors.items()},
-        )
-        return self.model.head(features[:count])
+            found[FEATURES] = self.model.backbone(images)
+        return found
+
+
+@contextmanager
+def _without_tracking(network: nn.Module) -> Iterator[None]:
+    """Let BN layers in train mode normalise by the batch and leave their running statistics alone."""
+    layers = [layer for layer in batchnorm_layers(network).values() if layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
 
 
 def _vectors(features: Tensor) -> Tensor:

@@ -52,6 +52,8 @@ class Part:
     """what is trained beside the network, and is gone with the training"""
     layers: tuple[str, ...] = ()
     """whose features of labelled and unlabelled images `loss` is given, by name"""
+    separate: bool = False
+    """whether BN layers in train mode normalise each domain by its own statistics"""
 
     def require_fit(self, setting: Setting) -> None:
         """Raise ConfigError, before any work, unless it fits the network and the training."""

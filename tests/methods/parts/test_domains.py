@@ -1,5 +1,6 @@
 """Claims about parts that compare labelled and unlabelled images."""
 
+import copy
 import math
 from functools import partial
 
@@ -155,6 +156,25 @@ def test_both_domains_go_through_the_backbone_together_and_the_head_sees_the_lab
     assert float(terms["seen"]) == 5
 
 
+@pytest.mark.parametrize("mode", ["train", "test"])
+def test_separate_domains_have_their_own_statistics_and_running_ones_of_labelled_images(model, batch, mode):
+    part, images = Watching(), torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8)
+    part.separate = True
+    alone = copy.deepcopy(model)
+    for each in (model, alone):
+        each.train()
+        for layer in batchnorm_layers(each).values():
+            layer.train(mode == "train")
+    loss = Loss(cross_entropy, [part])
+    loss.before_step(Step(0.0, images))
+    terms = loss(model, batch)
+    assert torch.equal(terms["task_loss"], cross_entropy(alone, batch)["loss"])
+    for key, value in model.state_dict().items():  # as if there were no unlabelled images
+        assert torch.equal(value, alone.state_dict()[key]), key
+    assert torch.equal(part.domains.unlabelled[FEATURES], alone.backbone(images))
+    assert torch.equal(part.domains.labelled[FEATURES], model.backbone(batch[0]))
+
+
 def test_a_loss_without_terms_is_the_tasks_own(model, batch):
     loss = Loss(cross_entropy, [Part()])
     assert loss(model, batch).keys() == {"loss"}
@@ -182,6 +202,10 @@ def test_a_layer_that_is_not_there_is_named_with_those_that_are(model):
         (["part=coral", "method.parts.coral.layers=[]"], r"method\.parts\.coral\.layers: "),
         (["part=dann", "method.parts.dann.schedule=linear"], r"method\.parts\.dann\.schedule: 'linear'"),
         (["part=dann", "method.parts.dann.hidden=[0]"], r"method\.parts\.dann\.hidden\.0: 0 "),
+        (
+            ["part=[coral,dann]", "method.parts.dann.batchnorm=separate"],
+            r"method\.parts\.dann\.batchnorm: separate, but joint of coral",
+        ),
         (["part=dann", "dataset=shapes_masks"], r"method\.parts\.dann: it compares features of images"),
     ],
 )
