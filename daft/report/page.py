@@ -116,7 +116,7 @@ def _runs(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> str:
     keys = ["run", *frames.CELL, *frames.RATES, frames.SEED, "status", "best_epoch", "id", "ood"]
     heads = ["run", "dataset", "backbone", "method", "η_θ", "η_w", "seed", "status", "epoch", "ID %"]
     judged = {
-        split: [None if pd.isna(value) else fixed(value) for value in frames.score(runs, split)]
+        split: frames.score(runs, split).map(fixed, na_action="ignore").astype(object)
         for split in ("id", "ood")
     }
     ordered = runs.assign(**judged)[keys].sort_values([*frames.CELL, *frames.RATES, frames.SEED])

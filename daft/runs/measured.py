@@ -54,9 +54,8 @@ def measure(
     """
     found, backbone, classes = Measured(), task.features(model.backbone), len(task.classes)
     for name, loader in loaders.items():
-        old = before and before(loader)
-        moved = trains_backbone or old is None
-        new = evaluation.features(backbone, loader, cast) if moved else old
+        old = before(loader) if before else None
+        new = evaluation.features(backbone, loader, cast) if trains_backbone or old is None else old
         metrics = task.metrics(model, new, loader, cast)
         if (predictions := task.predictions(model, new, loader)) is not None:
             metrics |= predictions.measures(classes)

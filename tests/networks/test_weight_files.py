@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
-import timm.utils
+import timm
 import torch
+from timm.utils.checkpoint_saver import CheckpointSaver
 from torch import Tensor
 
 from daft.common.errors import UserError
@@ -135,7 +136,7 @@ def test_a_file_of_timms_checkpoint_saver_loads_with_the_keys_that_a_message_nam
     model = timm.create_model("resnet10t", num_classes=7)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     arguments = argparse.Namespace(model="resnet10t", device=torch.device("cpu"), out=tmp_path)
-    saver = timm.utils.CheckpointSaver(
+    saver = CheckpointSaver(
         model, optimizer, arguments, checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path)
     )
     saver.save_checkpoint(3, metric=12.5)

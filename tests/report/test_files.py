@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ def mixed(tmp_path: Path) -> Path:
     """Runs of two datasets; one method of the first has two numbers of epochs."""
     wanted = [("pets", "ft", 5), ("pets", "ft", 10), ("pets", "daft", 5), ("cars", "ft", 20)]
     for number, (dataset, method, epochs) in enumerate(wanted):
-        record = copy.deepcopy(RECORD) | {"run": f"{number:012x}"}
+        record: dict[str, Any] = copy.deepcopy(RECORD) | {"run": f"{number:012x}"}
         record["config"]["dataset"]["name"], record["config"]["method"]["name"] = dataset, method
         record["config"]["training"]["epochs"] = epochs
         records.write(tmp_path / "runs" / f"{dataset}-{number:012x}", record)

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -237,8 +238,8 @@ def test_a_run_without_a_measured_distance_has_a_row(tmp_path, capsys):
     assert tables.format_run(unknown, fresh=False) == "ft η_θ=0.1 seed=0: diverged (taken from its record)"
 
 
-def diverged(status: str = "diverged", **method: object) -> dict:
-    record = copy.deepcopy(RECORD) | {"status": status}
+def diverged(status: str = "diverged", **method: object) -> dict[str, Any]:
+    record: dict[str, Any] = copy.deepcopy(RECORD) | {"status": status}
     record["config"]["method"] |= method
     record["history"] = [
         {"epoch": 1, "train/loss": 2.0, "selection/accuracy": 50.0},
@@ -272,8 +273,8 @@ def test_rates_that_are_no_better_than_others_are_said_to_be_so():
     assert "ties" not in tables.aggregate(selection.select(frame), frame)
 
 
-def of_unequal_classes(**accuracies: float) -> dict:
-    record = copy.deepcopy(RECORD)
+def of_unequal_classes(**accuracies: float) -> dict[str, Any]:
+    record: dict[str, Any] = copy.deepcopy(RECORD)
     record["data"] = {"classes": [*accuracies], "images": {"id": 100}}
     images = [90, *[5] * (len(accuracies) - 1)]
     record["per_class"] = {

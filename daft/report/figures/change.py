@@ -79,16 +79,13 @@ def relative_change(loaded: Sequence[dict[str, Any]], methods: Iterable[str]) ->
 def _unmoved(rows: pd.DataFrame) -> list[str]:
     """Which points the log axes cannot show, a line per method: BN in test mode moves no statistics."""
     shown = rows[rows["kind"].isin(STATISTICS)]
-    counts = shown.groupby("method")["unmoved"].agg(["sum", "size"])
-    return [
-        f"0, so not in (d), (e): {style.label(method)}"
-        + (
-            ""
-            if counts.loc[method, "sum"] == counts.loc[method, "size"]
-            else f", {counts.loc[method, 'sum']}"
-        )
-        for method in in_order(counts.index[counts["sum"] > 0])
-    ]
+    lines = []
+    for method in in_order(shown["method"]):
+        unmoved = shown.loc[shown["method"] == method, "unmoved"]
+        if count := int(unmoved.sum()):
+            of = "" if count == len(unmoved) else f", {count} of {len(unmoved)}"
+            lines.append(f"0, so not in (d), (e): {style.label(method)}{of}")
+    return lines
 
 
 def changes(loaded: Iterable[dict[str, Any]]) -> pd.DataFrame:

@@ -53,7 +53,8 @@ def pictures(
         shift = dataset.ood[split].shift if split in dataset.ood else []
         pixels = [_square(there, place, [*shift, *dataset.eval_transform]) for place in places]
         texts = [
-            text_of(classes[of.labels[i]], classes[of.predicted[i]], float(of.confidence[i])) for i in places
+            text_of(classes[int(of.labels[i])], classes[int(of.predicted[i])], float(of.confidence[i]))
+            for i in places
         ]
         if places:
             shown[split] = Mistakes(torch.stack(pixels), texts)
