@@ -59,8 +59,8 @@ def fit_probe(
         for C in progress.track(sorted(set(path)), "scikit-learn's linear probe", len(set(path))):
             model.C = C
             model.fit(x, y)
-            accuracy = 100.0 * float((model.predict(id_x) == id_y).mean())
-            weight, bias = _of_classes(model.coef_), _of_classes(model.intercept_)
+            accuracy = 100.0 * float(np.mean(model.predict(id_x) == id_y))
+            weight, bias = (_of_classes(np.asarray(each)) for each in (model.coef_, model.intercept_))
             iterations = int(model.n_iter_.max())
             objective = _objective(model.coef_, x, y, model.classes_, weight, bias, C)
             points.append(PathPoint(C, objective, accuracy, iterations, iterations < MAX_ITERATIONS))

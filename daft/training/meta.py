@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from daft.batchnorm import batchnorm_layers
 from daft.common import progress
+from daft.common.errors import UserError
 from daft.config.schema import FewshotConfig
 from daft.data.episodes import EpisodeLoader, Protocol
 from daft.data.loader import Batch, Loader
@@ -71,6 +72,9 @@ class Episodic(Task):
 
     def is_above_zero_head(self, loss: float) -> bool:
         return self.cfg.maml is not None and head_rate.is_above_zero_head(loss, self.cfg.ways)
+
+    def logits(self, model: Classifier, images: Tensor, cast: Autocast) -> Tensor:
+        raise UserError("fewshot: images are judged in episodes, not one by one")
 
     def score(self, model: Classifier, loader: Loader, cast: Autocast) -> float:
         if self.cfg.maml is not None:

@@ -252,11 +252,13 @@ def _by_shape(batch: list[tuple[int, Tensor]]) -> Iterator[tuple[list[int], Tens
 def load_run(directory: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
     """A finished run; a copy of its directory is enough, without images, pretrained weights or Hydra.
 
-    Raises UserError if no such run is there, if it diverged, if its weights were not kept or are damaged,
-    or if the device is not here.
+    Raises UserError if no such run is there, if it diverged, if its weights were not kept or are damaged, if
+    it was trained on episodes, or if the device is not here.
     """
     place = devices.find(str(device), "device")
     run = reopened.open_run(Path(directory).expanduser())
+    if run.config.fewshot is not None:
+        raise UserError(f"{run}: it was trained on episodes, so its head is not one of classes")
     return LoadedRun(run, run.network(place), place)
 
 
