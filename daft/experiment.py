@@ -272,7 +272,7 @@ def _fine_tune(
         "relative_change": distortion.relative_change(start, prepared.model),
         "bn_shift": distortion.shift_table(prepared.shift),
         "probe": probed and probed.report,
-        "head_rate": fitting and fitting.report(),
+        "head_rate": fitting and fitting.report(context.config.training.momentum),
         "above_zero_head": _above_zero_head(context, fitted),
         **({"stages": prepared.stages} if prepared.stages else {}),
         **more,
@@ -395,7 +395,8 @@ def _prepare(context: RunContext, probed: _ProbedHead | None, fitting: HeadRate 
     if method.lr_head_unit == "auto":
         assert method.lr_head is not None
         assert fitting is not None
-        method = replace(method, lr_head=method.lr_head * fitting.rate, lr_head_unit=None)
+        fits = head_rate.fitting_rate(fitting.largest_eigenvalue, context.config.training.momentum)
+        method = replace(method, lr_head=method.lr_head * fits, lr_head_unit=None)
     batches = method.conversion_batches or train.num_batches
     torch.manual_seed(derive_seed(context.config.seed, 0))  # a random head depends on the seed alone
     prepared = preparation.prepare(

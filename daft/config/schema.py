@@ -282,7 +282,7 @@ class MethodConfig:
     lr_head: Rate | None = None
     """η_w; `auto` stands for 1 in units of that rate"""
     lr_head_unit: Literal["auto"] | None = None
-    """auto: η_w is in multiples of the rate that fits the features of the training images, 2 / λ"""
+    """auto: η_w is in multiples of the rate that fits the features of the training images"""
     head_hidden: list[Width] = field(default_factory=list)
     """widths of the head's hidden layers; none: a linear head"""
     lr_probe: Rate | None = None

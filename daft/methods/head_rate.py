@@ -1,12 +1,11 @@
-"""A head's learning rate that fits the features of any network: η_w = 2 / λ.
+"""A head's learning rate that fits the features of any network: η_w = 2 (1 + μ) / λ.
 
 A linear head with bias gives the logits W x̃, where x̃ is a feature vector x with a 1 appended. The Hessian
 of softmax cross-entropy in W is the mean of (diag p - p pᵀ) ⊗ x̃ x̃ᵀ over samples, and diag p - p pᵀ is at
 most half the identity (Böhning, 1992, "Multinomial logistic regression algorithm"). So the curvature of the
-loss is at most L = λ / 2, with λ the largest eigenvalue of E[x̃ x̃ᵀ], means included. Gradient descent at the
-rate 1 / L lowers the loss by as much as can be guaranteed, wherever it starts and however many classes there
-are; at 2 / L it need not lower it at all. Momentum μ moves this limit to 2 (1 + μ) / L, so that the rule is
-below it by 2 (1 + μ), which is 3.8 with the usual 0.9: room for mini-batches, and for features that change.
+loss is at most L = λ / 2, with λ the largest eigenvalue of E[x̃ x̃ᵀ], means included, wherever the head is and
+however many classes there are. Gradient descent with momentum μ is stable below 2 (1 + μ) / L (Polyak, 1964),
+and the rule is half of that: room for mini-batches, and for features that change.
 """
 
 import math
@@ -33,14 +32,15 @@ class HeadRate(BaseModel):
     largest_eigenvalue: float = Field(gt=0, allow_inf_nan=False)
     images: int
 
-    @property
-    def rate(self) -> float:
-        """η_w = 2 / λ, to six digits."""
-        return float(f"{2 / self.largest_eigenvalue:.6g}")
-
-    def report(self) -> dict[str, Any]:
+    def report(self, momentum: float) -> dict[str, Any]:
         """What a record says of it."""
-        return {"lambda": self.largest_eigenvalue, "images": self.images, "rate": self.rate}
+        rate = fitting_rate(self.largest_eigenvalue, momentum)
+        return {"lambda": self.largest_eigenvalue, "images": self.images, "rate": rate}
+
+
+def fitting_rate(largest_eigenvalue: float, momentum: float) -> float:
+    """η_w = 2 (1 + μ) / λ, to six digits."""
+    return float(f"{2 * (1 + momentum) / largest_eigenvalue:.6g}")
 
 
 def cached_head_rate(file: Path, extract: Callable[[], Tensor]) -> HeadRate:

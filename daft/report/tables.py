@@ -241,7 +241,7 @@ def divergence(record: dict[str, Any]) -> str:
     absolute = head * fitting if head and fitting and method.get("lr_head_unit") else head
     too_large = "lr_backbone"
     if method["lr_backbone"] is None or (absolute and fitting and absolute > fitting):
-        too_large = "lr_head"  # past what the features bear: 2 / λ
+        too_large = "lr_head"  # past what the features bear
     rates = ", ".join(_rate_labels(method))
     smaller = f"{method[too_large] / 10:g}"
     if too_large == "lr_head" and method.get("lr_head_unit"):

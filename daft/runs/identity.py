@@ -57,6 +57,9 @@ OTHER_KEYS = {
 }
 """All other settings of these sections; no other section counts at all."""
 
+HEAD_RATE_RULE = "2 (1 + momentum) / lambda"
+"""What `lr_head_unit=auto` stands for: another rule makes another run."""
+
 NOT_OF_A_PROBE = ("epochs", "momentum", "weight_decay")
 """Settings of training that do not count where nothing is trained by gradients."""
 
@@ -81,11 +84,14 @@ def run_identity(config: Config, precision: str, images: dict[str, str], weights
     training = counted("training") | {"precision": precision}
     if config.method.is_solved:
         training = {key: value for key, value in training.items() if key not in NOT_OF_A_PROBE}
+    method = counted("method")
+    if config.method.lr_head_unit == "auto":
+        method["lr_head_unit"] = HEAD_RATE_RULE
     shifts = {name: split["shift"] for name, split in settings["dataset"]["ood"].items()}
     facts = {
         "protocol": PROTOCOL,
         "seed": config.seed,
-        "method": counted("method"),
+        "method": method,
         "training": training,
         "dataset": counted("dataset") | {"ood": shifts, "images": images},
         "backbone": counted("backbone") | {"weights": weights},

@@ -15,6 +15,7 @@ from daft.common.errors import UserError
 from daft.config.check import to_dict
 from daft.config.schema import Config
 from daft.data import datasets
+from daft.methods import head_rate
 from daft.runs import identity, layout, records
 from daft.sweep import timing
 from daft.sweep.cells import Cell, SweepRun, stage_runs
@@ -80,7 +81,7 @@ class PlannedStage(NamedTuple):
     estimate: Estimate | str
     """of each run, or why there is none"""
     head_rate: float | None = None
-    """2 / λ of its images and network (`backbone.lr_head: auto`), if a past run tells; no image is read"""
+    """that fits its images and network (`backbone.lr_head: auto`), if a past run tells; no image is read"""
 
     @property
     def left(self) -> int:
@@ -130,14 +131,14 @@ def _past(folder: Path) -> list[dict[str, Any]]:
 
 
 def _head_rate(run: Config, past: Sequence[dict[str, Any]]) -> float | None:
-    """2 / λ by a past run with the same network and images."""
+    """The rate that fits the features, by a past run with the same network and images."""
     config = to_dict(run)
     if config["method"]["rates"] != "separate" or config["segmentation"] is not None:
         return None
     for record in past:
         same = record["config"]["backbone"]["name"] == config["backbone"]["name"]
         if same and (found := record.get("head_rate")) and _same_images(record["config"], config):
-            return found["rate"]
+            return head_rate.fitting_rate(found["lambda"], run.training.momentum)
     return None
 
 

@@ -1,4 +1,4 @@
-"""A head's automatic rate: λ is the features' own, and 2 / λ is what the curvature of the loss allows."""
+"""A head's automatic rate: λ is the features' own, and the rate is half of what its curvature allows."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def curvature(weight: Tensor, x: Tensor, labels: Tensor) -> float:
 
 
 def test_no_head_has_more_curvature_than_half_of_the_eigenvalue_and_that_of_two_classes_has_it() -> None:
-    """2 / λ is one over the bound, which two classes reach at zero: 2 cannot be a larger number."""
+    """Two classes reach the bound at zero: there can be no smaller one."""
     x = features(width=4).double()
     half = head_rate.largest_eigenvalue(x) / 2
     generator = torch.Generator().manual_seed(1)
@@ -52,13 +52,31 @@ def test_no_head_has_more_curvature_than_half_of_the_eigenvalue_and_that_of_two_
         assert curvature(zero, x, labels) == pytest.approx(2 * half / num_classes, rel=1e-9)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_twice_the_rate_is_the_limit_of_stability_of_a_quadratic_of_the_most_curvature(
+    momentum: float,
+) -> None:
+    curvature = 7.0  # λ / 2
+    for factor, grows in ((0.99, False), (1.01, True)):
+        x = torch.ones((), dtype=torch.float64, requires_grad=True)
+        rate = 2 * factor * head_rate.fitting_rate(2 * curvature, momentum)
+        optimizer = torch.optim.SGD([x], lr=rate, momentum=momentum)
+        for _ in range(2000):
+            optimizer.zero_grad()
+            (curvature / 2 * x**2).backward()
+            optimizer.step()
+        assert (abs(x.item()) > 1) == grows
+
+
 @pytest.mark.parametrize(("factor", "stable"), [(1, True), (10, False)])
 def test_momentum_lowers_the_loss_at_the_rate_and_not_at_ten_times(factor: float, stable: bool) -> None:
-    """The limit with momentum 0.9 is 3.8 times the rate at the most curved point, two classes at zero."""
+    """At the most curved point, two classes at zero."""
     x = features(width=4).double()
     labels = (x[:, 0] > x[:, 0].median()).long()
     weight = torch.zeros(2, 5, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.SGD([weight], lr=factor * 2 / head_rate.largest_eigenvalue(x), momentum=0.9)
+    optimizer = torch.optim.SGD(
+        [weight], lr=factor * head_rate.fitting_rate(head_rate.largest_eigenvalue(x), 0.9), momentum=0.9
+    )
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
@@ -88,8 +106,12 @@ def test_it_is_computed_once_and_a_damaged_file_is_made_anew(tmp_path: Path) -> 
     found = head_rate.cached_head_rate(file, extract)
     assert head_rate.cached_head_rate(file, extract) == found
     assert len(asked) == 1
-    assert found.report() == {"lambda": found.largest_eigenvalue, "images": 200, "rate": found.rate}
-    assert found.rate == pytest.approx(2 / found.largest_eigenvalue, rel=5e-6)  # six digits
+    rate = 3.8 / found.largest_eigenvalue
+    assert found.report(0.9) == {
+        "lambda": found.largest_eigenvalue,
+        "images": 200,
+        "rate": pytest.approx(rate, rel=5e-6),  # six digits
+    }
     file.write_text(json.dumps({"largest_eigenvalue": -1.0, "images": 200}))
     assert head_rate.cached_head_rate(file, extract) == found
     assert len(asked) == 2

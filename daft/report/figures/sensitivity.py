@@ -142,19 +142,21 @@ def estimate_errors(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def head_rate(runs: pd.DataFrame) -> Figure:
-    """Accuracy over η_w in multiples of 2 / λ, at the η_θ that each selects.
+    """Accuracy over η_w in multiples of the one that fits the features, at the η_θ that each selects.
 
     runs: of one dataset and backbone, that differ in it. Raises UserError if they do not.
     """
     units = runs.get(UNIT, pd.Series(index=runs.index, dtype=object))
-    chosen = _selected(runs[units == "auto"], frames.RATES[1], "multiples of 2 / λ (method.lr_head)")
+    chosen = _selected(
+        runs[units == "auto"], frames.RATES[1], "multiples of the fitting rate (method.lr_head)"
+    )
     figure, panels = _panels(chosen)
     for axes, metric in zip(panels, _metrics(chosen), strict=True):
         _curves(axes, chosen, frames.RATES[1], metric)
         axes.axvline(1, color=style.INK, linestyle=":", linewidth=1)
         axes.set_ylabel(ACCURACIES[metric])
         _log_ticks(axes, chosen[frames.RATES[1]], lambda multiple: f"{multiple:g}")
-        axes.set_xlabel(r"head's rate $\eta_w$, in multiples of 2 / $\lambda$")
+        axes.set_xlabel(r"head's rate $\eta_w$, in multiples of the one that fits the features")
     return _finished(figure, panels, chosen, [frames.METHOD, frames.RATES[1]])
 
 
