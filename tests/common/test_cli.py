@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,14 @@ def test_a_lack_of_memory_is_one_line_too(monkeypatch):
     assert str(ended(monkeypatch, caught.value)).startswith("tables.py: out of memory (")
     with pytest.raises(RuntimeError, match="a bug"):
         ended(monkeypatch, RuntimeError("a bug"))
+
+
+def test_a_warning_of_a_library_is_one_line_that_names_it(monkeypatch, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # as it was, once this has ended
+        cli.show_warnings_in_a_line()
+        library = "/env/lib/python3.12/site-packages/torch/optim/adam.py"
+        warnings.warn_explicit("two\n  lines", UserWarning, library, 7)
+        warnings.warn_explicit("ours", UserWarning, "/repository/daft/methods/probe.py", 7)
+    assert capsys.readouterr().err == "torch: two lines\nprobe: ours\n"
