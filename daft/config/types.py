@@ -74,12 +74,18 @@ def _inside(value: str) -> str:
     return value
 
 
+LARGEST = 2**16
+"""Whole number among the arguments of a network."""
+
+
 def _plain_data(value: Any) -> Any:
     items = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
     for item in items:
         _plain_data(item)
     if isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{value!r} is no finite number, text, list or mapping")
+    if isinstance(value, int) and abs(value) > LARGEST:  # of layers, say, it would be built without end
+        raise ValueError(f"{value:,} is above {LARGEST:,}")
     return value
 
 

@@ -139,6 +139,11 @@ PACS = ["dataset=pacs", "dataset.root=pacs"]
             "dataset.files.0.gives.0",
             ["outside"],
         ),
+        (
+            ["backbone.model_args={layers: [1000000, 1, 1, 1]}"],
+            "backbone.model_args",
+            ["1,000,000 is above 65,536"],
+        ),
         (["seed=${nope}"], "seed", ["${nope} names no key"]),
         (["seed=${seed}"], "seed", ["itself"]),
         (["dataset.root=${oc.env:NOPE_NOT_SET}"], "dataset.root", ["no environment variable 'NOPE_NOT_SET'"]),
