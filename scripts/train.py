@@ -26,7 +26,7 @@ def train(cfg: "DictConfig") -> str:
     from hydra.types import RunMode
 
     from daft.config.check import validate
-    from daft.sweep.jobs import POINTER
+    from daft.sweep.jobs import POINTER, isolated
 
     job = HydraConfig.get()
     os.chdir(job.runtime.cwd)  # with hydra.job.chdir too: paths are those of whoever gave the command
@@ -46,7 +46,7 @@ def train(cfg: "DictConfig") -> str:
         line = cli.mistake(error)
         if FULL_ERROR or line is None:
             raise
-        if job.mode == RunMode.MULTIRUN and job.runtime.choices["hydra/sweeper"] != "staged":
+        if job.mode == RunMode.MULTIRUN and not isolated.get():
             return leave_out(Path(job.sweep.dir, str(job.job.num)), " ".join(job.overrides.task), line)
         sys.exit(f"train.py: {line}")  # as SystemExit it passes Hydra without a traceback
     if not single:

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from contextlib import redirect_stdout, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,10 @@ POINTER = "run.txt"
 
 ERROR = "error.txt"
 """File in a job's folder that says why it failed."""
+
+
+isolated: ContextVar[bool] = ContextVar("isolated", default=False)
+"""Whether this is a job of a staged sweep, which is told of every error."""
 
 
 class JobResult(NamedTuple):
@@ -48,6 +53,7 @@ class IsolatedTask:
 
     def __call__(self, cfg: Any) -> JobResult:
         """Run the task with a configuration."""
+        token = isolated.set(True)
         try:
             if os.getpid() != self.driver and cfg.compute.device in ("auto", "cuda"):
                 gpus.pin_process()
@@ -60,6 +66,8 @@ class IsolatedTask:
             with suppress(OSError):
                 (self.job_folder() / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
             return failure(error)
+        finally:
+            isolated.reset(token)
 
 
 def failure(error: BaseException) -> JobResult:
