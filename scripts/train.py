@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from _door import cli
 
 from daft.common.cli import FULL_ERROR  # as it is here: main changes what workers would read
-from daft.common.errors import UserError
 from daft.config import options
 
 if TYPE_CHECKING:
@@ -30,9 +29,9 @@ def train(cfg: "DictConfig") -> str:
 
     job = HydraConfig.get()
     os.chdir(job.runtime.cwd)  # with hydra.job.chdir too: paths are those of whoever gave the command
+    if "sweep" in cfg:  # the jobs of a staged sweep are told nothing of it
+        sys.exit("train.py: sweep: needs -m and a protocol: train.py -m sweep=paper method=ft,daft …")
     try:
-        if "sweep" in cfg:  # the jobs of a staged sweep are told nothing of it
-            raise UserError("sweep: needs -m and a protocol: train.py -m sweep=paper method=ft,daft …")
         config = validate(cfg)
         # Seconds of imports: only now that the configuration makes sense.
         from daft import experiment

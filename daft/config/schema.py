@@ -140,7 +140,7 @@ class DatasetConfig:
     """side of generated images in pixels (`shapes` only)"""
     annotations: Text | None = None
     """file or folder of labels, where the source keeps them apart from the images"""
-    ignored_values: list[Annotated[int, Field(ge=0, le=255)]] = field(default_factory=list)
+    ignored_values: list[Annotated[int, Field(ge=0, le=255, strict=True)]] = field(default_factory=list)
     """values in masks that are of no class, as 255 is (`masks` only)"""
     exif_orientation: Literal["ignore", "apply"] = "ignore"
     """whether images are turned as their camera noted; torchvision and timm ignore it"""

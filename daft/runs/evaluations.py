@@ -43,6 +43,8 @@ def with_sets(run: FinishedRun, overrides: Sequence[str]) -> Config:
                 raise UserError(f"{key}: only OOD sets can be added, as in {EXAMPLE}")
             if override.is_delete() or override.is_sweep_override():
                 raise UserError(f"{key}: write it as in {EXAMPLE}")
+            if override.value() is None:  # `dataset.ood={}`
+                raise UserError(f"name what to evaluate on, as in {EXAMPLE}")
             OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
     wider = validate(config)
     for name, split in run.config.dataset.ood.items():
