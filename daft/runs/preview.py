@@ -31,7 +31,7 @@ def preview(config: Config, listed: Listing, device: str, precision: str) -> lis
     training, method = config.training, config.method
     batches = len(batch_boundaries(len(listed.train), training.batch_size))
     steps = training.steps or training.epochs * batches
-    work = f"{training.epochs} epochs, {steps:,} steps of {training.batch_size} images"
+    work = f"{_count(training.epochs, 'epoch')}, {_count(steps, 'step')} of {training.batch_size} images"
     if method.is_solved:
         work = "the head is solved for, nothing is trained by gradients"
     return [
@@ -40,6 +40,10 @@ def preview(config: Config, listed: Listing, device: str, precision: str) -> lis
         f"{shown(config.method.name)} on {shown(config.backbone.name)}, {device}, {precision}: "
         + ", ".join([work, *_rates(config)]),
     ]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _per_class(split: Labelled, classes: list[str]) -> str:
