@@ -105,9 +105,8 @@ def run(config: Config, track: Track = untracked, tell: Callable[[str], None] = 
             clock = machine.Clock("prepare_s")
             for line in preview(config, listing, machine.name(device), precision):
                 tell(line)
-            known = (
-                None if config.method.parts else trained.find(config, identity)
-            )  # parts do more than train
+            # Parts do more than train: a run with some is never taken from another.
+            known = None if config.method.parts else trained.find(config, identity)
             context = RunContext.of(config, listing, identity, device, precision, directory)
             with track(config, run_id, directory) as tracker:
                 record = _evaluate(context, *known) if known else _fine_tune(context, track, tracker, clock)

@@ -1,11 +1,13 @@
 """The table at the end of a sweep of Hydra's own; Hydra imports this at every start, so pandas waits."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from daft.sweep.jobs import ERROR, POINTER
 
@@ -18,7 +20,8 @@ class SweepSummary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note what an earlier sweep has left in the folder."""
-        self._before = _left_by_jobs(config)
+        with suppress(OmegaConfBaseException):  # a folder that cannot be composed: Hydra says so next
+            self._before = _left_by_jobs(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read the run that each job points at, exit with 1 if one failed; a staged sweep has its own."""

@@ -179,6 +179,7 @@ def train(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (["method.bn_mode=tran"], ["method.bn_mode", "'tran'", "'test'"]),
         (["sede=1"], ["sede", "seed"]),
         (["paths.runs=null"], ["paths.runs", "null"]),
+        (["-m", "paths.runs=null", "seed=0,1"], ["paths.runs", "null"]),
         (["paths=/tmp"], ["paths: has keys of its own", "paths.runs=…"]),
         (["dataset=folder", "dataset.root=/x(y)"], ["dataset.root=/x(y)", "with both quotes"]),
         (["dataset=pacs", "paths.data=/nowhere"], ["/nowhere/pacs/sketch", "dataset.train"]),
