@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 STUDIES := training_size conversion_batches rate_grid shift_family head_rate probe_solver
-TABLES := table2 table3 table4 table5 table5_onefactor table6 small small_resnet18
-OUT = results$(if $(filter small,$@),/small/efficientnet_lite0)$(if $(filter small_resnet18,$@),/small/resnet18_tin64)
+TABLES := table2 table3 table4 table5 table5_onefactor table6 small small_resnet18 strategies
+OUT = results
 # Variables that narrow a table's runs, as lists with commas: make table5 BACKBONES=swav SEEDS=0 LAUNCHER=workers
 narrow = $(if $(DATASETS),--datasets '$(DATASETS)') $(if $(BACKBONES),--backbones '$(BACKBONES)') $(if $(METHODS),--methods '$(METHODS)') $(if $(SEEDS),--seeds '$(SEEDS)')
 train = $(BIN)/python scripts/train.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
@@ -32,11 +32,16 @@ demo: setup
 # What Table 4 measures once the runs are there.
 table4: measure = $(BIN)/python scripts/robustness.py table4 || status=1;
 
+small: OUT = results/small/efficientnet_lite0
+small_resnet18: OUT = results/small/resnet18_tin64
+strategies: OUT = results/small
+strategies: draw = $(BIN)/python scripts/figures.py strategies --kind conversion --out $(OUT)/strategies.png || status=1;
+
 # What a table lacks is run, then the table is written, with gaps where runs failed; the exit code is the runs'.
 $(TABLES): setup
 	@sweeps=$$($(BIN)/python scripts/tables.py $@ --overrides $(narrow)) || exit 1; \
 	echo "$$sweeps" | xargs -L1 $(train); status=$$?; $(measure) \
-	$(BIN)/python scripts/tables.py $@ --out $(OUT) && exit $$status
+	$(BIN)/python scripts/tables.py $@ --out $(OUT) || exit 1; $(draw) exit $$status
 
 $(TABLES:=-plan): setup
 	@sweeps=$$($(BIN)/python scripts/tables.py $(@:-plan=) --overrides $(narrow)) || exit 1; \

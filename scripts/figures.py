@@ -5,10 +5,10 @@ python scripts/figures.py runs/demo --out demo.png             one dataset: accu
 python scripts/figures.py runs/sizes --kind training_size --out sizes.png
 python scripts/figures.py small --out figures --wandb          logged to Weights & Biases, too
 
-Kinds: overview, id_ood (accuracies), features, cosine, l2 (Figure 1), change (Figure 2), extremes (Figures 6
-to 9: measured from the weights, then kept beside the runs), rates (of each method), errors (confusion,
-calibration, accuracy by class, most confident mistakes); over a setting, where runs differ in it:
-training_size, conversion_batches, shift_family, rate_grid.
+Kinds: overview, id_ood (accuracies), conversion (what it does to methods with parts), features, cosine, l2
+(Figure 1), change (Figure 2), extremes (Figures 6 to 9: measured from the weights, then kept beside the
+runs), rates (of each method), errors (confusion, calibration, accuracy by class, most confident mistakes);
+over a setting, where runs differ in it: training_size, conversion_batches, shift_family, rate_grid.
 """
 
 from _door import cli

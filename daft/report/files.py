@@ -10,18 +10,24 @@ import pandas as pd
 from daft.common import progress
 from daft.common.errors import UserError, join_first
 from daft.common.files import write_atomically
-from daft.report import layouts, paper, tables
+from daft.report import costs, layouts, paper, tables
 from daft.runs import frames, records, results
 from daft.sweep import selection
 
 
 def write_table(table: paper.PaperTable, runs: Path, out: Path) -> str:
     """Write a table of the paper with the numbers of these runs in every layout; returns the Markdown."""
-    compared = paper.compare(table, frames.from_records(results.load(records.find_runs(runs))))
-    write_atomically(out / f"{table.name}.csv", compared.to_csv(index=False))
-    for suffix, render in layouts.RENDERERS.items():
-        write_atomically(out / f"{table.name}.{suffix}", render(table, compared))
-    return layouts.markdown(table, compared)
+    found = frames.from_records(results.load(records.find_runs(runs)))
+    compared = paper.compare(table, found)
+    texts = {suffix: render(table, compared) for suffix, render in layouts.RENDERERS.items()}
+    texts["csv"] = compared.to_csv(index=False)
+    if table.costs:
+        spent = costs.compare(table, found)
+        write_atomically(out / f"{table.name}_costs.csv", spent.to_csv(index=False))
+        texts["md"] += f"\n{costs.markdown(table, spent)}"
+    for suffix, text in texts.items():
+        write_atomically(out / f"{table.name}.{suffix}", text)
+    return texts["md"]
 
 
 def write_folder(folder: Path, out: Path, over: str | None = None, only: Sequence[str] = ()) -> str:

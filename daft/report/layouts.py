@@ -12,6 +12,7 @@ from daft.common.numbers import fixed
 from daft.config.parts import target_mark
 from daft.report.paper import KEYS, PaperTable
 from daft.report.tables import EDGES, format_head_rate, in_markdown, pipe_table
+from daft.runs.frames import is_target_bn
 
 LEGEND = (
     "Each cell: ours, mean ± sample standard deviation (ddof = 1) over seeds; then the paper's; then the "
@@ -56,7 +57,13 @@ def _grid(
 def _in_words(row: "pd.Series[Any]", digits: int) -> tuple[str, str, str]:
     """Ours, the paper's and the difference, in points and in standard deviations."""
     if row["missing"]:
-        ours = "diverged" if row["diverged"] else "missing"
+        ours = (
+            "diverged"
+            if row["diverged"]
+            else "-"
+            if not is_evaluated(row["method"], row["split"])
+            else "missing"
+        )
     else:
         spread = "" if pd.isna(row["std"]) else f" ± {fixed(row['std'], digits)}"
         marks = ("*" if any(row[edge] for edge in EDGES) else "") + ("†" if row["lacking"] else "")
@@ -67,6 +74,11 @@ def _in_words(row: "pd.Series[Any]", digits: int) -> tuple[str, str, str]:
         if pd.notna(row["difference_in_std"]):
             difference += f" ({_signed(row['difference_in_std'], 1)} s)"
     return ours, "" if pd.isna(row["paper"]) else fixed(row["paper"], digits), difference
+
+
+def is_evaluated(method: str, split: str) -> bool:
+    """Whether runs of a method are evaluated on a split: only some with the BN statistics of its batches."""
+    return not is_target_bn(split) or "test_time" in method.split("+")
 
 
 def _signed(value: float, digits: int) -> str:

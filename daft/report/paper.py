@@ -99,6 +99,8 @@ class PaperTable:
     """table that this one averages"""
     sweep: str = "paper"
     """option of conf/sweep that the cells are run with"""
+    costs: bool = False
+    """whether a second table says what each method costs: distortion, time, images seen"""
     notes: list[str] = field(default_factory=list)
 
     def source(self) -> "PaperTable":

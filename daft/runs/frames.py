@@ -21,7 +21,8 @@ def from_directories(directories: Iterable[Path]) -> pd.DataFrame:
 
 def from_records(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """A row per record: run, status, best_epoch, measure, inputs (what identifies images and weights), probe
-    (what the LP run that it starts from was selected by), and config.*, split/metric and time.* columns.
+    (what the LP run that it starts from was selected by), and config.*, split/metric, time.* and seen.*
+    (images that training took in) columns.
     """
     rows = []
     for record in records:
@@ -36,6 +37,7 @@ def from_records(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
                 **settings(record["config"]),
                 **_metrics(record),
                 **{f"time.{key}": value for key, value in record["time"].items()},
+                **{f"seen.{kind}": images for kind, images in record.get("images_seen", {}).items()},
             }
         )
     return pd.DataFrame(rows)

@@ -532,3 +532,25 @@ def test_dollars_in_names_are_no_formulas_and_formulas_stay_formulas():
         assert f">{name}" in shown
     assert r"\eta" not in shown
     assert r"\widetilde" not in shown
+
+
+def test_arrows_go_to_the_same_strategy_with_conversion_and_take_bn_at_test_time_where_asked_for():
+    loaded = []
+    for number, (method, parts) in enumerate(
+        [("lp", {}), ("ft", {}), ("ft_bnc", {}), ("ft", {"test_time": "bn"}), ("ft_bnc", {"test_time": "bn"})]
+    ):
+        record = run(f"a{number}", method, accuracy=80.0 + number)
+        record["config"]["method"]["parts"] = parts
+        if parts:
+            record["metrics"] |= {"ood (target BN)/accuracy": 10.0 + number}
+        loaded.append(record)
+    (picture,) = gallery.named("conversion", gallery.of_runs(loaded))
+    (axes,) = picture.draw().axes
+    arrows = {(tuple(a.xyann), tuple(a.xy)) for a in axes.texts if a.arrowprops}
+    assert arrows == {((81.0, 51.0), (82.0, 52.0)), ((83.0, 13.0), (84.0, 14.0))}
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["FT", "test_time", "LP"]
+
+
+def test_without_parts_there_are_no_arrows():
+    loaded = [run("a0", "ft"), run("a1", "ft_bnc")]
+    assert not gallery.named("conversion", gallery.of_runs(loaded))

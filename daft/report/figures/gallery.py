@@ -11,7 +11,17 @@ from matplotlib.figure import Figure
 from daft.common import progress
 from daft.common.errors import UserError
 from daft.report import tables
-from daft.report.figures import accuracy, change, errors, extremes, features, mistaken, sensitivity, style
+from daft.report.figures import (
+    accuracy,
+    change,
+    conversion,
+    errors,
+    extremes,
+    features,
+    mistaken,
+    sensitivity,
+    style,
+)
 from daft.report.methods import in_order, shown_in
 from daft.runs import frames, mistakes, similarity
 from daft.sweep import selection
@@ -44,6 +54,7 @@ SENSITIVITY = {
 KINDS = (
     "overview",
     "id_ood",
+    "conversion",
     "features",
     "cosine",
     "l2",
@@ -72,6 +83,9 @@ def of_runs(loaded: Sequence[dict[str, Any]], methods: Sequence[str] = ()) -> li
     found = [Picture("overview", "Accuracy and feature distortion", partial(accuracy.overview, chosen, kept))]
     if frames.score(chosen, "ood").notna().any():
         found.append(Picture("id_ood", "OOD over ID accuracy", partial(accuracy.id_against_ood, chosen)))
+    if any("+" in name for name in conversion.pairs([*chosen[frames.METHOD].unique()])):
+        draw = partial(conversion.arrows, chosen)
+        found.append(Picture("conversion", "What BN conversion does to each strategy", draw))
     found += _distortion(kept, methods)
     for method in in_order(chosen[frames.METHOD]):
         best = chosen[chosen[frames.METHOD] == method]

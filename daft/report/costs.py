@@ -1,0 +1,84 @@
+"""What the methods of a table cost beside their accuracies: distortion, time, and images seen."""
+
+import pandas as pd
+
+from daft.common.numbers import fixed
+from daft.config.parts import target_mark
+from daft.report import tables
+from daft.report.paper import PaperTable
+from daft.runs import frames
+from daft.sweep import selection
+
+REFERENCE = "ft"
+"""The method whose time is the unit."""
+
+DISTORTION = ("id/cosine", "id/l2")
+
+LEGEND = (
+    "Cosine and L2 compare the features of ID images before and after training, mean ± sample standard "
+    "deviation (ddof = 1) over n seeds. Time is that of training, the median of a cell's runs as a multiple "
+    "of FT's. Images are those that training took in, each as often as it did; a linear probe is solved and "
+    "takes in none."
+)
+
+
+def compare(table: PaperTable, runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell of the table that has usable runs, in its order: n, ID distortion, time, images seen.
+
+    time: the median over the cell's runs as a multiple of FT's on the same dataset and backbone; NaN without
+    those. labelled, unlabelled: images that training took in, in one run.
+    """
+    if runs.empty:
+        return runs
+    kept, _ = selection.usable(runs[table.members(runs)])
+    chosen = dict(iter(selection.select(kept).groupby(frames.CELL)))
+    medians = kept.groupby(frames.CELL)["time.train_s"].median()
+    rows = []
+    for key in table.cells():
+        if (cell := chosen.get(tuple(key))) is None:
+            continue
+        row = {**key._asdict(), "n": len(cell)}
+        for metric in DISTORTION:
+            values = cell.reindex(columns=[metric])[metric].astype(float)
+            row |= {metric: values.mean(), f"{metric} std": values.std(ddof=1)}
+        row["time"] = medians[tuple(key)] / medians.get(tuple(key._replace(method=REFERENCE)), float("nan"))
+        seen = cell.reindex(columns=["seen.labelled", "seen.unlabelled"]).mean()
+        rows.append(row | {"labelled": seen.iloc[0], "unlabelled": seen.iloc[1]})
+    return pd.DataFrame(rows)
+
+
+def markdown(table: PaperTable, found: pd.DataFrame) -> str:
+    """The costs as a Markdown table, with its legend."""
+    rows = []
+    for row in found.to_dict("records"):
+        network = table.backbones.get(row["backbone"])
+        where = [table.datasets[row["dataset"]].title, network.title if network else row["backbone"]]
+        rows.append(
+            [*where, table.methods[row["method"]].title + target_mark(row["method"]), str(row["n"])]
+            + [_mean_std(row, metric, digits) for metric, digits in zip(DISTORTION, (3, 2), strict=True)]
+            + ["-" if pd.isna(row["time"]) else f"{fixed(row['time'])} ×"]
+            + [
+                "-" if pd.isna(row[images]) else f"{row[images]:,.0f}"
+                for images in ("labelled", "unlabelled")
+            ]
+        )
+    columns = [
+        "dataset",
+        "model",
+        "method",
+        "n",
+        "ID cosine",
+        "ID L2",
+        "time",
+        "labelled images",
+        "unlabelled images",
+    ]
+    shown = pd.DataFrame(rows, columns=columns).map(tables.in_markdown)
+    return f"{tables.pipe_table(shown, texts=3)}\n\n{LEGEND}\n"
+
+
+def _mean_std(row: dict[str, float], metric: str, digits: int) -> str:
+    if pd.isna(row[metric]):
+        return "-"
+    spread = "" if pd.isna(row[f"{metric} std"]) else f" ± {fixed(row[f'{metric} std'], digits)}"
+    return fixed(row[metric], digits) + spread
