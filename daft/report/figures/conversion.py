@@ -57,7 +57,8 @@ def arrows(runs: pd.DataFrame) -> Figure:
         axes.plot(*start, "o", markerfacecolor="white", markersize=7, **looks[name])
         axes.plot(*end, "o", markersize=7, label=_strategy(name), **looks[name])
     for name in alone:
-        axes.plot(*points[name], linestyle="none", markersize=8, label=style.label(name), **style.mark(name))
+        look = style.mark(name) | {"color": style.FAINT}  # the colours are the arrows'
+        axes.plot(*points[name], linestyle="none", markersize=8, label=style.label(name), **look)
     axes.set_xlabel(f"ID {style.metric_label(runs)} (%)")
     axes.set_ylabel(f"mean OOD {style.metric_label(runs)} (%)")
     axes.grid()
