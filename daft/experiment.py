@@ -189,6 +189,12 @@ class RunContext:
         holdout = self.config.training.selection == "holdout"
         return self.images.evaluation["holdout" if holdout else "id"]
 
+    @property
+    def selection_title(self) -> str:
+        """How lines of progress call the metric on these images."""
+        name = {"id": "ID"}.get(self.selection.name, self.selection.name)
+        return f"{name} mIoU" if self.task.metric == "miou" else name
+
     @cached_property
     def parts(self) -> list[Part]:
         """What is added to the method."""
@@ -435,6 +441,7 @@ def _fit(context: RunContext, prepared: Prepared, tracker: Tracker | None) -> Tr
         set_train_mode=lambda _: preparation.set_train_mode(prepared.model, method),
         evaluate=lambda _: task.score(prepared.model, context.selection, context.autocast),
         metric=task.metric,
+        metric_title=context.selection_title,
         compute_loss=loss,
         before_epoch=before_epoch,
         before_step=loss.before_step,

@@ -239,8 +239,8 @@ def divergence(record: dict[str, Any]) -> str:
     epoch, method = lost[0]["epoch"], record["config"]["method"]
     head, fitting = method["lr_head"], (record.get("head_rate") or {}).get("rate")
     absolute = head * fitting if head and fitting and method.get("lr_head_unit") else head
-    too_large = "lr_backbone"
-    if method["lr_backbone"] is None or (absolute and fitting and absolute > fitting):
+    too_large, backbone = "lr_backbone", method["lr_backbone"]
+    if backbone is None or (absolute and fitting and absolute > max(fitting, backbone)):
         too_large = "lr_head"  # past what the features bear
     rates = ", ".join(_rate_labels(method))
     smaller = f"{method[too_large] / 10:g}"
@@ -300,7 +300,7 @@ def run_table(runs: pd.DataFrame, *, target_bn: bool = False) -> Table:
         table.add_column(title, justify="right")
     for _, run in runs.iterrows():
         name = str(run[METHOD])
-        cells = [name + target_mark(name), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
+        cells = [name + target_mark(name), *(_setting(run[c]) for c in varying)]
         if run["status"] == "finished":
             cells += ["-" if pd.isna(run[c]) else fixed(run[c]) for c in columns]
             distance = run.get("id/l2")
@@ -309,6 +309,10 @@ def run_table(runs: pd.DataFrame, *, target_bn: bool = False) -> Table:
             cells.append(str(run["status"]))
         table.add_row(*cells)
     return table
+
+
+def _setting(value: Any) -> str:
+    return "-" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
 def class_table(record: dict[str, Any]) -> Table | None:

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 
+from daft.common.numbers import fixed
 from daft.config.schema import selected_on
 from daft.report.methods import describe
 from daft.report.tables import format_head_rate, in_markdown, pipe_table
@@ -137,14 +138,14 @@ def _numbers(run: LoadedRun) -> str:
     rows: list[list[str]] = []
     for split, count in record["data"].get("images", {}).items():
         kind = {"train": "training", "id": "in distribution", "holdout": "held out of training"}
-        value = f"{values[split]:.2f}" if split in values else "-"
+        value = fixed(values[split]) if split in values else "-"
         name = kind.get(split, "out of distribution")
         rows.append([in_markdown(split), name, f"`{prints.get(split, '')[:12]}`", f"{count:,}", value])
     header = ["split", "what it is", "fingerprint", "n images", f"{_metric(run)} %"]
     table = pipe_table(pd.DataFrame(rows, columns=header), texts=3)
     mean = record["metrics"].get(f"ood/{'miou' if run.segments else 'accuracy'}")
     of = (
-        f"Mean over the OOD sets ({in_markdown(', '.join(means))}): {mean:.2f} %. "
+        f"Mean over the OOD sets ({in_markdown(', '.join(means))}): {fixed(mean)} %. "
         if mean is not None
         else ""
     )

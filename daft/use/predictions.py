@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from daft.common.files import write_atomically
-from daft.report.figures import sheets, style
+from daft.common.numbers import fixed
+from daft.report.figures import confusion, sheets, style
+from daft.training.predictions import balanced_accuracy
 from daft.use.listing import Listed
 from daft.use.loaded import LoadedRun
-
-WRITTEN_CLASSES = 25
-"""Up to which the cells of a confusion matrix are written into its picture."""
 
 Row = list[str | float]
 
@@ -101,14 +98,13 @@ class Score:
     """that are there"""
 
 
-def score(confusion: Tensor) -> Score | None:
+def score(counts: Tensor) -> Score | None:
     """Of a confusion matrix; None if it is empty."""
-    images, right = int(confusion.sum()), confusion.diagonal()
+    images, right = int(counts.sum()), counts.diagonal()
     if not images:
         return None
-    of_class = confusion.sum(1)
-    recalls = right[of_class > 0].double() / of_class[of_class > 0]
-    return Score(images, 100 * int(right.sum()) / images, 100 * float(recalls.mean()), len(recalls))
+    there = int((counts.sum(1) > 0).sum())
+    return Score(images, 100 * int(right.sum()) / images, balanced_accuracy(counts), there)
 
 
 def write(predicted: Predicted, out: Path) -> list[Path]:
@@ -119,7 +115,7 @@ def write(predicted: Predicted, out: Path) -> list[Path]:
     table, picture = (out.with_name(f"{out.stem}-confusion.{kind}") for kind in ("csv", "png"))
     rows = [[n, *counts] for n, counts in zip(predicted.classes, predicted.confusion.tolist(), strict=True)]
     _write_csv(table, [["label", *predicted.classes], *rows])
-    style.save(confusion_figure(predicted.confusion.numpy(), predicted.classes), picture)
+    style.save(confusion.figure(predicted.confusion, predicted.classes), picture)
     return [out, table, picture]
 
 
@@ -129,37 +125,14 @@ def _write_csv(file: Path, rows: Sequence[Sequence[object]]) -> None:
     write_atomically(file, text.getvalue().encode("utf-8", "surrogateescape"))  # names may be no UTF-8
 
 
-def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Shares of each class (rows) by predicted class; with few classes counts are written in."""
-    side = min(max(3.5, 1.5 + 0.35 * len(classes)), 12)
-    figure, panels = style.canvas(1, 1, side, side + 0.8)
-    panel, of_class = panels[0, 0], confusion.sum(1, keepdims=True)
-    shares = confusion / np.maximum(of_class, 1)
-    shown_shares = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(shown_shares, ax=panel, label="share of the images of a class", shrink=0.8)
-    every = max(1, len(classes) // 40)
-    panel.set_xticks(range(0, len(classes), every), classes[::every], rotation=90)
-    panel.set_yticks(range(0, len(classes), every), classes[::every])
-    panel.set(xlabel="predicted", ylabel="class")
-    if len(classes) <= WRITTEN_CLASSES:
-        for (row, column), count in np.ndenumerate(confusion):
-            if count:
-                ink = "white" if shares[row, column] > 0.5 else style.INK
-                panel.text(column, row, f"{count:,}", ha="center", va="center", color=ink, fontsize=7)
-    found = score(torch.from_numpy(confusion))
-    assert found is not None
-    style.note(figure, f"n = {found.images:,} images, accuracy {found.accuracy:.2f} %")
-    return figure
-
-
 def write_and_tell(predicted: Predicted, out: Path) -> list[str]:
     """Write the predictions; what was written, and how right they are where classes are known, in lines."""
     files = write(predicted, out)
     lines = [f"{len(predicted.rows):,} of {len(predicted.listed):,} image(s) in {', '.join(map(str, files))}"]
     if found := score(predicted.confusion):
         lines.append(
-            f"{found.images:,} images of {found.classes} class(es): accuracy {found.accuracy:.2f} %, "
-            f"balanced accuracy {found.balanced_accuracy:.2f} %"
+            f"{found.images:,} images of {found.classes} class(es): accuracy {fixed(found.accuracy)} %, "
+            f"balanced accuracy {fixed(found.balanced_accuracy)} %"
         )
     return lines
 

@@ -160,10 +160,3 @@ def test_the_score_of_classes_that_are_there():
     confusion = torch.tensor([[3, 1, 0], [0, 0, 0], [2, 0, 2]])
     assert predictions.score(confusion) == predictions.Score(8, 62.5, 62.5, 2)
     assert predictions.score(torch.tensor([[9, 0], [1, 0]])) == predictions.Score(10, 90.0, 50.0, 2)
-
-
-def test_the_confusion_of_many_classes_can_be_drawn():
-    names = [f"class {number}" for number in range(200)]
-    figure = predictions.confusion_figure(np.eye(200, dtype=np.int64), names)
-    assert len(figure.axes[0].get_xticks()) == 40
-    assert not figure.axes[0].texts
