@@ -296,6 +296,9 @@ def test_a_sweep_ends_with_one_table_of_all_its_runs(folders, tmp_path):
     told = ["-m", *TINY, "method=lp,daft", "seed=0,1", *few, *folders]
     code, output, errors = Forked(tmp_path / "printed", *told).end()
     assert code == 0, errors
+    said = errors.splitlines()
+    assert sum(line.startswith("shapes: 10 classes") for line in said) == 1  # of four runs
+    assert sum(line.startswith("  on cpu") for line in said) == 1
     summary = output[output.index("Sweep") :]
     rows = [line.split("│")[1].strip() for line in summary.splitlines() if line.startswith("│")]
     assert rows == ["lp", "lp", "daft", "daft"]
