@@ -70,14 +70,18 @@ def render_page(loaded: Sequence[dict[str, Any]], title: str, folder: Path | Non
 def _cells(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], folder: Path | None, anchor: str) -> str:
     """The table and figures of one dataset and backbone, whose section has this anchor."""
     metrics = [*frames.with_balanced(frames.accuracy_columns(runs), runs.columns), "id/l2"]
-    summary = tables.summary(tables.aggregate(selection.select(runs), runs), metrics, _title)
+    long = tables.aggregate(selection.select(runs), runs)
+    summary = tables.summary(long, metrics, _title)
     note = "Mean ± sample standard deviation (ddof = 1) over n seeds; * at the edge of the grid."
     pictures = gallery.of_runs(loaded) + gallery.of_grids(loaded, whole=True)
     if folder:
         chosen = gallery.selected(loaded)
         pictures += gallery.of_extremes(chosen, folder) + gallery.of_errors(chosen, folder)
     drawn = _figures(_picture(picture, anchor) for picture in pictures)
-    return f'{_html_table(summary)}<p class="notes">{note}</p>\n{drawn}'
+    by_class = "".join(
+        f'<p class="notes">{escape(of)}</p>{_html_table(found)}' for found, of in tables.classes(long)
+    )
+    return f'{_html_table(summary)}<p class="notes">{note}</p>\n{by_class}{drawn}'
 
 
 def _title(method: str) -> str:
