@@ -314,10 +314,11 @@ def test_every_method_runs_and_lp_ft_starts_from_lps_decoder(tiny, tmp_path):
     table = tables.aggregate(selection.select(frame), frame)
     ((by_class, note),) = tables.classes(table)
     assert "mIoU is the mean of these" in note
+    record = runs["lp"].record
     assert by_class["class"].tolist() == record["data"]["classes"]
     found = [float(value) for value in by_class["lp"] if value != "-"]
     # Each is rounded to 0.01.
-    assert np.mean(found) == pytest.approx(runs["lp"].record["metrics"]["id/miou"], abs=0.005)
+    assert np.mean(found) == pytest.approx(record["metrics"]["id/miou"], abs=0.005)
     shown = tables.class_table(record)
     assert shown is not None
     assert [column.header for column in shown.columns] == ["class", "ID IoU %", "painting IoU %"]
