@@ -20,7 +20,7 @@ from daft.sweep import selection
 
 STYLE = """
 nav { display: flex; flex-wrap: wrap; gap: 0 1rem; }
-.figures { display: grid; gap: 1rem; }
+.figures { display: grid; gap: 1rem; margin-top: 1rem; }
 .figures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 32rem), 1fr)); align-items: start; }
 figure { margin: 0; } figure img { width: 100%; height: auto; max-width: 53rem; background: #fff; }
 figure .close { display: none; }
@@ -78,8 +78,10 @@ def _cells(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], folder: Path | 
         chosen = gallery.selected(loaded)
         pictures += gallery.of_extremes(chosen, folder) + gallery.of_errors(chosen, folder)
     drawn = _figures(_picture(picture, anchor) for picture in pictures)
+    titles = {method: _title(method) for method in long["method"]}
     by_class = "".join(
-        f'<p class="notes">{escape(of)}</p>{_html_table(found)}' for found, of in tables.classes(long)
+        f'<p class="notes">{escape(of)}</p>{_html_table(found.rename(columns=titles))}'
+        for found, of in tables.classes(long)
     )
     return f'{_html_table(summary)}<p class="notes">{note}</p>\n{by_class}{drawn}'
 
