@@ -143,8 +143,10 @@ def markdown(rows: pd.DataFrame, protocol: Protocol) -> str:
         ):
             gains = features == DIFFERENCE
             numbers = of_one.set_index("split").loc[splits]
-            signs = "+" if gains else "-"
-            shown = (f"{fixed(mean, sign=signs)} ± {fixed(half)}" for mean, half in _intervals(numbers))
+            shown = (
+                f"{'+' if gains and mean >= 0 else ''}{fixed(mean)} ± {fixed(half)}"
+                for mean, half in _intervals(numbers)
+            )
             found.append([f"{tables.in_markdown(str(network))}{' − pretrained' if gains else ''}", *shown])
         columns = ["features", *(f"{tables.in_markdown(tables.split_name(split))} %" for split in splits)]
         title = f"{dataset}, {backbone}: {protocol.ways}-way {shots}-shot accuracy"
