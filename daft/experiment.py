@@ -37,7 +37,7 @@ from daft.networks.stages import stages
 from daft.runs import machine, measured, mistakes, records, trained
 from daft.runs.identity import pretrained_key, run_identity
 from daft.runs.measured import Measured
-from daft.runs.preview import preview
+from daft.runs.preview import Preview, preview
 from daft.runs.reopened import FinishedRun
 from daft.training import distortion, evaluation, loop, tasks
 from daft.training.checkpoints import TrainingState
@@ -76,14 +76,14 @@ def untracked(config: Config, run_id: str, directory: Path) -> AbstractContextMa
     return nullcontext()
 
 
-def nothing(line: str) -> None:
+def nothing(found: Preview) -> None:
     """Say nothing."""
 
 
-def run(config: Config, track: Track = untracked, tell: Callable[[str], None] = nothing) -> RunResult:
+def run(config: Config, track: Track = untracked, tell: Callable[[Preview], None] = nothing) -> RunResult:
     """Fine-tune by one method, evaluate on ID and OOD images, record; a finished run is not repeated.
 
-    tell: called with the lines that say what was found, before a run is computed.
+    tell: called with what was found, before a run is computed.
     Raises UserError for inputs that are absent or do not fit together, and BusyError if another process is
     at the same run.
     """
@@ -103,8 +103,7 @@ def run(config: Config, track: Track = untracked, tell: Callable[[str], None] = 
             return RunResult(directory, record, fresh=False)
         with _failure_noted(directory):
             clock = machine.Clock("prepare_s")
-            for line in preview(config, listing, machine.name(device), precision):
-                tell(line)
+            tell(preview(config, listing, machine.name(device), precision))
             # Parts do more than train: a run with some is never taken from another.
             known = None if config.method.parts else trained.find(config, identity)
             context = RunContext.of(config, listing, identity, device, precision, directory)
@@ -188,6 +187,12 @@ class RunContext:
         """The images by which epochs, and a probe's C, are selected; never OOD ones."""
         holdout = self.config.training.selection == "holdout"
         return self.images.evaluation["holdout" if holdout else "id"]
+
+    @property
+    def selection_title(self) -> str:
+        """How lines of progress call the metric on these images."""
+        name = {"id": "ID"}.get(self.selection.name, self.selection.name)
+        return f"{name} mIoU" if self.task.metric == "miou" else name
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -435,6 +440,7 @@ def _fit(context: RunContext, prepared: Prepared, tracker: Tracker | None) -> Tr
         set_train_mode=lambda _: preparation.set_train_mode(prepared.model, method),
         evaluate=lambda _: task.score(prepared.model, context.selection, context.autocast),
         metric=task.metric,
+        metric_title=context.selection_title,
         compute_loss=loss,
         before_epoch=before_epoch,
         before_step=loss.before_step,

@@ -5,8 +5,8 @@ python scripts/predict.py RUN 'photos/**/*.jpg' more.png list.csv --out predicti
 
 Images are files, folders, globs, and tables of path (and label). Where folders, or the table, name classes of
 the run, accuracy, balanced accuracy and the confusion matrix are computed too. A run of segmentation writes
-masks to the folder predictions-masks/. Images that cannot be read are listed at the end; the exit code is
-then 1, and nothing else is lost.
+masks to the folder predictions-masks/. After an interruption the same command goes on. Images that cannot be
+read are listed at the end; the exit code is then 1, and nothing else is lost.
 """
 
 import sys
@@ -30,7 +30,7 @@ def main() -> int:
     import torch
 
     from daft.common import devices
-    from daft.use import listing, loaded, predictions
+    from daft.use import listing, loaded, partial, predictions
 
     device = devices.find(args.device, "--device")
     if args.threads:
@@ -41,16 +41,19 @@ def main() -> int:
         parser.error("--all: a run of segmentation has the share of every class anyway")
     listed = listing.find(args.images, run.classes)
     options = {"batch_size": args.batch_size, "threads": args.threads}
+    kept = partial.Partial(args.out)
     try:
         if run.segments:
             masks = args.out.with_name(f"{args.out.stem}-masks")
-            predicted = predictions.segment(run, listed, masks, **options)
+            predicted = predictions.segment(run, listed, masks, kept, **options)
         else:
-            predicted = predictions.predict(run, listed, every_class=args.all, **options)
+            predicted = predictions.predict(run, listed, kept, every_class=args.all, **options)
     except KeyboardInterrupt:
-        print(f"interrupted; {args.out} is not written", file=sys.stderr)
+        done = f"{kept.done:,} of {len(listed):,} image(s) are done"
+        print(f"interrupted; {done}, and the same command goes on", file=sys.stderr)
         return 130
     print(*predictions.write_and_tell(predicted, args.out), sep="\n")
+    kept.remove()
     if predicted.failures:
         print(*predictions.failures(predicted), sep="\n", file=sys.stderr)
     return 1 if predicted.failures else 0

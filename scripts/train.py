@@ -14,6 +14,8 @@ from daft.config import options
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from daft.runs.preview import Preview
+
 
 DIVERGED = 3
 """Exit code of a single run that has diverged."""
@@ -40,7 +42,8 @@ def train(cfg: "DictConfig") -> str:
         from daft.tracking.mirror import Tracker
 
         single = job.mode != RunMode.MULTIRUN
-        run = experiment.run(config, Tracker, progress.note if single else experiment.nothing)
+        told = partial(tell, sweep=None if single else Path(job.sweep.dir))
+        run = experiment.run(config, Tracker, told)
     except Exception as error:
         line = cli.mistake(error)
         if FULL_ERROR or line is None:
@@ -63,6 +66,21 @@ def train(cfg: "DictConfig") -> str:
         if run.record["status"] == "diverged":
             sys.exit(DIVERGED)  # as SystemExit it passes Hydra
     return str(run.directory.resolve())
+
+
+def tell(found: "Preview", sweep: Path | None) -> None:
+    """Say what was found; in a sweep once for all runs on the same images, in whichever process they are."""
+    from daft.common import files, progress
+
+    lines = found.of_sweep if sweep else found.of_run
+    if sweep:
+        try:
+            sweep.mkdir(parents=True, exist_ok=True)
+            (sweep / f"found-{files.digest(lines)}.txt").touch(exist_ok=False)
+        except FileExistsError:
+            return
+    for line in lines:
+        progress.note(line)
 
 
 def leave_out(folder: Path, overrides: str, line: str) -> str:

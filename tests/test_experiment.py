@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from daft import experiment
 from daft.common.errors import ConfigError, UserError
+from daft.common.numbers import fixed
 from daft.data import datasets
 from daft.networks import backbones
 from daft.report import tables
@@ -218,9 +219,11 @@ def test_of_a_run_that_diverges_late_the_best_epoch_before_counts_on_request(tin
     assert [row["selection/accuracy"] for row in kept["history"]] == [*scores[:2], None]
 
 
-def test_holdout_selection_never_looks_at_the_id_evaluation_set(tiny):
+def test_holdout_selection_never_looks_at_the_id_evaluation_set(tiny, capfd):
     holdout = ["method=ft", "training.selection=holdout"]
     record = experiment.run(tiny(*holdout, "dataset.train.images=200")).record
+    told = capfd.readouterr().err
+    assert f"holdout {fixed(record['history'][0]['selection/accuracy'])} %, rate" in told
     assert record["config"]["training"]["selection"] == "holdout"
     images = record["data"]["images"]
     assert (images["train"], images["holdout"]) == (180, 20)  # every tenth of 20 images in 10 classes
@@ -293,6 +296,9 @@ def test_a_sweep_ends_with_one_table_of_all_its_runs(folders, tmp_path):
     told = ["-m", *TINY, "method=lp,daft", "seed=0,1", *few, *folders]
     code, output, errors = Forked(tmp_path / "printed", *told).end()
     assert code == 0, errors
+    said = errors.splitlines()
+    assert sum(line.startswith("shapes: 10 classes") for line in said) == 1  # of four runs
+    assert sum(line.startswith("  on cpu") for line in said) == 1
     summary = output[output.index("Sweep") :]
     rows = [line.split("│")[1].strip() for line in summary.splitlines() if line.startswith("│")]
     assert rows == ["lp", "lp", "daft", "daft"]

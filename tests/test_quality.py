@@ -1,5 +1,6 @@
 """Claims about the code itself: lint, format and types are clean; the repository speaks of itself alone."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +34,19 @@ def test_constraints_name_versions_and_no_place_to_fetch_them_from():
 def test_the_loop_is_short():
     """The house rule: the file of the training loop has at most 300 lines."""
     assert len((ROOT / "daft" / "training" / "loop.py").read_text().splitlines()) <= 300
+
+
+SAID_ELSEWHERE = [
+    (r":\.[1-9]f\} ?%", "numbers.py"),  # of percents by `fixed`, which alone decides the last digit
+    (r"console\.print\(f?\"", "progress.py"),  # by `note` and `say`, which break no path across lines
+]
+
+
+@pytest.mark.parametrize(("pattern", "home"), SAID_ELSEWHERE)
+def test_what_is_said_is_rounded_and_wrapped_in_one_place(pattern: str, home: str):
+    files = [
+        file for folder in ("daft", "scripts", "hydra_plugins") for file in (ROOT / folder).rglob("*.py")
+    ]
+    assert len(files) > 100
+    found = [str(file) for file in files if file.name != home and re.search(pattern, file.read_text())]
+    assert found == []

@@ -193,7 +193,7 @@ def _state_space(name: str, files: list[FileConfig], root: Path) -> None:
     needed = disk.required_bytes(files, root)
     disk.require_free(needed, root)
     if needed:
-        progress.console.print(f"{name}: {needed / GB:,.1f} GB of disk needed below {root}")
+        progress.note(f"{name}: {needed / GB:,.1f} GB of disk needed below {root}")
 
 
 def _bring(
@@ -212,7 +212,7 @@ def _bring(
             entry = {**asdict(found), "url": address, "root": str(root.absolute()), "time": time.time()}
             manifest.note(file.path, entry | {"finished": False})
             if file.checksum is None:
-                progress.console.print(f"{file.path}: {found.checksum} (none is published: pin this one)")
+                progress.note(f"{file.path}: {found.checksum} (none is published: pin this one)")
         if file.unpack is not None:
             archives.unpack(file, root)
             if kept_side:

@@ -13,6 +13,7 @@ import torch
 from daft.common import progress
 from daft.common.errors import UserError
 from daft.common.files import digest, write_atomically
+from daft.common.numbers import fixed
 from daft.config.check import to_dict
 from daft.config.options import options
 from daft.config.schema import Config
@@ -92,7 +93,9 @@ def _gains(accuracy: dict[str, Any], protocol: Protocol) -> str:
         shots: [accuracy[str(shots)][key]["mean"] for key in (PRETRAINED, TRAINED)]
         for shots in protocol.shots
     }
-    return ", ".join(f"{shots}-shot {before:.2f} → {after:.2f} %" for shots, (before, after) in means.items())
+    return ", ".join(
+        f"{shots}-shot {fixed(before)} → {fixed(after)} %" for shots, (before, after) in means.items()
+    )
 
 
 def table(measured: Sequence[Measured], protocol: Protocol) -> pd.DataFrame:
@@ -140,7 +143,10 @@ def markdown(rows: pd.DataFrame, protocol: Protocol) -> str:
         ):
             gains = features == DIFFERENCE
             numbers = of_one.set_index("split").loc[splits]
-            shown = (f"{mean:{'+' if gains else ''}.2f} ± {half:.2f}" for mean, half in _intervals(numbers))
+            shown = (
+                f"{'+' if gains and mean >= 0 else ''}{fixed(mean)} ± {fixed(half)}"
+                for mean, half in _intervals(numbers)
+            )
             found.append([f"{tables.in_markdown(str(network))}{' − pretrained' if gains else ''}", *shown])
         columns = ["features", *(f"{tables.in_markdown(tables.split_name(split))} %" for split in splits)]
         title = f"{dataset}, {backbone}: {protocol.ways}-way {shots}-shot accuracy"

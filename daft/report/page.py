@@ -20,7 +20,7 @@ from daft.sweep import selection
 
 STYLE = """
 nav { display: flex; flex-wrap: wrap; gap: 0 1rem; }
-.figures { display: grid; gap: 1rem; }
+.figures { display: grid; gap: 1rem; margin-top: 1rem; }
 .figures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 32rem), 1fr)); align-items: start; }
 figure { margin: 0; } figure img { width: 100%; height: auto; max-width: 53rem; background: #fff; }
 figure .close { display: none; }
@@ -70,14 +70,20 @@ def render_page(loaded: Sequence[dict[str, Any]], title: str, folder: Path | Non
 def _cells(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], folder: Path | None, anchor: str) -> str:
     """The table and figures of one dataset and backbone, whose section has this anchor."""
     metrics = [*frames.with_balanced(frames.accuracy_columns(runs), runs.columns), "id/l2"]
-    summary = tables.summary(tables.aggregate(selection.select(runs), runs), metrics, _title)
+    long = tables.aggregate(selection.select(runs), runs)
+    summary = tables.summary(long, metrics, _title)
     note = "Mean ± sample standard deviation (ddof = 1) over n seeds; * at the edge of the grid."
     pictures = gallery.of_runs(loaded) + gallery.of_grids(loaded, whole=True)
     if folder:
         chosen = gallery.selected(loaded)
         pictures += gallery.of_extremes(chosen, folder) + gallery.of_errors(chosen, folder)
     drawn = _figures(_picture(picture, anchor) for picture in pictures)
-    return f'{_html_table(summary)}<p class="notes">{note}</p>\n{drawn}'
+    titles = {method: _title(method) for method in long["method"]}
+    by_class = "".join(
+        f'<p class="notes">{escape(of)}</p>{_html_table(found.rename(columns=titles))}'
+        for found, of in tables.classes(long)
+    )
+    return f'{_html_table(summary)}<p class="notes">{note}</p>\n{by_class}{drawn}'
 
 
 def _title(method: str) -> str:

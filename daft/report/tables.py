@@ -3,7 +3,7 @@
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from daft.runs.frames import (
     BALANCED,
     CELL,
     CLASS_ACCURACY,
+    CLASS_IOU,
     DATASET,
     LR_HEAD_UNIT,
     MEASURES,
@@ -145,8 +146,8 @@ def markdown(table: pd.DataFrame) -> str:
         metrics += [m for m in ("id/cosine", "id/l2") if m in set(cell["metric"])]
         rows = summary(cell, metrics, in_markdown).rename(columns=in_markdown)
         parts += [f"### {in_markdown(', '.join(map(str, names)))}", pipe_table(rows, texts=4)]
-        if not (by_class := classes(cell)).empty:
-            parts += [BY_CLASS, pipe_table(by_class.rename(columns=in_markdown).map(in_markdown), texts=1)]
+        for by_class, note in classes(cell):
+            parts += [note, pipe_table(by_class.rename(columns=in_markdown).map(in_markdown), texts=1)]
     note = (
         "Accuracies in percent, mean ± sample standard deviation (ddof = 1) over n seeds; learning rates "
         "chosen by ID accuracy on the lowest seed; * marks a choice at the edge of its grid. Cosine and L2 "
@@ -155,22 +156,32 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n\n".join([*parts, note, *map(in_markdown, tie_notes(table))]) + "\n"
 
 
-BY_CLASS = "ID accuracy by class in percent, for the classes are unequal; balanced is the mean of these:"
+BY_CLASS = {
+    f"id/{CLASS_ACCURACY}": "ID accuracy by class in percent, for the classes are unequal; "
+    "balanced is the mean of these:",
+    f"id/{CLASS_IOU}": "ID intersection over union by class in percent; mIoU is the mean of these:",
+}
+"""What the metrics of classes begin with, and what is said of them."""
 
 
-def classes(table: pd.DataFrame) -> pd.DataFrame:
-    """The long table of one dataset and backbone in words: accuracy by class, a column per method."""
-    start = f"id/{CLASS_ACCURACY}"
-    found = table[table["metric"].str.startswith(start)]
-    columns = {
-        method: found[found["method"] == method].set_index("metric") for method in in_order(found["method"])
-    }
-    rows = [
-        [metric.removeprefix(start)]
-        + [format_mean_std(of.loc[metric]) if metric in of.index else "-" for of in columns.values()]
-        for metric in dict.fromkeys(found["metric"])
-    ]
-    return pd.DataFrame(rows, columns=["class", *columns])
+def classes(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str]]:
+    """Numbers by class of one dataset and backbone, a column per method, in words; and what they are.
+
+    None of a classification whose classes have as many images.
+    """
+    for start, note in BY_CLASS.items():
+        found = table[table["metric"].str.startswith(start)]
+        columns = {
+            method: found[found["method"] == method].set_index("metric")
+            for method in in_order(found["method"])
+        }
+        rows = [
+            [metric.removeprefix(start)]
+            + [format_mean_std(of.loc[metric]) if metric in of.index else "-" for of in columns.values()]
+            for metric in dict.fromkeys(found["metric"])
+        ]
+        if rows:
+            yield pd.DataFrame(rows, columns=["class", *columns]), note
 
 
 def in_markdown(text: str) -> str:
@@ -239,8 +250,8 @@ def divergence(record: dict[str, Any]) -> str:
     epoch, method = lost[0]["epoch"], record["config"]["method"]
     head, fitting = method["lr_head"], (record.get("head_rate") or {}).get("rate")
     absolute = head * fitting if head and fitting and method.get("lr_head_unit") else head
-    too_large = "lr_backbone"
-    if method["lr_backbone"] is None or (absolute and fitting and absolute > fitting):
+    too_large, backbone = "lr_backbone", method["lr_backbone"]
+    if backbone is None or (absolute and fitting and absolute > max(fitting, backbone)):
         too_large = "lr_head"  # past what the features bear
     rates = ", ".join(_rate_labels(method))
     smaller = f"{method[too_large] / 10:g}"
@@ -300,7 +311,7 @@ def run_table(runs: pd.DataFrame, *, target_bn: bool = False) -> Table:
         table.add_column(title, justify="right")
     for _, run in runs.iterrows():
         name = str(run[METHOD])
-        cells = [name + target_mark(name), *("-" if pd.isna(run[c]) else f"{run[c]}" for c in varying)]
+        cells = [name + target_mark(name), *(_setting(run[c]) for c in varying)]
         if run["status"] == "finished":
             cells += ["-" if pd.isna(run[c]) else fixed(run[c]) for c in columns]
             distance = run.get("id/l2")
@@ -311,9 +322,21 @@ def run_table(runs: pd.DataFrame, *, target_bn: bool = False) -> Table:
     return table
 
 
+def _setting(value: Any) -> str:
+    return "-" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else f"{value}"
+
+
 def class_table(record: dict[str, Any]) -> Table | None:
-    """Accuracy by class of one run, on the splits whose classes are unequal; None if there are none."""
+    """IoU by class of one run, or accuracy on splits whose classes are unequal; None if there are none."""
     found, names = frames.unequal_splits(record), record.get("data", {}).get("classes", [])
+    if ious := _iou_columns(record["metrics"]):
+        table = Table("class")
+        for split in ious:
+            table.add_column(f"{split_name(split)} IoU %", justify="right")
+        for name in names:
+            values = [of.get(name) for of in ious.values()]
+            table.add_row(name, *("-" if value is None else fixed(value) for value in values))
+        return table
     if not found:
         return None
     table = Table("class")
@@ -327,6 +350,16 @@ def class_table(record: dict[str, Any]) -> Table | None:
         ]
         table.add_row(name, *(text for pair in cells for text in pair))
     return table
+
+
+def _iou_columns(metrics: dict[str, float | None]) -> dict[str, dict[str, float | None]]:
+    """By split, but for means, the IoU of each class; none of a classification."""
+    found: dict[str, dict[str, float | None]] = {}
+    for key, value in metrics.items():
+        split, _, metric = key.partition("/")
+        if metric.startswith(CLASS_IOU) and not frames.is_ood_mean(key) and split != "holdout":
+            found.setdefault(split, {})[metric.removeprefix(CLASS_IOU)] = value
+    return found
 
 
 def show(directories: Sequence[Path], title: str) -> None:

@@ -64,6 +64,9 @@ def _metrics(record: dict[str, Any]) -> dict[str, float | None]:
 CLASS_ACCURACY = "accuracy of "
 """And the name of the class: a metric of the ID set, where its classes are unequal."""
 
+CLASS_IOU = "iou_"
+"""And the name of the class: a metric of every split of a segmentation."""
+
 
 def unequal_splits(record: dict[str, Any]) -> dict[str, Any]:
     """Accuracy by class on the splits whose classes are unequal; older records have none."""

@@ -1,5 +1,7 @@
 """What a run has found and will do, said in a few lines before the work starts."""
 
+from typing import NamedTuple
+
 from daft.common.errors import join_first, shown
 from daft.config.schema import Config
 from daft.data import balance
@@ -14,8 +16,29 @@ MOST_NAMES = 8
 """Classes that are named with their numbers; of more, the smallest and the largest."""
 
 
-def preview(config: Config, listed: Listing, device: str, precision: str) -> list[str]:
-    """Classes, images per split, network, steps, device, precision and rates, a line each.
+class Preview(NamedTuple):
+    """What is said."""
+
+    images: list[str]
+    """classes, and images per split, a line each"""
+    device: str
+    """and precision"""
+    work: str
+    """network, device, precision, steps and rates, in one line"""
+
+    @property
+    def of_run(self) -> list[str]:
+        """The lines for a single run."""
+        return [*self.images, self.work]
+
+    @property
+    def of_sweep(self) -> list[str]:
+        """Those that the runs of a sweep on one dataset share."""
+        return [*self.images, f"  on {self.device}"]
+
+
+def preview(config: Config, listed: Listing, device: str, precision: str) -> Preview:
+    """Of the run of a configuration.
 
     device: as it is called, with its threads.
     """
@@ -34,12 +57,9 @@ def preview(config: Config, listed: Listing, device: str, precision: str) -> lis
     work = f"{_count(training.epochs, 'epoch')}, {_count(steps, 'step')} of {training.batch_size} images"
     if method.is_solved:
         work = "the head is solved for, nothing is trained by gradients"
-    return [
-        f"{shown(config.dataset.name)}: {len(classes)} classes ({join_first(classes)})",
-        *images,
-        f"{shown(config.method.name)} on {shown(config.backbone.name)}, {device}, {precision}: "
-        + ", ".join([work, *_rates(config)]),
-    ]
+    head = f"{shown(config.dataset.name)}: {len(classes)} classes ({join_first(classes)})"
+    place, named = f"{device}, {precision}", f"{shown(config.method.name)} on {shown(config.backbone.name)}"
+    return Preview([head, *images], place, f"{named}, {place}: {', '.join([work, *_rates(config)])}")
 
 
 def _count(number: int, what: str) -> str:

@@ -45,6 +45,8 @@ class LoopHooks:
     """the metric after an epoch, in percent; NaN if any logit is not finite"""
     metric: str = "accuracy"
     """its name"""
+    metric_title: str = "ID"
+    """how lines of progress call it"""
     compute_loss: Callable[[nn.Module, Batch], dict[str, Tensor]] = cross_entropy
     """what a step minimises: a dict with `loss` in it, and any further terms, whose means are recorded"""
     before_epoch: Callable[[int, Optimizer], None] = lambda epoch, optimizer: None
@@ -93,7 +95,7 @@ def fit(
     checkpoints = Checkpoints(folder, model, optimizer, hooks.modules)
     fitted, done = checkpoints.resume()
     metric = f"selection/{hooks.metric}"
-    with _Bar(fitted, done, schedule, hooks.metric, name) as bar:
+    with _Bar(fitted, done, schedule, hooks, name) as bar:
         trainer = _Trainer(model, loader, optimizer, hooks, schedule, bar, unlabelled)
         for epoch in range(len(fitted.history) + 1, epochs + 1):
             if fitted.diverged:
@@ -184,11 +186,12 @@ class _Bar:
     """Progress in steps, with the last loss and metric beside it; without a terminal a line per epoch."""
 
     def __init__(
-        self, fitted: TrainingState, done: EpochProgress, schedule: Schedule, metric: str, name: str
+        self, fitted: TrainingState, done: EpochProgress, schedule: Schedule, hooks: LoopHooks, name: str
     ) -> None:
-        self._schedule, self._metric, self._name = schedule, metric, name
+        self._schedule, self._title, self._name = schedule, hooks.metric_title, name
+        self._key = f"selection/{hooks.metric}"
         self._first, self._started = len(fitted.history), time.perf_counter()
-        self._score = fitted.history[-1][f"selection/{metric}"] if fitted.history else None
+        self._score = fitted.history[-1][self._key] if fitted.history else None
         self._bar: Progress = progress.bar("{task.fields[shown]}")
         self._task = self._bar.add_task(
             "training",
@@ -214,7 +217,7 @@ class _Bar:
 
     def end_epoch(self, row: dict[str, float]) -> None:
         """Show an epoch's loss and metric; on no terminal also its rates, and the time that is left."""
-        self._score = row[f"selection/{self._metric}"]
+        self._score = row[self._key]
         self.show(row["train/loss"])
         if progress.console.is_terminal:
             return
@@ -230,5 +233,5 @@ class _Bar:
         words = [] if loss is None else [f"loss {loss:.3f}" if math.isfinite(loss) else "loss not finite"]
         if self._score is not None:
             score = f"{fixed(self._score)} %" if math.isfinite(self._score) else "not finite"
-            words.append(f"{'mIoU' if self._metric == 'miou' else 'ID'} {score}")
+            words.append(f"{self._title} {score}")
         return ", ".join(words)

@@ -13,6 +13,22 @@ BINS = 15
 """Of confidence, equally wide: Guo et al. 2017, and the default of torchmetrics."""
 
 
+def by_class(confusion: Tensor) -> dict[str, list[Any]]:
+    """Of a matrix [K, K], labels in rows: images, and accuracy in percent, None where there are none."""
+    images = confusion.sum(1).tolist()
+    found = zip(images, confusion.diagonal().tolist(), strict=True)
+    return {
+        "images": images,
+        "accuracy": [100 * correct / count if count else None for count, correct in found],
+    }
+
+
+def balanced_accuracy(confusion: Tensor) -> float:
+    """Of such a matrix, in percent: the mean over the classes that are there."""
+    each = [accuracy for accuracy in by_class(confusion)["accuracy"] if accuracy is not None]
+    return sum(each) / len(each)
+
+
 @dataclass(frozen=True)
 class Predictions:
     """Of the images of a split, in its order."""
@@ -48,26 +64,19 @@ class Predictions:
 
     def per_class(self, classes: int) -> dict[str, list[Any]]:
         """By class, in label order: images, and accuracy in percent, None where there are none."""
-        images = self.labels.bincount(minlength=classes)
-        right = self.labels[self.correct].bincount(minlength=classes)
-        found = zip(images.tolist(), right.tolist(), strict=True)
-        return {
-            "images": images.tolist(),
-            "accuracy": [100 * correct / count if count else None for count, correct in found],
-        }
+        return by_class(self.confusion(classes))
 
     def measures(self, classes: int) -> dict[str, float]:
         """Balanced accuracy and ECE in percent, and NLL in nats; NaN if a logit was not finite.
 
-        Balanced accuracy is the mean over the classes that are there. ECE is that of Guo et al. 2017.
+        ECE is that of Guo et al. 2017.
         """
         if not self.confidence.isfinite().all():
             return dict.fromkeys(("balanced_accuracy", "nll", "ece"), float("nan"))
-        each = [accuracy for accuracy in self.per_class(classes)["accuracy"] if accuracy is not None]
         # Not by torchmetrics, which gives the same (tested): its import takes seconds of every run.
         count, right, confidence = self.reliability()
         return {
-            "balanced_accuracy": sum(each) / len(each),
+            "balanced_accuracy": balanced_accuracy(self.confusion(classes)),
             "nll": float(self.loss.double().mean()),
             "ece": 100 * float((right - confidence).abs().sum() / count.sum()),
         }

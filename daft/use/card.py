@@ -5,9 +5,11 @@ from typing import Any
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 
+from daft.common.numbers import fixed
 from daft.config.schema import selected_on
 from daft.report.methods import describe
 from daft.report.tables import format_head_rate, in_markdown, pipe_table
+from daft.runs.frames import BALANCED, unequal_splits
 from daft.runs.layout import MEASURES
 from daft.use.export import Exported
 from daft.use.loaded import LoadedRun
@@ -76,7 +78,7 @@ def _metadata(run: LoadedRun, exported: Exported) -> ModelCardData:
             dataset_split=split,
             metric_type="mean_iou" if run.segments else "accuracy",
             metric_name=f"{_metric(run)} (%)",
-            metric_value=round(value, 2),
+            metric_value=float(fixed(value)),
         )
         for split, value in _splits(run).items()
     ]
@@ -134,17 +136,22 @@ def _numbers(run: LoadedRun) -> str:
     prints = record["identity"]["dataset"]["images"]
     means = config.dataset.ood_mean or list(config.dataset.ood)
     values = _splits(run)
+    unequal = unequal_splits(record)  # of which accuracy may be that of the largest class
     rows: list[list[str]] = []
     for split, count in record["data"].get("images", {}).items():
         kind = {"train": "training", "id": "in distribution", "holdout": "held out of training"}
-        value = f"{values[split]:.2f}" if split in values else "-"
+        value = fixed(values[split]) if split in values else "-"
         name = kind.get(split, "out of distribution")
-        rows.append([in_markdown(split), name, f"`{prints.get(split, '')[:12]}`", f"{count:,}", value])
+        of = prints.get(split, "")  # a hash, or how drawn images are drawn
+        row = [in_markdown(split), name, f"`{of if '/' in of else of[:12]}`", f"{count:,}", value]
+        balanced = record["metrics"].get(f"{split}/{BALANCED}")
+        rows.append([*row, *(["-" if balanced is None else fixed(balanced)] if unequal else [])])
     header = ["split", "what it is", "fingerprint", "n images", f"{_metric(run)} %"]
+    header += ["balanced %"] if unequal else []
     table = pipe_table(pd.DataFrame(rows, columns=header), texts=3)
     mean = record["metrics"].get(f"ood/{'miou' if run.segments else 'accuracy'}")
     of = (
-        f"Mean over the OOD sets ({in_markdown(', '.join(means))}): {mean:.2f} %. "
+        f"Mean over the OOD sets ({in_markdown(', '.join(means))}): {fixed(mean)} %. "
         if mean is not None
         else ""
     )

@@ -129,7 +129,7 @@ class LoadedRun:
         """
         items = [images] if isinstance(images, Item) else list(images)
         failures: dict[int, str] = {}
-        batches = self.logits(items, failures, batch_size)
+        batches = (part for _, batch in self.batches(items, failures, batch_size) for part in batch)
         if self.segments:
             masks = [mask for _, logits in batches for mask in logits.argmax(1).to(torch.uint8)]
             found = PredictedMasks(self.classes, masks)
@@ -142,22 +142,24 @@ class LoadedRun:
         return found
 
     @torch.no_grad()
-    def logits(
+    def batches(
         self,
         items: Sequence[Item],
         failures: dict[int, str],
         batch_size: int | None = None,
         threads: int | None = None,
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Numbers of images, in order, and their logits on the CPU, batch by batch.
+        first: int = 0,
+    ) -> Iterator[tuple[int, list[tuple[list[int], Tensor]]]]:
+        """Batch by batch the number of the image after it, and by shape numbers and logits on the CPU.
 
-        failures: is given the numbers of those that cannot be used, each with the reason. With the images
-        of a split in its order these are the logits of the run's own evaluation, to the last bit on the
-        same device.
+        failures: is given the numbers of images that cannot be used, each with the reason. first: the image
+        to begin at; after a whole batch the others are the same. With the images of a split in its order
+        these are the logits of the run's own evaluation, to the last bit on the same device.
         """
         task, cast = tasks.of(self.run.config, self.classes), self.run.autocast(self.device)
-        readable = self._readable(items, failures, threads)
+        readable = self._readable(items, failures, threads, first)
         for batch in batched(readable, batch_size or self.batch_size):
+            done: list[tuple[list[int], Tensor]] = []
             for numbers, images in _by_shape(batch):
                 pixels = images.to(self.device)
                 if self._resizes_on_device(images[0]):
@@ -168,10 +170,11 @@ class LoadedRun:
                 for i in (~finite).nonzero().flatten().tolist():
                     number = numbers[i]
                     failures[number] = f"{_named(items[number], number)}: the network's answer is not finite"
-                yield [numbers[i] for i in finite.nonzero().flatten().tolist()], logits[finite]
+                done.append(([numbers[i] for i in finite.nonzero().flatten().tolist()], logits[finite]))
+            yield batch[-1][0] + 1, done
 
     def _readable(
-        self, items: Sequence[Item], failures: dict[int, str], threads: int | None
+        self, items: Sequence[Item], failures: dict[int, str], threads: int | None, first: int
     ) -> Iterator[tuple[int, Tensor]]:
         """Number and pixels [3, H, W] of each image that can be read, in order, decoded by threads."""
         alone = Lock()  # Pillow's images are not for several threads, and one may be there twice
@@ -186,8 +189,8 @@ class LoadedRun:
             except Exception as error:  # Pillow raises many kinds for damaged files
                 return _reason(item, number, error)
 
-        found = parallel_map(read, range(len(items)), threads, "predicting", QUEUED)
-        for number, pixels in enumerate(found):
+        found = parallel_map(read, range(first, len(items)), threads, "predicting", QUEUED)
+        for number, pixels in enumerate(found, first):
             if isinstance(pixels, str):
                 failures[number] = pixels
             else:

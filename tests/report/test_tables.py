@@ -259,6 +259,8 @@ def test_a_run_that_diverged_says_when_at_which_rates_and_what_to_try():
         "at η_θ=0.1, η_w=1; try a smaller rate, such as method.lr_head=0.1"
     )
     assert tables.divergence(diverged(lr_head=0.3) | fitting).endswith("such as method.lr_backbone=0.01")
+    far = diverged(lr_head=1.0, lr_backbone=1e6) | fitting
+    assert tables.divergence(far).endswith("such as method.lr_backbone=100000")
     auto = diverged(lr_head=3.0, lr_head_unit="auto") | fitting
     assert "η_w=3 auto; try a smaller rate, such as method.lr_head=auto" in tables.divergence(auto)
     assert tables.divergence(diverged(lr_backbone=None, lr_head=2.0)).endswith("such as method.lr_head=0.2")

@@ -12,7 +12,8 @@ from daft.runs.preview import preview
 def test_a_run_says_what_it_found_and_what_it_will_do(tiny):
     config = tiny("method=daft", "method.lr_head=auto")
     listed = datasets.listing(config)
-    assert preview(config, listed, "cpu", "fp32") == [
+    found = preview(config, listed, "cpu", "fp32")
+    assert found.of_run == [
         "shapes: 10 classes (circle, ring, crescent, triangle, square, pentagon, …)",
         "  train  70 images: 7 of each class",
         "  ID     40 images: 4 of each class",
@@ -21,7 +22,8 @@ def test_a_run_says_what_it_found_and_what_it_will_do(tiny):
         "daft on shapes_resnet10, cpu, fp32: 2 epochs, 4 steps of 64 images, η_θ=0.01, "
         "η_w=1 times the rate that fits the features",
     ]
-    assert preview(tiny("method=lp"), listed, "cpu", "fp32")[-1] == (
+    assert found.of_sweep == [*found.of_run[:-1], "  on cpu, fp32"]
+    assert preview(tiny("method=lp"), listed, "cpu", "fp32").work == (
         "lp on shapes_resnet10, cpu, fp32: the head is solved for, nothing is trained by gradients"
     )
 
@@ -36,7 +38,7 @@ def test_classes_are_told_with_their_numbers_where_these_are_unequal_few_or_none
 
     def told(*counts: int, classes=("cat", "dog")) -> str:
         found = replace(listed, classes=[*classes], train=of(*counts), evaluation={})
-        return preview(config, found, "cpu", "fp32")[1]
+        return preview(config, found, "cpu", "fp32").images[1]
 
     assert told(100, 80) == "  train  180 images"
     assert told(100, 20) == "  train  120 images: cat 100, dog 20"

@@ -380,11 +380,11 @@ def test_a_checkpoint_from_before_epochs_could_be_interrupted_goes_on_after_its_
 
 
 def test_without_a_terminal_an_epoch_is_a_line_with_loss_metric_rate_and_time_left(tmp_path, capfd):
-    fit(tmp_path, epochs=3, name="runs of [mine]")
+    fit(tmp_path, epochs=3, name="runs of [mine]", metric_title="holdout")
     lines = capfd.readouterr().err.splitlines()
     number = r"\d+\.\d{3}"
     for epoch, (line, rate) in enumerate(zip(lines, ("0.1", "0.075", "0.025"), strict=True), 1):
-        told = rf"loss {number}, ID {epoch - 1}\.00 %, rate {rate}, 0:00:\d\d left"
+        told = rf"loss {number}, holdout {epoch - 1}\.00 %, rate {rate}, 0:00:\d\d left"
         assert re.fullmatch(rf"runs of \[mine\]: epoch {epoch} of 3, {told}", line), line
 
 

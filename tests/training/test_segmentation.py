@@ -21,7 +21,7 @@ from daft.data.loader import Loader
 from daft.methods import preparation
 from daft.networks import backbones
 from daft.networks.deeplab import Decoder, Encoder, Segmenter
-from daft.report import tables
+from daft.report import page, tables
 from daft.runs import frames, records
 from daft.runs.identity import run_identity
 from daft.runs.reopened import open_run
@@ -311,8 +311,21 @@ def test_every_method_runs_and_lp_ft_starts_from_lps_decoder(tiny, tmp_path):
     assert runs["lp_ft"].record["probe"]["run"] == runs["lp"].record["run"]
 
     frame = frames.from_directories(run.directory for run in runs.values())
+    table = tables.aggregate(selection.select(frame), frame)
+    ((by_class, note),) = tables.classes(table)
+    assert "mIoU is the mean of these" in note
+    record = runs["lp"].record
+    assert by_class["class"].tolist() == record["data"]["classes"]
+    found = [float(value) for value in by_class["lp"] if value != "-"]
+    # Each is rounded to 0.01.
+    assert np.mean(found) == pytest.approx(record["metrics"]["id/miou"], abs=0.005)
+    shown = tables.class_table(record)
+    assert shown is not None
+    assert [column.header for column in shown.columns] == ["class", "ID IoU %", "painting IoU %"]
+    assert shown.row_count == len(by_class)
+    assert note in page.render_page(records.load([runs["lp"].directory]), "t")
     assert "| method | η_θ | η_w | n | ID mIoU % | painting mIoU % | OOD mean mIoU %" in tables.markdown(
-        tables.aggregate(selection.select(frame), frame)
+        table
     )
 
 

@@ -1,6 +1,7 @@
 """Claims about exported networks: they give the run's logits, say what they are, or are refused."""
 
 import json
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -214,6 +215,18 @@ def test_the_card_says_how_it_was_made_on_what_and_how_good_it_is(script, copied
         assert part in loaded.text, part
 
 
+def test_a_card_has_balanced_accuracy_where_classes_are_unequal(copied: Path, tmp_path: Path):
+    run = daft.load_run(copied)
+    done = export.export(run, "timm", tmp_path)
+    run.record["per_class"] = {"id": {"images": [3, 3, 3], "accuracy": [100, 0, 0]}}
+    run.record["metrics"]["id/balanced_accuracy"] = 33.333
+    assert "balanced" not in card.card(run, done)
+    run.record["per_class"]["id"]["images"] = [9, 1, 1]
+    text = card.card(run, done)
+    assert "| accuracy % | balanced % |" in text
+    assert re.search(r"\| id \| in distribution .* \| 33\.33 \|\n", text)
+
+
 def test_cards_of_other_runs_say_how_they_were_made(tiny, tmp_path: Path):
     done = export.Exported("onnx", tmp_path / "model.onnx", None, None, "uint8", 0, 0.0, 1e-6)
     probed = daft.load_run(experiment.run(tiny("method=lp")).directory)
@@ -236,7 +249,8 @@ def test_the_card_of_a_segmentation_has_its_measure(segmentation: RunResult, tmp
     done = export.Exported("onnx", tmp_path / "model.onnx", None, None, "uint8", 0, 0.0, 1e-6)
     text = card.card(daft.load_run(segmentation.directory), done)
     miou = segmentation.record["metrics"]["id/miou"]
-    assert f"| in distribution | `{'clipart/18/1'[:12]}` | 18 | {miou:.2f} |" in text
+    drawn = segmentation.record["identity"]["dataset"]["images"]["id"]
+    assert f"| in distribution | `{drawn}` | 18 | {miou:.2f} |" in text
     assert "type: mean_iou" in text
     assert "[B, 11, H, W], in the order" in text
     assert "the last epoch; OOD images select none" in text

@@ -2,8 +2,8 @@
 
 import csv
 import shutil
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +15,8 @@ import daft
 from daft.experiment import RunResult
 from daft.runs.reopened import open_run
 from daft.use import predictions
+from daft.use.loaded import LoadedRun
+from daft.use.partial import Partial
 from tests.test_scripts import drawn
 from tests.use.conftest import CLASSES
 
@@ -142,17 +144,66 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert not (folder / "p.csv").exists()
 
 
-def test_an_interruption_says_that_nothing_is_written(
+def interrupt(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
+    """Ctrl-C after so many batches, once."""
+    add, calls = Partial.add, iter(range(batches))
+
+    def interrupted(*arguments: Any) -> None:
+        if next(calls, None) is None:
+            monkeypatch.setattr(Partial, "add", add)
+            raise KeyboardInterrupt
+        add(*arguments)
+
+    monkeypatch.setattr(Partial, "add", interrupted)
+
+
+def test_an_interrupted_command_goes_on_and_ends_with_the_same_bytes(
     script, copied: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def interrupted(*_: object, **__: object):
-        raise KeyboardInterrupt
+    folder = tmp_path / "val"
+    shutil.copytree(images / "val", folder)
+    for name in (f"{CLASSES[0]}/0.png", f"{CLASSES[-1]}/zz.png"):  # in what is done, and behind it
+        (folder / name).write_bytes(b"no image")
+    words = ["predict.py", copied, folder, "--batch-size", "8", "--all", "--device", "cpu", "--out"]
+    whole = script(*words, tmp_path / "whole.csv")
+    interrupt(monkeypatch, batches=2)
+    cut = script(*words, tmp_path / "cut.csv")
+    assert "interrupted; 17 of 35 image(s) are done, and the same command goes on" in cut.errors
+    assert not (tmp_path / "cut.csv").exists()
+    partial = tmp_path / "cut.csv.partial"
+    text = partial.read_text()
+    partial.write_text(text + text.splitlines()[2][:40])  # a line that was cut off
+    again = script(*words, tmp_path / "cut.csv")
+    assert "17 of 35 image(s) are there" in again.errors
+    assert again.errors.splitlines()[-3:] == whole.errors.splitlines()[-3:]  # both unreadable images
+    assert (tmp_path / "cut.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert again.output.replace("cut", "whole") == whole.output
+    assert not partial.exists()
 
-    monkeypatch.setattr(predictions, "predict", interrupted)
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    done = script("predict.py", copied, images / "val", "--out", tmp_path / "p.csv")
-    assert done.code == 1  # of the fixture, for any
-    assert f"interrupted; {tmp_path / 'p.csv'} is not written" in done.errors
+
+def test_another_run_option_or_image_begins_anew(copied: Path, images: Path, tmp_path: Path, monkeypatch):
+    run, file = daft.load_run(copied), tmp_path / "star.png"
+    shutil.copy(next((images / "val" / "star").iterdir()), file)
+    listed = [predictions.Listed("star.png", file, None)] * 4
+    interrupt(monkeypatch, batches=1)
+    with pytest.raises(KeyboardInterrupt):
+        predictions.predict(run, listed, Partial(tmp_path / "p.csv"), batch_size=2)
+    kept = (tmp_path / "p.csv.partial").read_text()
+
+    def there(**options: Any) -> int:
+        (tmp_path / "p.csv.partial").write_text(kept)
+        partial, found = Partial(tmp_path / "p.csv"), []
+        monkeypatch.setattr(LoadedRun, "batches", lambda *given: found.append(given[-1]) or [])
+        predictions.predict(run, listed, partial, **{"batch_size": 2, **options})
+        return found[0]
+
+    assert there() == 2
+    assert there(every_class=True) == there(batch_size=3) == 0
+    kept = kept.replace('"rows"', '"rose"')
+    assert there() == 0
+    kept = kept.replace('"rose"', '"rows"')
+    file.write_bytes(file.read_bytes() + b"\0")
+    assert there() == 0
 
 
 def test_the_score_of_classes_that_are_there():
@@ -160,10 +211,3 @@ def test_the_score_of_classes_that_are_there():
     confusion = torch.tensor([[3, 1, 0], [0, 0, 0], [2, 0, 2]])
     assert predictions.score(confusion) == predictions.Score(8, 62.5, 62.5, 2)
     assert predictions.score(torch.tensor([[9, 0], [1, 0]])) == predictions.Score(10, 90.0, 50.0, 2)
-
-
-def test_the_confusion_of_many_classes_can_be_drawn():
-    names = [f"class {number}" for number in range(200)]
-    figure = predictions.confusion_figure(np.eye(200, dtype=np.int64), names)
-    assert len(figure.axes[0].get_xticks()) == 40
-    assert not figure.axes[0].texts

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from daft.common.numbers import fixed
 from daft.report import tables
-from daft.report.figures import mosaic, style
+from daft.report.figures import confusion, mosaic, style
+from daft.report.figures.confusion import short
 from daft.training.predictions import BINS, Predictions
 
 CONFIDENCE = 0.95
@@ -26,9 +26,6 @@ LOWEST = 16
 
 MISTAKES = 8
 """Images of a split."""
-
-LETTERS = 14
-"""Of a class's name on an axis, or below an image."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def matrices(found: Mapping[str, Predictions], classes: Sequence[str], title: st
         left.set_title(f"{name}: {fixed(accuracy)} % of {len(of.labels):,}")
         middle.set_title(f"{name}: ECE {fixed(measures['ece'])} %, NLL {fixed(measures['nll'], 3)}")
         right.set_title(f"{name}: balanced {fixed(measures['balanced_accuracy'])} %")
-        _confusion(left, of, classes)
+        confusion.panel(left, of.confusion(len(classes)), classes, NAMED)
         _reliability(middle, of)
         _by_class(right, of, classes)
     figure.suptitle(title)
@@ -90,34 +87,7 @@ def pictured(found: Mapping[str, Mistakes], title: str) -> Figure:
 
 def text_of(label: str, predicted: str, confidence: float) -> str:
     """What is said below a wrong image."""
-    return f"{_short(label)}\nas {_short(predicted)}\n{100 * confidence:.0f} %"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
-
-
-def _confusion(axes: Axes, of: Predictions, classes: Sequence[str]) -> None:
-    counts = of.confusion(len(classes)).double()
-    total = counts.sum(1, keepdim=True)
-    shares = (100 * counts / total).where(total > 0, float("nan")).numpy()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xlabel("taken for")
-    axes.set_ylabel("is")
-    axes.spines[:].set_visible(False)
-    if len(classes) > NAMED:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_ylabel(f"is, of {len(classes)} classes in label order")
-        return
-    names = [_short(name) for name in classes]
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7.5)
-    axes.set_yticks(range(len(names)), names, fontsize=7.5)
-    for (row, column), share in np.ndenumerate(shares):
-        if share >= 0.5:
-            colour = "white" if share > 55 else style.INK
-            text: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
-            axes.text(column, row, f"{share:.0f}", **text)
+    return f"{short(label)}\nas {short(predicted)}\n{100 * confidence:.0f} %"
 
 
 def _reliability(axes: Axes, of: Predictions) -> None:
@@ -159,7 +129,7 @@ def _by_class(axes: Axes, of: Predictions, classes: Sequence[str]) -> None:
     axes.barh(places, values, 0.7, color="#9ecae1")
     errors = [np.maximum(values - ends[0], 0), np.maximum(ends[1] - values, 0)]
     axes.errorbar(values, [*places], xerr=errors, fmt="none", ecolor=style.INK, elinewidth=0.8, capsize=1.5)
-    axes.set_yticks(places, [f"{_short(name)} ({count:,})" for _, count, name in rows], fontsize=7.5)
+    axes.set_yticks(places, [f"{short(name)} ({count:,})" for _, count, name in rows], fontsize=7.5)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     more = f", the lowest of {len(rows) + left_out} classes" if left_out > 0 else ""

@@ -48,6 +48,7 @@ def overlay(
         _shape(axes, density(histograms, edges), edges, 0, method)
         axes.axvline(_mean(histograms), color=style.colour(method), linestyle="--", linewidth=1)
     axes.set_xlim(edges[0], edges[-1])
+    axes.locator_params(axis="x", nbins=5)  # cosines that are all but 1 have long labels
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"{MEASURES[measure]} of {_split(split)} features before and after")
     axes.set_ylabel("density of images")
@@ -85,6 +86,7 @@ def ridges(loaded: Sequence[dict[str, Any]], measure: str) -> Figure:
             )
         axes.set_title(_split(split))
         axes.set_xlim(edges[0], edges[-1])
+        axes.locator_params(axis="x", nbins=max(2, 10 // len(splits)))
         axes.spines["left"].set_visible(False)
         axes.tick_params(left=False)
     panels[0].set_yticks([len(methods) - 1 - i for i in range(len(methods))], map(style.label, methods))
