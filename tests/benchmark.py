@@ -598,6 +598,7 @@ def main() -> int:
     print(f"\n{text}")
     if not args.quick and not args.only:
         slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+        slug += "-benchmark" * (args.device == "cuda")  # beside what `make gpu-check` writes
         write_atomically(args.out / f"{slug}.md", text)
     return int(args.check and any(row.verdict == "MISSED" for row in rows))
 

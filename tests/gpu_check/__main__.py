@@ -76,7 +76,7 @@ def plan(parts: dict[str, Part]) -> str:
 
 
 def measure(name: str, found: Path, seconds: float, *, toy: bool) -> int:
-    """Measure one part, in its own process; what it finds goes to `found`, where earlier parts left theirs."""
+    """Measure one part, in its own process; what it finds goes to `found`, as of earlier parts."""
     import torch
 
     from tests.gpu_check.size import FULL, TOY
@@ -122,11 +122,13 @@ class Check:
         """One part in a process group of its own, which ends with it; why it has not ended well."""
         if limit < LEAST:
             return f"not begun: the {MINUTES:g} minutes of the check are over"
-        command = [sys.executable, "-m", "tests.gpu_check", "--part", name, "--found", str(found)]
-        command += [f"--seconds={limit - GRACE}", *(["--toy"] if self.toy else [])]
         with log.open("wb") as output:
             part = subprocess.Popen(
-                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command(name, found, limit - GRACE, self.toy),
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             try:
                 code = part.wait(limit)
@@ -146,6 +148,12 @@ class Check:
             print(f"  {line.verdict}: {line.what} {line.goal}: {line.measured}", flush=True)
         self.shown = len(lines)
         return lines
+
+
+def command(name: str, found: Path, seconds: float, toy: bool) -> list[str]:
+    """What measures one part."""
+    line = [sys.executable, "-m", "tests.gpu_check", "--part", name, "--found", str(found)]
+    return [*line, f"--seconds={seconds}", *(["--toy"] if toy else [])]
 
 
 def last_line(log: Path) -> str:

@@ -50,7 +50,7 @@ TOY = Size(
           converted=(("test_resnet", 32, 4),)),
     networks={"resnet50": "test_resnet", "resnet50_clip": "test_resnet"},
     seconds=0.01,
-    photos=8,
+    photos=40,
     workers=1,
     share=0.01,
     pacs=("training.epochs=1", "backbone=timm", "backbone.model=test_resnet",

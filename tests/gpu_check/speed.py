@@ -113,7 +113,7 @@ class _Photos(Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         with Image.open(self.files[index]) as image:
-            return self.transform(image.convert("RGB")), int(self.files[index].parent.name)
+            return torch.as_tensor(self.transform(image.convert("RGB"))), int(self.files[index].parent.name)
 
 
 def published_loop(bench: Bench, folder: Path, workers: int) -> Callable[[], float]:

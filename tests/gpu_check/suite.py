@@ -21,7 +21,7 @@ MOST = 8
 
 
 def tests(seconds: float, *paths: str) -> Iterator[Found]:
-    """What pytest says of both; of what ended in time if not all did. paths: of tests; default: all of them."""
+    """What pytest says of both; of what ended in time if not all did. paths: of tests; default: all."""
     others = max(1, min(MOST, available_cpus() - 1))
     selections = {
         "the tests that need a GPU": ["-m", "gpu", "-n", str(OF_GPU)],
@@ -59,9 +59,9 @@ def _start(arguments: list[str], log: Path) -> "subprocess.Popen[bytes]":
 
 def verdict(what: str, output: str, code: int, late: float | None) -> Line:
     """The line of a run of pytest; late: the seconds that it was ended after."""
-    found = Counter(re.findall(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b(?= \S+::|\s+\[|$)", output, re.MULTILINE))
-    broken = sorted({*re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)})
-    broken += [] if broken else sorted({*re.findall(r"(?:FAILED|ERROR)\s+(tests/\S+)", output)})
+    ended = re.findall(r"^\[gw\d+\] .*?\b(PASSED|FAILED|ERROR|SKIPPED) (\S+)", output, re.MULTILINE)
+    found = Counter(state for state, _ in ended)
+    broken = [name for state, name in ended if state in ("FAILED", "ERROR")]
     told = ", ".join(f"{n} {state.lower()}" for state, n in found.items())
     if broken:
         told += f": {', '.join(broken[:5])}{' …' * (len(broken) > 5)}"
