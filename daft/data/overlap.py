@@ -44,7 +44,7 @@ def require_other_files(cfg: DatasetConfig, splits: Mapping[str, Labelled]) -> N
         raise UserError(f"{_told(splits, one, other, images, 'also in')}; {_mend(one)}")
     configured = _configured(cfg)
     for one, other in _pairs(cfg, splits):
-        if one in configured and isinstance(splits[one].images, Tensor):
+        if one in configured and not isinstance(splits[one].held, list):
             (own,) = configured[one]
             path, seed = own.path, own.seed
             if (path, seed) in [(split.path, split.seed) for split in configured[other]]:
@@ -129,7 +129,7 @@ def _kept_copies(splits: Mapping[str, Labelled], pairs: Sequence[Pair], cache: P
 
 def same_files(splits: Mapping[str, Labelled], pairs: Iterable[Pair]) -> Shared:
     """Images that are one file, however it is linked."""
-    return _shared({name: _places(split.images) for name, split in splits.items()}, pairs)
+    return _shared({name: _places(split.files) for name, split in splits.items()}, pairs)
 
 
 def copies(splits: Mapping[str, Labelled], pairs: Sequence[Pair], threads: int) -> Shared:
@@ -175,10 +175,8 @@ def _shared(keys: Keys, pairs: Iterable[Pair]) -> Shared:
     return shared
 
 
-def _places(images: list[Path] | Tensor) -> list[Hashable]:
-    if isinstance(images, Tensor):
-        return []
-    return [(stat.st_dev, stat.st_ino) for stat in map(os.stat, images)]
+def _places(files: list[Path]) -> list[Hashable]:
+    return [(stat.st_dev, stat.st_ino) for stat in map(os.stat, files)]
 
 
 def _contents(images: list[Path] | Tensor) -> list[Hashable]:
