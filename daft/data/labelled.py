@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-import scipy.io
 import torch
 from PIL import Image
 from torch import Tensor
@@ -57,6 +55,8 @@ class Masks:
 def _read_mask(file: Path, decoding: Decoding) -> Tensor:
     """uint8 [H, W] from the indices of a palette, from greys, or from an SBD file."""
     if file.suffix == ".mat":
+        import scipy.io  # of one dataset alone
+
         return torch.from_numpy(scipy.io.loadmat(file)["GTcls"]["Segmentation"][0, 0].copy())
     with opened(file, decoding) as image:
         if image.format == "JPEG":
@@ -216,8 +216,10 @@ class Labelled:
 
     def split_every_nth(self, n: int) -> tuple["Labelled", "Labelled"]:
         """(the other images, every n-th image of each class in path order)."""
-        labels = pd.Series(self.labels.numpy())
-        rank = torch.tensor(labels.groupby(labels).cumcount().tolist())
+        rank = torch.empty_like(self.labels)
+        for label in self.labels.unique():
+            of_class = self.labels == label
+            rank[of_class] = torch.arange(int(of_class.sum()))
         nth = rank % n == n - 1
         return self.subset((~nth).nonzero()[:, 0]), self.subset(nth.nonzero()[:, 0])
 

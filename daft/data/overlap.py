@@ -18,7 +18,6 @@ from daft.common.files import cached, read_json
 from daft.common.threads import parallel_map
 from daft.config.schema import DatasetConfig, SplitConfig
 from daft.config.sources import SOURCES
-from daft.data.cache import stat_digest
 from daft.data.labelled import Labelled
 
 TOLERATED, TOLERATED_AS_PUBLISHED = 0.01, 0.1
@@ -111,6 +110,8 @@ def _kept_copies(splits: Mapping[str, Labelled], pairs: Sequence[Pair], cache: P
     files = {name: split.images for name, split in splits.items() if isinstance(split.images, list)}
     if not files:
         return copies(splits, pairs, threads)
+    from daft.data.cache import stat_digest  # seconds of imports, which a finished run does without
+
     digest = hashlib.sha256(json.dumps([pairs, {name: len(of) for name, of in files.items()}]).encode())
     digest.update(stat_digest(file for of in files.values() for file in of).encode())
 
