@@ -26,11 +26,15 @@ one warm-up, so that noise hits all alike; median and range are of the ratios of
   worker, against the same with two. Whole commands, start included, without a warm-up.
 - k: seconds by which a finished sweep of 100 runs, started again, takes longer than one of a single run,
   over the 99 runs. Whole commands.
+- l, m: CPU seconds (user and system) of `python scripts/train.py` on the embedded data: of a finished run
+  that is named again, and of one up to the end of its first training step with nothing cached. On an idle
+  core that is the time it takes; where others compute, too, wall-clock time says more of them.
 """
 
 import os
 import platform
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -507,6 +511,46 @@ def sweeps(bench: Bench) -> list[Row]:
     ]  # fmt: skip
 
 
+TO_FIRST_STEP = f"""
+import os, runpy, sys
+from daft.training import loop
+step = loop._Trainer._step
+loop._Trainer._step = lambda *given: (step(*given), os._exit(0))
+sys.argv[0], sys.path[0] = "train.py", {str(ROOT / "scripts")!r}
+runpy.run_path({str(ROOT / "scripts/train.py")!r}, run_name="__main__")
+"""
+"""A run that ends with its first training step."""
+
+
+def start(bench: Bench) -> list[Row]:
+    """Rows l and m."""
+    walls: dict[str, list[float]] = {"again": [], "first": []}
+
+    def cpu_seconds(name: str, program: Sequence[str], folder: str, *overrides: str) -> float:
+        places = [f"paths.{key}={folder}/{key}" for key in ("runs", "cache")]
+        settings = [f"compute.device={bench.device.type}", "compute.threads=1", "wandb.mode=disabled"]
+        command = [sys.executable, *program, *settings, *places, *overrides]
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        walls[name].append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    def first() -> float:
+        with tempfile.TemporaryDirectory() as fresh:
+            return cpu_seconds("first", ["-c", TO_FIRST_STEP], fresh, *small)
+
+    small = FEW if bench.finished < Bench.finished else []  # --quick
+    with tempfile.TemporaryDirectory() as folder:
+        finished = partial(cpu_seconds, "again", [str(ROOT / "scripts/train.py")], folder, *small)
+        again, steps = bench.interleaved({"named again, CPU s": finished, "to first step, CPU s": first})
+    named, stepped = (f"wall-clock {median(walls[name][1:]):.1f} s" for name in ("again", "first"))
+    return [
+        Row("l. CPU seconds of a finished run named again", again, "<= 3", named),
+        Row("m. CPU seconds to the first training step", steps, "<= 6", stepped),
+    ]
+
+
 def write_jpegs(folder: Path, classes: list[str], count: int, size: tuple[int, int]) -> None:
     """Smooth images with grain, which compress about as photos do, the classes in turn; their own per folder.
 
@@ -558,6 +602,7 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "cache": cached,
     "corrupted": corrupted,
     "sweeps": sweeps,
+    "start": start,
 }
 """What can be measured, in the order of the table."""
 
