@@ -9,7 +9,7 @@ OUT = results
 narrow = $(if $(DATASETS),--datasets '$(DATASETS)') $(if $(BACKBONES),--backbones '$(BACKBONES)') $(if $(METHODS),--methods '$(METHODS)') $(if $(SEEDS),--seeds '$(SEEDS)')
 train = $(BIN)/python scripts/train.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
-.PHONY: setup demo test kill-test benchmark figures report wandb-sync dashboard clean $(TABLES) $(TABLES:=-plan) $(STUDIES) $(STUDIES:=-plan)
+.PHONY: setup demo test kill-test benchmark gpu-check figures report wandb-sync dashboard clean $(TABLES) $(TABLES:=-plan) $(STUDIES) $(STUDIES:=-plan)
 
 setup: .venv/.ready
 
@@ -95,6 +95,10 @@ kill-test: setup
 
 benchmark: setup
 	$(BIN)/python tests/benchmark.py --check
+
+# The measure of a GPU machine, in less than ten minutes: results/benchmarks/<gpu>.md. Without a GPU it says what that is.
+gpu-check: setup
+	$(BIN)/python -m tests.gpu_check
 
 clean:
 	rm -rf cache .venv

@@ -31,11 +31,11 @@ from daft.methods.parts import table as parts_table
 from daft.methods.parts.loss import Loss
 from daft.methods.parts.part import Part, Setting
 from daft.methods.preparation import Prepared
-from daft.networks import checkpoints
 from daft.networks.backbones import FeatureExtractor
 from daft.networks.stages import stages
-from daft.runs import machine, measured, mistakes, records, trained
+from daft.runs import lookup, machine, measured, mistakes, records, trained
 from daft.runs.identity import pretrained_key, run_identity
+from daft.runs.lookup import Known, RunResult
 from daft.runs.measured import Measured
 from daft.runs.preview import Preview, preview
 from daft.runs.reopened import FinishedRun
@@ -46,15 +46,6 @@ from daft.training.task import Task
 
 BUSY_SECONDS = 5.0
 """Between looks at a run that another process computes."""
-
-
-class RunResult(NamedTuple):
-    """A run that has ended, and whether it has just been computed."""
-
-    directory: Path
-    record: dict[str, Any]
-    fresh: bool
-    """False if the record was there already"""
 
 
 class Tracker(Protocol):
@@ -80,18 +71,21 @@ def nothing(found: Preview) -> None:
     """Say nothing."""
 
 
-def run(config: Config, track: Track = untracked, tell: Callable[[Preview], None] = nothing) -> RunResult:
+def run(
+    config: Config,
+    track: Track = untracked,
+    tell: Callable[[Preview], None] = nothing,
+    known: Known | None = None,
+) -> RunResult:
     """Fine-tune by one method, evaluate on ID and OOD images, record; a finished run is not repeated.
 
-    tell: called with what was found, before a run is computed.
+    tell: called with what was found, before a run is computed. known: which run it is, by `lookup.known`, if
+    that was asked before.
     Raises UserError for inputs that are absent or do not fit together, and BusyError if another process is
     at the same run.
     """
     device, precision = machine.set_up(config)
-    listing = datasets.listing(config)  # enough to know which run this is
-    identity = run_identity(config, precision, *_fingerprint(config, listing))
-    run_id = digest(identity)
-    directory = records.run_directory(config, run_id)
+    listing, identity, run_id, directory = known or lookup.known(config, precision)
     if (record := records.read(directory)) is not None:
         return RunResult(directory, record, fresh=False)
     if config.method.probe_solver == "authors":
@@ -105,10 +99,10 @@ def run(config: Config, track: Track = untracked, tell: Callable[[Preview], None
             clock = machine.Clock("prepare_s")
             tell(preview(config, listing, machine.name(device), precision))
             # Parts do more than train: a run with some is never taken from another.
-            known = None if config.method.parts else trained.find(config, identity)
+            same = None if config.method.parts else trained.find(config, identity)
             context = RunContext.of(config, listing, identity, device, precision, directory)
             with track(config, run_id, directory) as tracker:
-                record = _evaluate(context, *known) if known else _fine_tune(context, track, tracker, clock)
+                record = _evaluate(context, *same) if same else _fine_tune(context, track, tracker, clock)
                 if tracker:
                     tracker.finish(record)
         return RunResult(directory, record, fresh=True)
@@ -125,16 +119,11 @@ def directory_of(config: Config) -> Path:
     seen = [settings["fewshot"], config.training.selection, config.method.adapts]
     inputs = json.dumps([settings["dataset"], settings["backbone"], *seen])
     if inputs not in _fingerprints:
-        _fingerprints[inputs] = _fingerprint(config, datasets.listing(config))
+        _fingerprints[inputs] = lookup.fingerprints(config, datasets.listing(config))
     return records.run_directory(config, digest(run_identity(config, precision, *_fingerprints[inputs])))
 
 
 _fingerprints: dict[str, tuple[dict[str, str], str]] = {}
-
-
-def _fingerprint(config: Config, listing: datasets.Listing) -> tuple[dict[str, str], str]:
-    """What identifies the images of every split, and the weights."""
-    return listing.fingerprints(), checkpoints.fingerprint(config.backbone)
 
 
 @dataclass(frozen=True)

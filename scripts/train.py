@@ -35,15 +35,19 @@ def train(cfg: "DictConfig") -> str:
         sys.exit("train.py: sweep: needs -m and a protocol: train.py -m sweep=paper method=ft,daft …")
     try:
         config = validate(cfg)
-        # Seconds of imports: only now that the configuration makes sense.
-        from daft import experiment
+        # Seconds of imports: only now that the configuration makes sense, and most of them to compute a run.
         from daft.common import progress
         from daft.report import tables
-        from daft.tracking.mirror import Tracker
+        from daft.runs import lookup
 
         single = job.mode != RunMode.MULTIRUN
-        told = partial(tell, sweep=None if single else Path(job.sweep.dir))
-        run = experiment.run(config, Tracker, told)
+        known, run = lookup.finished(config)
+        if run is None:
+            from daft import experiment
+            from daft.tracking.mirror import Tracker
+
+            told = partial(tell, sweep=None if single else Path(job.sweep.dir))
+            run = experiment.run(config, Tracker, told, known)
     except Exception as error:
         line = cli.mistake(error)
         if FULL_ERROR or line is None:

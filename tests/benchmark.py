@@ -3,8 +3,9 @@
 n is the number of repetitions. The variants of a row take turns within each, in rotating order and after
 one warm-up, so that noise hits all alike; median and range are of the ratios of single repetitions.
 
-- a, b: `convert_batchnorm` against a plain test-mode pass, and against `torch.optim.swa_utils.update_bn`;
-  the same resident uint8 batches for all, in float32, network and batches channels last.
+- a, b: `convert_batchnorm` against a plain test-mode pass, and against `torch.optim.swa_utils.update_bn`; a
+  row per network, with random weights; the same resident uint8 batches for all, in float32, network and
+  batches channels last.
 - c: images/s of `loop.fit` with a `Loader` over resident uint8 images (random crop, flip), without its
   evaluation and checkpoint, against the same optimiser step on one resident batch, repeated.
 - d: the same from JPEG files decoded anew each epoch; workers have started and the page cache is warm.
@@ -25,18 +26,22 @@ one warm-up, so that noise hits all alike; median and range are of the ratios of
   worker, against the same with two. Whole commands, start included, without a warm-up.
 - k: seconds by which a finished sweep of 100 runs, started again, takes longer than one of a single run,
   over the 99 runs. Whole commands.
+- l, m: CPU seconds (user and system) of `python scripts/train.py` on the embedded data: of a finished run
+  that is named again, and of one up to the end of its first training step with nothing cached. On an idle
+  core that is the time it takes; where others compute, too, wall-clock time says more of them.
 """
 
 import os
 import platform
 import re
+import resource
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
@@ -56,7 +61,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
-from daft.batchnorm import convert_batchnorm
+from daft.batchnorm import convert_batchnorm, full_precision
 from daft.common import cli
 from daft.common.files import write_atomically
 from daft.config.compose import configuration
@@ -66,7 +71,7 @@ from daft.config.schema import Config
 from daft.data import datasets
 from daft.data.corruptions import CORRUPTIONS, SEVERITIES
 from daft.data.images import Resident
-from daft.data.loader import Loader
+from daft.data.loader import Batch, Loader
 from daft.methods import preparation
 from daft.methods.probe import DEFAULT_PATH, fit_probe
 from daft.networks import backbones, classifier
@@ -74,8 +79,25 @@ from daft.runs import robustness
 from daft.training import loop
 from daft.training.evaluation import accuracy, autocast
 
+NEEDED: dict[str, dict[str, Any]] = {"resnet50_clip": {"num_classes": 1024}}
+"""Arguments of timm's networks, as their files of conf/backbone have them."""
+
+ON_CPU = (("resnet18", 64, 64), ("tf_efficientnet_lite0", 128, 16), ("resnet50_clip", 224, 4))
+ON_GPU = tuple(
+    (model, 224, 64) for model in ("resnet18", "tf_efficientnet_lite0", "resnet50_clip", "resnet50")
+)
+"""Networks of rows a and b, the side of their images, and the batch."""
+
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn")
 TEN = [str(i) for i in range(10)]
+
+RUNS = 6
+"""Of row j."""
+
+FEW = [f"dataset.{split}.images=20" for split in ("train", "id", "ood.photo")]
+FEW += [f"~dataset.ood.{style}" for style in ("clipart", "painting", "neon")]
+FEW += ["dataset.image_size=32", "training.epochs=1"]
+"""Overrides of a run on few embedded images."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +132,9 @@ class Bench:
     photos: int = 512  # of row g
     epochs: int = 6  # of the runs of row j
     finished: int = 100  # runs of row k
+    short: int = 3  # times as many repetitions of rows a and b
+    converted: tuple[tuple[str, int, int], ...] = (("resnet18", 32, 8),)
+    """networks of rows a and b, each with the side of its images and the batch"""
 
     def interleaved(
         self, variants: dict[str, Callable[[], float]], times: int = 1, warm_up: bool = True
@@ -154,86 +179,112 @@ class Bench:
 
 
 def conversion(bench: Bench) -> list[Row]:
-    """Rows a and b."""
-    model = bench.network(bench.configured(Path())).model
-    images = torch.randint(256, (bench.steps * bench.batch, 3, bench.side, bench.side), dtype=torch.uint8)
-    batches = images.to(bench.device).contiguous(memory_format=torch.channels_last).split(bench.batch)
+    """Rows a and b, of each network."""
+    return [row for network in bench.converted for row in converted(bench, *network)]
+
+
+def converted(bench: Bench, model: str, side: int, batch: int, with_update_bn: bool = True) -> list[Row]:
+    """Rows a and b of one network, on batches of so many images of this side."""
+    config = replace(bench.configured(Path()).backbone, model=model, model_args=NEEDED.get(model, {}))
+    network = backbones.load(config).to(bench.device).to(memory_format=torch.channels_last)
+    images = torch.randint(256, (bench.steps * batch, 3, side, side), dtype=torch.uint8)
+    batches = images.to(bench.device).contiguous(memory_format=torch.channels_last).split(batch)
 
     @torch.no_grad()
     def forward() -> None:
-        model.eval()
-        for batch in batches:
-            model(batch)
+        network.eval()
+        for each in batches:
+            network(each)
 
-    plain, ours, theirs = bench.interleaved(
-        {
-            "forward, s": lambda: bench.seconds(forward),
-            "convert_batchnorm, s": lambda: bench.seconds(convert_batchnorm, model, batches),
-            "update_bn, s": lambda: bench.seconds(update_bn, batches, model),
-        },
-        times=3,  # short, and a few percent apart: a median of few would be noise
-    )
-    size = f"{bench.model}, {bench.steps} x {bench.batch} images of {bench.side} px"
-    times = [f"{median(ours):.3f} s / {median(other):.3f} s" for other in (plain, theirs)]
-    return [
-        Row(
-            "a. BN conversion / test-mode pass",
-            ratios(ours, plain),
-            "<= 1.15",
-            f"{size}: {times[0]}; aim: 1.05",
-        ),
-        Row("b. BN conversion / update_bn", ratios(ours, theirs), "<= 1.05", f"same batches: {times[1]}"),
-    ]
+    def alike(work: Callable[..., object], *args: Any) -> float:
+        with full_precision(bench.device):  # as the conversion is
+            return bench.seconds(work, *args)
+
+    variants = {
+        "forward, s": lambda: alike(forward),
+        "convert_batchnorm, s": lambda: bench.seconds(convert_batchnorm, network, batches),
+    }
+    if with_update_bn:
+        variants["update_bn, s"] = lambda: alike(update_bn, batches, network)
+    # Short, and a few percent apart: a median of few would be noise.
+    plain, ours, *theirs = bench.interleaved(variants, times=bench.short)
+    size = f"{model}, {bench.steps} x {batch} images of {side} px"
+    times = [f"{median(ours):.3f} s / {median(other):.3f} s" for other in (plain, *theirs)]
+    rows = [
+        Row(f"a. BN conversion of {model} / test-mode pass", ratios(ours, plain), "<= 1.05",
+            f"{size}: {times[0]}")
+    ]  # fmt: skip
+    for seconds in theirs:
+        detail = f"same batches: {times[1]}"
+        rows.append(Row(f"b. BN conversion of {model} / update_bn", ratios(ours, seconds), "<= 1.05", detail))
+    return rows
+
+
+class Training:
+    """A network that is fine-tuned as in experiment.py: by steps on one resident batch, or by the loop."""
+
+    def __init__(self, bench: Bench, config: Config, precision: str) -> None:
+        self.bench, self.config = bench, config
+        self.cast, self.prepared = autocast(bench.device, precision), bench.network(config)
+
+    def images_per_second(self, batch: Batch) -> float:
+        """Of the same optimiser step on one batch, repeated."""
+        model, settings = self.prepared.model, self.config.training
+        optimizer = torch.optim.SGD(self.prepared.groups, momentum=settings.momentum)
+
+        def steps() -> None:
+            preparation.set_train_mode(model, self.config.method)
+            for _ in range(self.bench.steps):
+                with self.cast():
+                    loss = loop.cross_entropy(model, batch)["loss"]
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+
+        return self.bench.steps * len(batch[0]) / self.bench.seconds(steps)
+
+    def fit(self, loader: Loader) -> float:
+        """Images/s of an epoch of the loop, without its evaluation and checkpoint."""
+        with tempfile.TemporaryDirectory() as checkpoints:
+            fitted = loop.fit(
+                self.prepared.model,
+                loader,
+                self.prepared.groups,
+                loop.LoopHooks(
+                    set_train_mode=lambda model: preparation.set_train_mode(
+                        self.prepared.model, self.config.method
+                    ),
+                    evaluate=lambda network: 0.0,
+                    autocast=self.cast,
+                ),
+                epochs=1,
+                steps=self.bench.steps,
+                momentum=self.config.training.momentum,
+                weight_decay=self.config.training.weight_decay,
+                folder=Path(checkpoints),
+            )
+        assert not fitted.diverged
+        return fitted.history[-1]["images/s"]
 
 
 def train(bench: Bench) -> list[Row]:
     """Rows c and d."""
     precision = "bf16" if bench.device.type == "cuda" else "fp32"
-    cast, images = autocast(bench.device, precision), bench.steps * bench.batch
+    images = bench.steps * bench.batch
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for split, count in (("train", images), ("val", 10)):
             write_jpegs(folder / split, TEN, count, (bench.stored, bench.stored))
         config, in_memory = bench.configured(folder), bench.configured(folder, resident_gib=8)
-        prepared = bench.network(config)
+        training = Training(bench, config, precision)
         streamed = datasets.load(config, datasets.listing(config), bench.device).train
         resident = datasets.load(in_memory, datasets.listing(config), bench.device).train
         batch = next(resident.epoch())
-        optimizer = torch.optim.SGD(prepared.groups, momentum=config.training.momentum)
-
-        def steps() -> None:
-            preparation.set_train_mode(prepared.model, config.method)
-            for _ in range(bench.steps):
-                with cast():
-                    loss = loop.cross_entropy(prepared.model, batch)["loss"]
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-
-        def fit(loader: Loader) -> float:
-            with tempfile.TemporaryDirectory() as checkpoints:
-                fitted = loop.fit(
-                    prepared.model,
-                    loader,
-                    prepared.groups,
-                    loop.LoopHooks(
-                        set_train_mode=lambda _: preparation.set_train_mode(prepared.model, config.method),
-                        evaluate=lambda network: 0.0,
-                        autocast=cast,
-                    ),
-                    epochs=1,
-                    momentum=config.training.momentum,
-                    weight_decay=config.training.weight_decay,
-                    folder=Path(checkpoints),
-                )
-            assert not fitted.diverged
-            return fitted.history[-1]["images/s"]
-
         one, memory, files, decoding = bench.interleaved(
             {
-                "one batch, images/s": lambda: images / bench.seconds(steps),
-                "fit from memory, images/s": lambda: fit(resident),
-                "fit from JPEGs, images/s": lambda: fit(streamed),
+                "one batch, images/s": lambda: training.images_per_second(batch),
+                "fit from memory, images/s": lambda: training.fit(resident),
+                "fit from JPEGs, images/s": lambda: training.fit(streamed),
                 "decoding, images/s": lambda: (
                     images / bench.seconds(lambda: sum(1 for _ in streamed.epoch(1)))
                 ),
@@ -251,8 +302,8 @@ def train(bench: Bench) -> list[Row]:
     ]  # fmt: skip
 
 
-def probe(bench: Bench) -> list[Row]:
-    """Row e, against either precision of scikit-learn."""
+def probe(bench: Bench, precisions: Sequence[str] = ("float32", "float64")) -> list[Row]:
+    """Row e, against scikit-learn in each precision."""
     n = bench.samples
     features, labels = overlapping(n + n // 4)
     on_device = [t.to(bench.device) for t in (features[:n], labels[:n], features[n:], labels[n:])]
@@ -262,8 +313,8 @@ def probe(bench: Bench) -> list[Row]:
     wide = features.double()
     wide = (wide - wide[:n].mean()) / wide[:n].std(correction=0)  # what the objective is defined on
     objectives, theirs = [np.array([point.objective for point in solved.path])], []
-    for dtype in (np.float32, np.float64):
-        x, y = wide.numpy().astype(dtype), labels.numpy()
+    for precision in precisions:
+        x, y = wide.numpy().astype(precision), labels.numpy()
         classifier = LogisticRegression(max_iter=200, warm_start=True)
         heads, accuracy, started = [], 0.0, time.perf_counter()
         with warnings.catch_warnings(action="ignore"):  # of not having converged: the gap shows it
@@ -271,7 +322,7 @@ def probe(bench: Bench) -> list[Row]:
                 classifier.set_params(C=C).fit(x[:n], y[:n])
                 accuracy = max(accuracy, 100 * float(classifier.score(x[n:], y[n:])))
                 heads.append(np.column_stack([classifier.coef_, classifier.intercept_]))
-        theirs.append((np.dtype(dtype).name, time.perf_counter() - started, accuracy))
+        theirs.append((precision, time.perf_counter() - started, accuracy))
         print(f"  scikit-learn {theirs[-1]}", flush=True)
         found = [objective(wide[:n], labels[:n], *head) for head in zip(heads, DEFAULT_PATH, strict=True)]
         objectives.append(np.array(found))
@@ -415,49 +466,89 @@ def corrupted(bench: Bench) -> list[Row]:
     ]
 
 
+def sweep(bench: Bench, runs: Path, *overrides: str) -> float:
+    """Seconds of a sweep of the embedded network, as a command."""
+    places = [f"paths.runs={runs}", f"paths.cache={runs}/cache", f"hydra.sweep.dir={runs}/sweep"]
+    settings = [f"compute.device={bench.device.type}", "compute.threads=1", "wandb.mode=disabled"]
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "-m", "sweep=paper", "method=ft"]
+    started = time.perf_counter()
+    subprocess.run([*command, *settings, *places, *overrides], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def by_workers(bench: Bench, workers: int, *overrides: str) -> float:
+    """Seconds of RUNS runs by so many workers."""
+    grid = [round(0.1 / (1 + i), 4) for i in range(RUNS)]
+    with tempfile.TemporaryDirectory() as folder:
+        return sweep(
+            bench,
+            Path(folder),
+            *("hydra/launcher=workers", f"hydra.launcher.n_jobs={workers}", "sweep.seeds=[0]"),
+            *(f"sweep.grids.ft={grid}".replace(" ", ""), f"training.epochs={bench.epochs}", *overrides),
+        )
+
+
 def sweeps(bench: Bench) -> list[Row]:
     """Rows j and k."""
-    count = 6
-
-    def seconds(runs: Path, *overrides: str) -> float:
-        places = [f"paths.runs={runs}", f"paths.cache={runs}/cache", f"hydra.sweep.dir={runs}/sweep"]
-        settings = [f"compute.device={bench.device.type}", "compute.threads=1", "wandb.mode=disabled"]
-        command = [sys.executable, str(ROOT / "scripts/train.py"), "-m", "sweep=paper", "method=ft"]
-        started = time.perf_counter()
-        subprocess.run([*command, *settings, *places, *overrides], check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - started
-
-    def by_workers(workers: int) -> float:
-        grid = [round(0.1 / (1 + i), 4) for i in range(count)]
-        with tempfile.TemporaryDirectory() as folder:
-            return seconds(
-                Path(folder),
-                *("hydra/launcher=workers", f"hydra.launcher.n_jobs={workers}", "sweep.seeds=[0]"),
-                *(f"sweep.grids.ft={grid}".replace(" ", ""), f"training.epochs={bench.epochs}"),
-            )
-
     few = replace(bench, repeats=min(3, bench.repeats))  # of minutes each
     one, two = few.interleaved(
-        {"one worker, s": lambda: by_workers(1), "two workers, s": lambda: by_workers(2)}, warm_up=False
+        {"one worker, s": lambda: by_workers(bench, 1), "two workers, s": lambda: by_workers(bench, 2)},
+        warm_up=False,
     )
     with tempfile.TemporaryDirectory() as folder:
-        tiny = [f"dataset.{split}.images=20" for split in ("train", "id", "ood.photo")]
-        tiny += [f"~dataset.ood.{style}" for style in ("clipart", "painting", "neon")]
-        tiny += ["dataset.image_size=32", "training.epochs=1", "sweep.stages.ft=[]"]
+        seeds = {runs: f"sweep.seeds={list(range(runs))}".replace(" ", "") for runs in (1, bench.finished)}
         again = {
-            f"{runs} finished, s": partial(
-                seconds, Path(folder), *tiny, f"sweep.seeds={list(range(runs))}".replace(" ", "")
-            )
-            for runs in (1, bench.finished)
+            f"{runs} finished, s": partial(sweep, bench, Path(folder), *FEW, "sweep.stages.ft=[]", given)
+            for runs, given in seeds.items()
         }
         single, many = bench.interleaved(again)  # the warm-up computes them
     each = [(all_ - alone) / (bench.finished - 1) for all_, alone in zip(many, single, strict=True)]
     return [
-        Row("j. sweep by one worker / by two, time", ratios(one, two), ">= 1.7",
-            f"{count} runs on a thread each: {median(one):.0f} s / {median(two):.0f} s"),
+        Row("j. sweep by one worker / by two, time", ratios(one, two), ">= 1.8",
+            f"{RUNS} runs on a thread each: {median(one):.0f} s / {median(two):.0f} s"),
         Row("k. seconds that each finished run adds to a sweep", each, "<= 0.1",
             f"{bench.finished} runs: {median(many):.1f} s, 1 run: {median(single):.1f} s"),
     ]  # fmt: skip
+
+
+TO_FIRST_STEP = f"""
+import os, runpy, sys
+from daft.training import loop
+step = loop._Trainer._step
+loop._Trainer._step = lambda *given: (step(*given), os._exit(0))
+sys.argv[0], sys.path[0] = "train.py", {str(ROOT / "scripts")!r}
+runpy.run_path({str(ROOT / "scripts/train.py")!r}, run_name="__main__")
+"""
+"""A run that ends with its first training step."""
+
+
+def start(bench: Bench) -> list[Row]:
+    """Rows l and m."""
+    walls: dict[str, list[float]] = {"again": [], "first": []}
+
+    def cpu_seconds(name: str, program: Sequence[str], folder: str, *overrides: str) -> float:
+        places = [f"paths.{key}={folder}/{key}" for key in ("runs", "cache")]
+        settings = [f"compute.device={bench.device.type}", "compute.threads=1", "wandb.mode=disabled"]
+        command = [sys.executable, *program, *settings, *places, *overrides]
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        walls[name].append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    def first() -> float:
+        with tempfile.TemporaryDirectory() as fresh:
+            return cpu_seconds("first", ["-c", TO_FIRST_STEP], fresh, *small)
+
+    small = FEW if bench.finished < Bench.finished else []  # --quick
+    with tempfile.TemporaryDirectory() as folder:
+        finished = partial(cpu_seconds, "again", [str(ROOT / "scripts/train.py")], folder, *small)
+        again, steps = bench.interleaved({"named again, CPU s": finished, "to first step, CPU s": first})
+    named, stepped = (f"wall-clock {median(walls[name][1:]):.1f} s" for name in ("again", "first"))
+    return [
+        Row("l. CPU seconds of a finished run named again", again, "<= 3", named),
+        Row("m. CPU seconds to the first training step", steps, "<= 6", stepped),
+    ]
 
 
 def write_jpegs(folder: Path, classes: list[str], count: int, size: tuple[int, int]) -> None:
@@ -511,6 +602,7 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "cache": cached,
     "corrupted": corrupted,
     "sweeps": sweeps,
+    "start": start,
 }
 """What can be measured, in the order of the table."""
 
@@ -530,14 +622,16 @@ def main() -> int:
     if args.device == "cuda":
         machine = torch.cuda.get_device_name()
         bench = Bench(torch.device("cuda"), args.repeats, "resnet50", side=224, stored=256, steps=50)
+        bench = replace(bench, converted=ON_GPU)
     else:
         if (info := Path("/proc/cpuinfo")).exists():
             names = re.findall(r"model name\s*: (.+)", info.read_text())
             machine = names[0] if names else machine
         bench = Bench(torch.device("cpu"), args.repeats, "resnet18", side=64, stored=64, steps=20)
+        bench = replace(bench, converted=ON_CPU)
     if args.quick:
         bench = replace(bench, model="resnet18", side=32, stored=40, steps=3, batch=8, samples=500, photos=32)
-        bench = replace(bench, epochs=1, finished=3)
+        bench = replace(bench, epochs=1, finished=3, converted=Bench.converted)
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True
     rows: list[Row] = []
@@ -549,6 +643,7 @@ def main() -> int:
     print(f"\n{text}")
     if not args.quick and not args.only:
         slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+        slug += "-benchmark" * (args.device == "cuda")  # beside what `make gpu-check` writes
         write_atomically(args.out / f"{slug}.md", text)
     return int(args.check and any(row.verdict == "MISSED" for row in rows))
 

@@ -43,8 +43,15 @@ LONG = ("test_driver.py", "test_quality.py", "test_doctor.py", "test_experiment.
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first: a file is one process's, and none should be left alone with one at the end."""
+    """Long files first: a file is one process's, and none should be left alone with one at the end.
+
+    What is marked `gpu` needs one.
+    """
     items.sort(key=lambda item: item.path.name not in LONG)
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture(autouse=True, scope="session")

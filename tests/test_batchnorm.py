@@ -827,10 +827,8 @@ def test_an_error_on_one_rank_raises_on_both(ranks: list[dict[str, Any]]) -> Non
 
 # ---- CUDA
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_cuda_and_cpu_agree(memory_format: torch.memory_format) -> None:
     """In float64, where convolutions have no reduced-precision path."""
@@ -847,7 +845,7 @@ def test_cuda_and_cpu_agree(memory_format: torch.memory_format) -> None:
     assert (logits(model, x) - before).norm() <= 1e-12 * before.norm()
 
 
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_a_large_mean_cancels_nothing_on_cuda(memory_format: torch.memory_format) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -861,7 +859,7 @@ def test_a_large_mean_cancels_nothing_on_cuda(memory_format: torch.memory_format
     np.testing.assert_allclose(shift.target_var.cpu(), var, rtol=2 * 10 * U * 1000)
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_cuda_autocast_around_the_call_changes_nothing() -> None:
     plain = statistics(convert_batchnorm(resnet().cuda(), images(6, 6)))
     with torch.autocast("cuda", torch.bfloat16):
@@ -870,7 +868,7 @@ def test_cuda_autocast_around_the_call_changes_nothing() -> None:
         torch.testing.assert_close(cast[name], tensor, rtol=1e-4, atol=1e-4)
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_images_on_cuda_reach_a_model_on_the_cpu() -> None:
     batches = images(256, 256, 256, side=64)
     layer, other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)

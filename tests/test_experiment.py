@@ -350,7 +350,7 @@ def test_a_damaged_record_is_named_and_not_overwritten(tiny):
         experiment.run(tiny("method=lp"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_every_method_runs_on_a_gpu_in_bf16_with_float32_weights_and_statistics(tiny, method, compiled):
@@ -362,7 +362,7 @@ def test_every_method_runs_on_a_gpu_in_bf16_with_float32_weights_and_statistics(
     assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float32}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_linear_probe_on_a_gpu_in_fp32_agrees_with_the_cpu(tiny, tmp_path):
     runs = [
         experiment.run(

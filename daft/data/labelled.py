@@ -4,14 +4,13 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-import scipy.io
 import torch
 from PIL import Image
 from torch import Tensor
@@ -56,6 +55,8 @@ class Masks:
 def _read_mask(file: Path, decoding: Decoding) -> Tensor:
     """uint8 [H, W] from the indices of a palette, from greys, or from an SBD file."""
     if file.suffix == ".mat":
+        import scipy.io  # of one dataset alone
+
         return torch.from_numpy(scipy.io.loadmat(file)["GTcls"]["Segmentation"][0, 0].copy())
     with opened(file, decoding) as image:
         if image.format == "JPEG":
@@ -88,12 +89,24 @@ class ImageFile(NamedTuple):
     label: str
 
 
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Images that are drawn when somebody looks, once: to know which run it is nobody does."""
+
+    draw: Callable[[], Tensor]
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """The images, uint8 [N, 3, H, W], or [N, 4, H, W] with masks."""
+        return self.draw()
+
+
 @dataclass(frozen=True)
 class Labelled:
     """Images with their classes or masks, ordered by class and path; files are not decoded yet."""
 
-    images: list[Path] | Tensor
-    """files, or uint8 [N, 3, H, W]; [N, 4, H, W] with masks"""
+    held: list[Path] | Tensor | Drawn
+    """what `images` gives"""
     labels: Tensor
     """int64 [N]; 0 for images with masks"""
     fingerprint: str
@@ -105,6 +118,16 @@ class Labelled:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def images(self) -> list[Path] | Tensor:
+        """Files, or uint8 [N, 3, H, W]; [N, 4, H, W] with masks."""
+        return self.held.pixels if isinstance(self.held, Drawn) else self.held
+
+    @property
+    def files(self) -> list[Path]:
+        """The files, none for images in memory."""
+        return self.held if isinstance(self.held, list) else []
 
     @classmethod
     def of_files(cls, listed: Sequence[ImageFile], classes: Sequence[str], what: str) -> "Labelled":
@@ -177,21 +200,26 @@ class Labelled:
         digest = hashlib.sha256("\t".join(split.fingerprint for split in splits).encode()).hexdigest()
         labels = torch.cat([split.labels for split in splits])
         return replace(
-            splits[0], images=torch.cat(tensors) if tensors else images, labels=labels, fingerprint=digest
+            splits[0], held=torch.cat(tensors) if tensors else images, labels=labels, fingerprint=digest
         )
 
     def subset(self, indices: Tensor) -> "Labelled":
         """These images only, int64 [n]."""
-        images = self.images
-        images = images[indices] if isinstance(images, Tensor) else [images[i] for i in indices]
+        images = self.held
+        if isinstance(images, Drawn):
+            held = Drawn(lambda: images.pixels[indices])
+        else:
+            held = images[indices] if isinstance(images, Tensor) else [images[i] for i in indices]
         digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
         masks = self.masks.subset(indices) if self.masks else None
-        return replace(self, images=images, labels=self.labels[indices], fingerprint=digest, masks=masks)
+        return replace(self, held=held, labels=self.labels[indices], fingerprint=digest, masks=masks)
 
     def split_every_nth(self, n: int) -> tuple["Labelled", "Labelled"]:
         """(the other images, every n-th image of each class in path order)."""
-        labels = pd.Series(self.labels.numpy())
-        rank = torch.tensor(labels.groupby(labels).cumcount().tolist())
+        rank = torch.empty_like(self.labels)
+        for label in self.labels.unique():
+            of_class = self.labels == label
+            rank[of_class] = torch.arange(int(of_class.sum()))
         nth = rank % n == n - 1
         return self.subset((~nth).nonzero()[:, 0]), self.subset(nth.nonzero()[:, 0])
 

@@ -18,7 +18,6 @@ from daft.common.files import cached, read_json
 from daft.common.threads import parallel_map
 from daft.config.schema import DatasetConfig, SplitConfig
 from daft.config.sources import SOURCES
-from daft.data.cache import stat_digest
 from daft.data.labelled import Labelled
 
 TOLERATED, TOLERATED_AS_PUBLISHED = 0.01, 0.1
@@ -44,7 +43,7 @@ def require_other_files(cfg: DatasetConfig, splits: Mapping[str, Labelled]) -> N
         raise UserError(f"{_told(splits, one, other, images, 'also in')}; {_mend(one)}")
     configured = _configured(cfg)
     for one, other in _pairs(cfg, splits):
-        if one in configured and isinstance(splits[one].images, Tensor):
+        if one in configured and not isinstance(splits[one].held, list):
             (own,) = configured[one]
             path, seed = own.path, own.seed
             if (path, seed) in [(split.path, split.seed) for split in configured[other]]:
@@ -111,6 +110,8 @@ def _kept_copies(splits: Mapping[str, Labelled], pairs: Sequence[Pair], cache: P
     files = {name: split.images for name, split in splits.items() if isinstance(split.images, list)}
     if not files:
         return copies(splits, pairs, threads)
+    from daft.data.cache import stat_digest  # seconds of imports, which a finished run does without
+
     digest = hashlib.sha256(json.dumps([pairs, {name: len(of) for name, of in files.items()}]).encode())
     digest.update(stat_digest(file for of in files.values() for file in of).encode())
 
@@ -129,7 +130,7 @@ def _kept_copies(splits: Mapping[str, Labelled], pairs: Sequence[Pair], cache: P
 
 def same_files(splits: Mapping[str, Labelled], pairs: Iterable[Pair]) -> Shared:
     """Images that are one file, however it is linked."""
-    return _shared({name: _places(split.images) for name, split in splits.items()}, pairs)
+    return _shared({name: _places(split.files) for name, split in splits.items()}, pairs)
 
 
 def copies(splits: Mapping[str, Labelled], pairs: Sequence[Pair], threads: int) -> Shared:
@@ -175,10 +176,8 @@ def _shared(keys: Keys, pairs: Iterable[Pair]) -> Shared:
     return shared
 
 
-def _places(images: list[Path] | Tensor) -> list[Hashable]:
-    if isinstance(images, Tensor):
-        return []
-    return [(stat.st_dev, stat.st_ino) for stat in map(os.stat, images)]
+def _places(files: list[Path]) -> list[Hashable]:
+    return [(stat.st_dev, stat.st_ino) for stat in map(os.stat, files)]
 
 
 def _contents(images: list[Path] | Tensor) -> list[Hashable]:

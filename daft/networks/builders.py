@@ -7,10 +7,7 @@ import sys
 from copy import deepcopy
 from typing import Any
 
-import requests
-import timm
 import torch
-from huggingface_hub import constants as hub
 from torch import nn
 
 from daft.batchnorm import batchnorm_layers
@@ -38,6 +35,8 @@ def _from_timm(cfg: BackboneConfig, pretrained: bool) -> nn.Module:
     pretrained = pretrained and cfg.weights == "hub"
     if pretrained:
         _require_hub(cfg.model)
+    import timm  # a second, which a finished run does without
+
     arguments: dict[str, Any] = {"num_classes": 0} | cfg.model_args
     try:
         return timm.create_model(cfg.model, pretrained=pretrained, **arguments)
@@ -74,6 +73,9 @@ def _imported(cfg: BackboneConfig) -> nn.Module:
 
 def _require_hub(model: str) -> None:
     """Fail at once without a network; the hub's client would retry for most of a minute."""
+    import requests
+    from huggingface_hub import constants as hub
+
     try:
         if not hub.HF_HUB_OFFLINE:  # else the client reads its cache, and says so if there is nothing in it
             requests.head(hub.ENDPOINT, timeout=5)

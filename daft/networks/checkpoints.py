@@ -9,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -77,6 +76,8 @@ def fingerprint(cfg: BackboneConfig) -> str:
     if cfg.source == "import" and cfg.weights != "file":
         return f"{cfg.weights}:{state_fingerprint(builders.build(cfg, pretrained=True))}"
     if cfg.weights == "hub":
+        import timm  # as in builders
+
         entry = timm.get_pretrained_cfg(cfg.model)
         return f"hub:{entry.hf_hub_id}:{entry.tag}:{entry.url}" if entry else "hub"
     if cfg.weights == "random":

@@ -20,7 +20,7 @@ from daft.common.files import checksum, read_json, write_atomically
 from daft.common.threads import parallel_map
 from daft.config.schema import BackboneConfig, DatasetConfig, FileConfig
 from daft.config.sources import SOURCES
-from daft.data import datasets
+from daft.data import datasets, listing
 from daft.data.folders import is_image
 from daft.data.images import Streamed
 from daft.data.labelled import Labelled
@@ -97,13 +97,13 @@ def check_dataset(cfg: DatasetConfig) -> Iterator[Finding]:
             found = datasets.read_split(cfg, split, name, classes)
             _open_sample(found, cfg.kept_side)
         except (UserError, OSError) as error:
-            text = str(error).split(datasets.HINT)[0].removeprefix(f"dataset.{name}: ")
+            text = str(error).split(listing.HINT)[0].removeprefix(f"dataset.{name}: ")
             yield Finding(name, "damaged" if complete else "absent", text)
         else:
             known = "as it must be" if split.known_images else "no published number to compare with"
             held = f"{len(found.labels.unique())} of {len(classes)} classes"
             what = held if found.masks is None else "masks"
-            what = "no labels read" if name.startswith(datasets.UNLABELLED) else what
+            what = "no labels read" if name.startswith(listing.UNLABELLED) else what
             detail = f"{len(found):,} images ({known}), {what}, a sample opened"
             yield Finding(name, "present", detail)
 

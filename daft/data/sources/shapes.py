@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from daft.common import memory
 from daft.common.errors import UserError
 from daft.config.schema import DatasetConfig, SplitConfig
-from daft.data.labelled import IGNORED, Labelled
+from daft.data.labelled import IGNORED, Drawn, Labelled
 
 Floats = NDArray[np.floating]
 
@@ -77,12 +77,17 @@ def _require_memory(images: int, side: int, with_masks: bool) -> None:
 
 @cache  # a sweep in one process draws them once
 def _drawn(style: str, count: int, seed: int, size: int, with_masks: bool) -> Labelled:
-    pixels, labels = map(torch.from_numpy, generate(style, count, seed, size))
+    def draw() -> torch.Tensor:
+        pixels = torch.from_numpy(generate(style, count, seed, size)[0])
+        if not with_masks:
+            return pixels
+        return torch.cat([pixels, torch.from_numpy(masks(style, count, seed, size))[:, None]], 1)
+
+    labels = torch.from_numpy(_labels(between(style)[0], count, seed))
     fingerprint = f"{style}/{count}/{seed}/{size}/{VERSION}"
     if not with_masks:
-        return Labelled(pixels, labels, fingerprint)
-    pixels = torch.cat([pixels, torch.from_numpy(masks(style, count, seed, size))[:, None]], 1)
-    return Labelled(pixels, torch.zeros_like(labels), f"{fingerprint}/masks")
+        return Labelled(Drawn(draw), labels, fingerprint)
+    return Labelled(Drawn(draw), torch.zeros_like(labels), f"{fingerprint}/masks")
 
 
 def generate(
@@ -137,6 +142,12 @@ def between(style: str) -> tuple[str, str, float]:
     )
 
 
+def _labels(style: str, count: int, seed: int) -> NDArray[np.int64]:
+    """The classes of the images of a style, balanced to within one and shuffled."""
+    (order,) = np.random.SeedSequence((seed, STYLES.index(style))).spawn(1)
+    return np.random.default_rng(order).permutation(np.arange(count) % len(CLASSES))
+
+
 def _scenes(style: str, count: int, seed: int, size: int) -> Iterator[tuple[slice, "Scene"]]:
     """The scenes to draw, a chunk at a time, and which images they are."""
     if count < 1:
@@ -145,9 +156,8 @@ def _scenes(style: str, count: int, seed: int, size: int) -> Iterator[tuple[slic
         raise ValueError(f"seed must not be negative, got {seed}")
     if size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}")
-    root = np.random.SeedSequence((seed, STYLES.index(style)))
-    order, *chunks = root.spawn(1 + -(-count // CHUNK))
-    labels = np.random.default_rng(order).permutation(np.arange(count) % len(CLASSES))
+    _, *chunks = np.random.SeedSequence((seed, STYLES.index(style))).spawn(1 + -(-count // CHUNK))
+    labels = _labels(style, count, seed)
     for index, chunk in enumerate(chunks):
         part = slice(index * CHUNK, (index + 1) * CHUNK)
         yield part, Scene.sample(np.random.default_rng(chunk), labels[part], size)

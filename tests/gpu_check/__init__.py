@@ -1,0 +1,1 @@
+"""What a GPU machine takes and keeps, measured by one command: `make gpu-check`."""
