@@ -194,9 +194,10 @@ def resized_crops(op: RandomResizedCrop, images: Tensor, uniforms: Tensor) -> Te
 @apply_each.register
 def _(op: RandomResizedCrop, images: list[Tensor], uniforms: Tensor) -> list[Tensor]:
     heights, widths = torch.tensor([image.shape[-2:] for image in images]).T
+    boxes = _random_boxes(op, heights, widths, uniforms)
     return [
-        _resize(F.crop(image, *box), [op.size, op.size])
-        for image, box in zip(images, _random_boxes(op, heights, widths, uniforms), strict=True)
+        _resize(F.crop(image, top, left, height, width), [op.size, op.size])
+        for image, (top, left, height, width) in zip(images, boxes, strict=True)
     ]
 
 

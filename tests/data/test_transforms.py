@@ -484,7 +484,9 @@ def test_colour_jitter_is_torchvisions_in_a_random_order_and_leaves_masks_alone(
 
 def on_device(op: RandomResizedCrop | RandomScaleCrop, images: Tensor, uniforms: Tensor) -> Tensor:
     """What `apply` does where images are on a GPU."""
-    return (resized_crops if isinstance(op, RandomResizedCrop) else scaled_crops)(op, images, uniforms)
+    if isinstance(op, RandomResizedCrop):
+        return resized_crops(op, images, uniforms)
+    return scaled_crops(op, images, uniforms)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (61, 90), (200, 75)])
