@@ -30,7 +30,7 @@ one warm-up, so that noise hits all alike; median and range are of the ratios of
   done before: with equal pixels, and with the scaled decoding for a `resize` to 64 px (at 1/4 of the size).
 - m: launches of a batch's `random_resized_crop` 224 and `random_scale_crop` 224 from resident images of
   256 px, image by image, against all at once, by `torch.profiler`: kernels on a GPU; on a CPU all operations
-  of ATen, the drawing of boxes included. And the time; a CPU keeps to image by image. Stated, without a target.
+  of ATen, the drawing of boxes included. And the time; a CPU keeps to image by image. No target.
 """
 
 import os

@@ -186,7 +186,8 @@ def _(op: RandomResizedCrop, images: Tensor, uniforms: Tensor) -> Tensor:
 
 def resized_crops(op: RandomResizedCrop, images: Tensor, uniforms: Tensor) -> Tensor:
     """The operation on all images at once, within one level of one after the other."""
-    boxes = torch.tensor(_random_boxes(op, *images.shape[-2:], uniforms))
+    height, width = images.shape[-2:]
+    boxes = torch.tensor(_random_boxes(op, height, width, uniforms))
     windows = Windows(boxes[:, :2], boxes[:, 2:], torch.full_like(boxes[:, 2:], op.size))
     return resampled(images, windows, op.size)
 
