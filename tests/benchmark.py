@@ -9,7 +9,8 @@ one warm-up, so that noise hits all alike; median and range are of the ratios of
 - c: images/s of `loop.fit` with a `Loader` over resident uint8 images (random crop, flip), without its
   evaluation and checkpoint, against the same optimiser step on one resident batch, repeated.
 - d: the same from JPEG files decoded anew each epoch; workers have started and the page cache is warm.
-  "decoding" is a pass over the loader alone. On a CPU, decoding and training share the cores.
+  "decoding" is a pass over the loader alone. On a CPU, decoding and training share the cores. Once from small
+  images (random crop, flip), once from JPEGs of 500 x 400 px (`random_resized_crop`, flip).
 - e: `fit_probe` on float32 features against scikit-learn (`warm_start`, `max_iter=200`, ascending C; always
   on the CPU and timed once), both with the accuracy on the selection set at every C. In brackets: the best
   accuracy, and the largest excess over the path of the objective over the lowest that any solver reached.
@@ -29,6 +30,11 @@ one warm-up, so that noise hits all alike; median and range are of the ratios of
 - l, m: CPU seconds (user and system) of `python scripts/train.py` on the embedded data: of a finished run
   that is named again, and of one up to the end of its first training step with nothing cached. On an idle
   core that is the time it takes; where others compute, too, wall-clock time says more of them.
+- n: `read_image` on one thread over JPEGs of 500 x 400 px against Pillow's own decoding of them, as it was
+  done before: with equal pixels, and with the scaled decoding for a `resize` to 64 px (at 1/4 of the size).
+- o: launches of a batch's `random_resized_crop` 224 and `random_scale_crop` 224 from resident images of
+  256 px, image by image, against all at once, by `torch.profiler`: kernels on a GPU; on a CPU all operations
+  of ATen, the drawing of boxes included. And the time; a CPU keeps to image by image. No target.
 """
 
 import os
@@ -65,13 +71,15 @@ from daft.batchnorm import convert_batchnorm, full_precision
 from daft.common import cli
 from daft.common.files import write_atomically
 from daft.config.compose import configuration
-from daft.config.operations import Flip, Operation, RandomResizedCrop, Resize
+from daft.config.operations import Flip, Operation, RandomResizedCrop, RandomScaleCrop, Resize
 from daft.config.options import ROOT
 from daft.config.schema import Config
 from daft.data import datasets
 from daft.data.corruptions import CORRUPTIONS, SEVERITIES
+from daft.data.decoding import USUAL, Decoding, as_pixels, opened, read_image
 from daft.data.images import Resident
 from daft.data.loader import Batch, Loader
+from daft.data.transforms import apply_each, num_uniforms, resized_crops, scaled_crops
 from daft.methods import preparation
 from daft.methods.probe import DEFAULT_PATH, fit_probe
 from daft.networks import backbones, classifier
@@ -88,7 +96,7 @@ ON_GPU = tuple(
 )
 """Networks of rows a and b, the side of their images, and the batch."""
 
-LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn")
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "scikit-learn")
 TEN = [str(i) for i in range(10)]
 
 RUNS = 6
@@ -129,7 +137,7 @@ class Bench:
     steps: int  # batches in an epoch
     batch: int = 64
     samples: int = 20_000  # of rows e and f
-    photos: int = 512  # of row g
+    photos: int = 512  # of rows d, g and n
     epochs: int = 6  # of the runs of row j
     finished: int = 100  # runs of row k
     short: int = 3  # times as many repetitions of rows a and b
@@ -275,30 +283,40 @@ def train(bench: Bench) -> list[Row]:
         folder = Path(temporary)
         for split, count in (("train", images), ("val", 10)):
             write_jpegs(folder / split, TEN, count, (bench.stored, bench.stored))
+            write_jpegs(folder / "photos" / split, TEN, min(count, bench.photos), (500, 400))
         config, in_memory = bench.configured(folder), bench.configured(folder, resident_gib=8)
+        large = bench.configured(folder / "photos")
+        crop = [RandomResizedCrop(size=bench.side), Flip()]
+        large = replace(large, dataset=replace(large.dataset, train_transform=crop))
         training = Training(bench, config, precision)
         streamed = datasets.load(config, datasets.listing(config), bench.device).train
+        photos = datasets.load(large, datasets.listing(large), bench.device).train
         resident = datasets.load(in_memory, datasets.listing(config), bench.device).train
         batch = next(resident.epoch())
-        one, memory, files, decoding = bench.interleaved(
+
+        def decode(loader: Loader) -> float:
+            return len(loader) / bench.seconds(lambda: sum(1 for _ in loader.epoch(1)))
+
+        one, memory, files, decoding, fit_photos, decode_photos = bench.interleaved(
             {
                 "one batch, images/s": lambda: training.images_per_second(batch),
                 "fit from memory, images/s": lambda: training.fit(resident),
                 "fit from JPEGs, images/s": lambda: training.fit(streamed),
-                "decoding, images/s": lambda: (
-                    images / bench.seconds(lambda: sum(1 for _ in streamed.epoch(1)))
-                ),
+                "decoding, images/s": lambda: decode(streamed),
+                "fit from photos, images/s": lambda: training.fit(photos),
+                "decoding photos, images/s": lambda: decode(photos),
             }
         )
     size = f"{bench.model}, {bench.side} px, batch {bench.batch}, {precision}, {bench.steps} steps"
-    slower = [min(pair) for pair in zip(one, decoding, strict=True)]
-    both = f"{median(files):.1f} / min({median(one):.1f}, {median(decoding):.1f}) images/s"
-    files_are = f"JPEGs of {bench.stored} px, {streamed.workers} workers"
+    sizes = {f"{bench.stored} px": (files, decoding), "500 x 400 px": (fit_photos, decode_photos)}
     return [
         Row("c. training from memory / steps on one batch", ratios(memory, one), ">= 0.95",
             f"{size}: {median(memory):.1f} / {median(one):.1f} images/s"),
-        Row("d. training from JPEGs / the lower of steps on one batch and decoding", ratios(files, slower),
-            ">= 0.95", f"{files_are}: {both}"),
+        *(Row(f"d. training from JPEGs of {what} / the lower of steps on one batch and decoding",
+              ratios(fitted, [min(pair) for pair in zip(one, alone, strict=True)]), ">= 0.97",
+              f"{streamed.workers} workers: {median(fitted):.1f} / min({median(one):.1f}, "
+              f"{median(alone):.1f}) images/s")
+          for what, (fitted, alone) in sizes.items()),
     ]  # fmt: skip
 
 
@@ -412,6 +430,84 @@ def cached(bench: Bench) -> list[Row]:
     detail = f"{count} JPEGs of 500 x 400 px, cache_side {side}, {files.workers} workers: "
     detail += f"{median(mapped):.1f} / {median(decoding):.1f} images/s"
     return [Row("g. loading from the cache / from JPEGs", ratios(mapped, decoding), "", detail)]
+
+
+def decoders(bench: Bench) -> list[Row]:
+    """Rows n."""
+
+    def pillow(file: Path) -> Tensor:
+        with opened(file, USUAL) as image:
+            return as_pixels(image)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        write_jpegs(Path(temporary) / "photos", TEN, bench.photos, (500, 400))
+        files = sorted(Path(temporary).rglob("*.jpg"))
+        assert all(torch.equal(pillow(file), read_image(file)) for file in files)
+
+        def rate(read: Callable[[Path], Tensor]) -> float:
+            return len(files) / bench.seconds(lambda: [read(file) for file in files] and None)
+
+        before, equal, scaled = bench.interleaved(
+            {
+                "Pillow, images/s": lambda: rate(pillow),
+                "equal pixels, images/s": lambda: rate(read_image),
+                "scaled, images/s": lambda: rate(lambda file: read_image(file, Decoding(least_side=64))),
+            }
+        )
+    rates = [f"{median(values):.0f} / {median(before):.0f} images/s" for values in (equal, scaled)]
+    what = f"{bench.photos} JPEGs of 500 x 400 px, one thread"
+    return [
+        Row(
+            "n. decoding with equal pixels / by Pillow",
+            ratios(equal, before),
+            ">= 1.5",
+            f"{what}: {rates[0]}",
+        ),
+        Row("n. scaled decoding at 1/4 / by Pillow in full", ratios(scaled, before), ">= 3", rates[1]),
+    ]
+
+
+def crops(bench: Bench) -> list[Row]:
+    """Rows o."""
+    images = torch.randint(256, (bench.batch, 3, 256, 256), dtype=torch.uint8).to(bench.device)
+    on_gpu, rows = bench.device.type == "cuda", []
+    kinds = torch.profiler.ProfilerActivity
+
+    def launches(work: Callable[[], object]) -> float:
+        with torch.profiler.profile(activities=[kinds.CPU, *([kinds.CUDA] if on_gpu else [])]) as profiler:
+            bench.seconds(work)
+        events = profiler.events() or []
+        if on_gpu:
+            return sum(event.name == "cudaLaunchKernel" for event in events)
+        return sum(event.name.startswith("aten::") for event in events)
+
+    for name, op, at_once in (
+        (
+            "random_resized_crop",
+            RandomResizedCrop(size=224),
+            partial(resized_crops, RandomResizedCrop(size=224)),
+        ),
+        ("random_scale_crop", RandomScaleCrop(size=224), partial(scaled_crops, RandomScaleCrop(size=224))),
+    ):
+        uniforms = torch.rand(bench.batch, num_uniforms([op]))
+        each = partial(lambda op, uniforms: torch.stack(apply_each(op, list(images), uniforms)), op, uniforms)
+        once = partial(at_once, images, uniforms)
+        loop, batch, slow, fast = bench.interleaved(
+            {
+                f"{name}, launches": partial(launches, each),
+                "at once, launches": partial(launches, once),
+                f"{name}, s": partial(bench.seconds, each),
+                "at once, s": partial(bench.seconds, once),
+            }
+        )
+        counted = f"batch of {bench.batch}, {'kernels' if on_gpu else 'operations'}"
+        rows += [
+            Row(f"o. {name} one by one / at once, launches", ratios(loop, batch), "",
+                f"{counted}: {median(loop):.0f} / {median(batch):.0f}"),
+            Row(f"o. {name} one by one / at once, time", ratios(slow, fast), "",
+                f"{1000 * median(slow):.1f} ms / {1000 * median(fast):.1f} ms"),
+        ]  # fmt: skip
+    return rows
 
 
 @torch.no_grad()
@@ -600,6 +696,8 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "probe": probe,
     "memory": memory,
     "cache": cached,
+    "decoding": decoders,
+    "crops": crops,
     "corrupted": corrupted,
     "sweeps": sweeps,
     "start": start,

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from daft.common.errors import ConfigError
-from daft.config.operations import Operation
+from daft.config.operations import Operation, Resize
 from daft.config.parts import ADAPTING, FOR_TRAINED_BACKBONES, TARGET_BN, PartsConfig, short_name
 from daft.config.sources import SOURCES
 from daft.config.types import (
@@ -152,6 +152,10 @@ class DatasetConfig:
     """decode each file once, resize its shorter side to this many pixels (antialiased bilinear, before any
     resize of the transform, bicubic ones too), and keep the pixels; they are other pixels than without it, so
     it is part of a run's identity"""
+    scaled_decoding: Annotated[Number, Field(ge=1, le=8)] | None = None
+    """where a transform begins with a resize, decode a JPEG at 1/2, 1/4 or 1/8 of its size if this leaves so
+    many times the side that the resize makes; they are other pixels, so it is part of a run's identity; null:
+    in full"""
     files: list[FileConfig] = field(default_factory=list)
     """what prepare.py fetches"""
     kept_side: Side | None = None
@@ -170,6 +174,14 @@ class DatasetConfig:
                 raise ConfigError(
                     f"ood.{name}", f"names that end in{TARGET_BN} are for evaluations of a part"
                 )
+        if self.scaled_decoding is not None:
+            if self.cache_side is not None:
+                problem = f"{self.scaled_decoding:g} with cache_side={self.cache_side}; use one of them"
+                raise ConfigError("scaled_decoding", problem)
+            firsts = [each[0] for each in (self.train_transform, self.eval_transform) if each]
+            if not any(isinstance(op, Resize) and op.interpolation != "nearest" for op in firsts):
+                problem = f"{self.scaled_decoding:g}, but no transform begins with a resize; use null"
+                raise ConfigError("scaled_decoding", problem)
         drawn = SOURCES[self.source].drawn
         if drawn and (self.classes or self.eval_every):
             key = "classes" if self.classes else "eval_every"
@@ -594,6 +606,8 @@ class Config:
             raise ConfigError("segmentation", f"{self.dataset.name} has no masks; use null")
         if self.dataset.cache_side:
             raise ConfigError("dataset.cache_side", f"{self.dataset.cache_side}, but masks are not cached")
+        if scaled := self.dataset.scaled_decoding:
+            raise ConfigError("dataset.scaled_decoding", f"{scaled:g}, but masks are not scaled; use null")
         if "test_time" in self.method.part_names and self.segmentation.eval_batch_size == 1:
             problem = (
                 "bn, but segmentation.eval_batch_size=1: a batch of one image has no statistics of a split"

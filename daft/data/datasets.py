@@ -1,7 +1,7 @@
 """From a dataset's configuration to loaders for training, ID and OOD evaluation."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from daft.common.threads import available_cpus
 from daft.config.operations import Operation
 from daft.config.schema import Config
 from daft.data import overlap
+from daft.data.decoding import Decoding
 from daft.data.episodes import EpisodeLoader
 from daft.data.images import ImageStore, Resident, Streamed
 from daft.data.labelled import Labelled
@@ -103,6 +104,7 @@ def decode(
         operations = cfg.train_transform if in_training else [*shifts.get(name, []), *cfg.eval_transform]
         batch_size = training_batch if in_training else evaluation_batch
         _require_memory(operations, name, min(batch_size, len(split)) if device.type == "cpu" else 1)
+        split = replace(split, decoding=Decoding.of(cfg, operations))
         images, split = store.load(split, operations, name, batched=batch_size > 1)
         kept[name] = split
         return Loader(

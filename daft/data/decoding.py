@@ -1,9 +1,11 @@
 """Image files as RGB pixels: which are read, in which of the ways that a file leaves open, or why not."""
 
 import functools
+import io
+import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
@@ -20,6 +23,7 @@ from torch.utils.data import get_worker_info
 
 from daft.common import progress
 from daft.common.errors import UserError, first_line, shown
+from daft.config.operations import Operation, Resize
 from daft.config.schema import DatasetConfig
 
 PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
@@ -48,6 +52,12 @@ SIDEWAYS = (5, 6, 7, 8)
 FRAMED = ("GIF", "PNG", "TIFF", "WEBP", "AVIF", "HEIF", "DCX", "FLI")
 """Formats in which further frames are pictures of their own. (Telephones put previews into MPO.)"""
 
+JPEGS = ("JPEG", "MPO")
+"""Pillow's names of JPEG files."""
+
+FRACTIONS = (8, 4, 2)
+"""Of its size at which a JPEG can be decoded, 1 / n."""
+
 # An image over the limit is refused below, in words of its own.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
@@ -59,17 +69,24 @@ class Decoding:
     exif_orientation: Literal["ignore", "apply"] = "ignore"
     transparency: Literal["drop", "white", "black"] = "drop"
     max_megapixels: float = 179.0
+    least_side: int | None = None
+    """a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if its shorter side keeps so many pixels"""
 
     @classmethod
-    def of(cls, cfg: DatasetConfig) -> "Decoding":
-        """As a dataset has it."""
-        return cls(cfg.exif_orientation, cfg.transparency, cfg.max_megapixels)
+    def of(cls, cfg: DatasetConfig, operations: Sequence[Operation] = ()) -> "Decoding":
+        """As a dataset has it, for images that go through these operations."""
+        first, least = next(iter(operations), None), None
+        if cfg.scaled_decoding is not None and isinstance(first, Resize) and first.interpolation != "nearest":
+            side = first.size if isinstance(first.size, int) else max(first.size)
+            least = math.ceil(cfg.scaled_decoding * side)
+        return cls(cfg.exif_orientation, cfg.transparency, cfg.max_megapixels, least)
 
     @property
     def key(self) -> str:
         """What is added to the names of all that is kept of pixels: nothing for the usual ones."""
         turned = "-upright" if self.exif_orientation == "apply" else ""
-        return turned + ("" if self.transparency == "drop" else f"-{self.transparency}")
+        ground = "" if self.transparency == "drop" else f"-{self.transparency}"
+        return turned + ground + ("" if self.least_side is None else f"-scaled{self.least_side}")
 
 
 USUAL = Decoding()
@@ -95,7 +112,8 @@ def read_image(path: Path, decoding: Decoding = USUAL) -> Tensor:
     """
     with opened(path, decoding) as file:
         try:
-            return as_pixels(file, decoding)
+            fast = _fast_jpeg(file, decoding)
+            return as_pixels(file, decoding) if fast is None else fast
         except UnknownWhiteError as error:
             raise UnknownWhiteError(f"{shown(path)}: {error}") from None
 
@@ -108,12 +126,13 @@ def as_pixels(image: Image.Image, decoding: Decoding = USUAL) -> Tensor:
 def image_size(path: Path, decoding: Decoding = USUAL) -> tuple[int, int]:
     """Height and width in pixels that `read_image` gives, by the header."""
     with opened(path, decoding) as file:
+        height, width = (-(-side // _fraction(file, decoding)) for side in (file.height, file.width))
         turned = (
             decoding.exif_orientation == "apply"
             and file.format != "TIFF"  # Pillow turns those itself, always
             and file.getexif().get(Base.Orientation) in SIDEWAYS
         )
-        return (file.width, file.height) if turned else (file.height, file.width)
+        return (width, height) if turned else (height, width)
 
 
 @contextmanager
@@ -135,8 +154,71 @@ def opened(path: Path, decoding: Decoding) -> Iterator[Image.Image]:
         ) from None
 
 
+def _fraction(file: Image.Image, decoding: Decoding) -> int:
+    """n: the file is decoded at 1 / n of its size."""
+    if decoding.least_side is None or file.format not in JPEGS:
+        return 1
+    return next((n for n in FRACTIONS if min(file.size) >= n * decoding.least_side), 1)
+
+
+def _fast_jpeg(file: Image.Image, decoding: Decoding) -> Tensor | None:
+    """Pixels of a JPEG in colour, past Pillow's copies; None if Pillow has to read it, or to say why not."""
+    if file.format not in JPEGS or file.mode != "RGB" or not _fast_is_equal():
+        return None
+    if decoding.exif_orientation == "apply" and file.getexif().get(Base.Orientation, 1) != 1:
+        return None
+    stream = getattr(file, "fp", None)
+    if stream is None:
+        return None
+    stream.seek(0)
+    try:
+        return torch.from_numpy(_turbo(stream.read(), file.size, _fraction(file, decoding))).permute(2, 0, 1)
+    except ValueError:  # of anything unusual; what Pillow makes of it is what counts
+        return None
+
+
+def _turbo(data: bytes, size: tuple[int, int], fraction: int) -> np.ndarray:
+    """uint8 [H, W, 3] of a JPEG of this width and height; raises ValueError for one with any flaw."""
+    width, height = (-(-side // fraction) for side in size)
+    found = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=fraction)
+    if found.shape != (height, width, 3):
+        raise ValueError(f"{found.shape} instead of {height} x {width}")
+    return found
+
+
+@functools.cache
+def _fast_is_equal() -> bool:
+    """Whether the fast decoder gives Pillow's pixels here: both bring a library of their own, of any build.
+
+    Noise has all frequencies and colours out of range; sides of no block's multiple have every border.
+    """
+    noise = np.random.default_rng(0).integers(256, size=(37, 53, 3), dtype=np.uint8)
+    size = (noise.shape[1], noise.shape[0])
+    for subsampling in (0, 1, 2):
+        for progressive in (False, True):
+            buffer = io.BytesIO()
+            Image.fromarray(noise).save(buffer, "JPEG", subsampling=subsampling, progressive=progressive)
+            for fraction in (1, *FRACTIONS):
+                with Image.open(buffer) as file:
+                    _draft(file, fraction)
+                    theirs = np.asarray(file)
+                try:
+                    if not np.array_equal(_turbo(buffer.getvalue(), size, fraction), theirs):
+                        return False
+                except ValueError:
+                    return False
+    return True
+
+
+def _draft(file: Image.Image, fraction: int) -> None:
+    """Let Pillow decode a JPEG at a fraction of its size, its colours as they are."""
+    if fraction > 1:
+        file.draft(None, (file.width // fraction, file.height // fraction))
+
+
 def _rgb(file: Image.Image, decoding: Decoding) -> Image.Image:
     _note_frames(file)
+    _draft(file, _fraction(file, decoding))
     image = ImageOps.exif_transpose(file) if decoding.exif_orientation == "apply" else file
     if image.mode == "F" or image.mode.startswith("I") or _tag(file, SAMPLEFORMAT, UNSIGNED) != UNSIGNED:
         image = _eight_bits(image, file)

@@ -19,7 +19,7 @@ from daft.common.errors import UserError, first_line
 from daft.config.operations import Operation
 from daft.data.cache import Cached
 from daft.data.images import Resident, Streamed
-from daft.data.transforms import RGB, num_uniforms, transform
+from daft.data.transforms import RGB, num_uniforms, transform, transform_each
 
 Batch = tuple[Tensor, Tensor]
 """uint8 images [B, 3, H, W] and int64 labels [B], or uint8 masks [B, H, W]"""
@@ -252,6 +252,23 @@ def _kill_workers(batches: Any) -> None:
         batches._shutdown_workers()
 
 
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """To be filled; in a worker in shared memory, to which torch would else copy it in a thread.
+
+    Raises UserError if there is no room, which in that thread would be lost.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    try:  # as torch's own collation does
+        storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"a worker cannot hand over a batch ({first_line(error)}) by {SHARED_MEMORY}, {_room()}; "
+            "or use fewer compute.workers, 0 to read in the run's own process"
+        ) from error
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+
+
 class _Files(TorchDataset[Batch]):
     def __init__(self, files: Streamed | Cached, labels: Tensor, operations: Sequence[Operation]) -> None:
         self.files, self.labels, self.operations = files, labels, operations
@@ -261,31 +278,22 @@ class _Files(TorchDataset[Batch]):
     def __getitems__(self, items: list[tuple[int, list[float]]]) -> Batch | str:
         """A whole batch, or why there is none: what torch makes of an error in a worker has a traceback."""
         try:
-            batch = self._batch(items)
+            return self._batch(items)
         except UserError as error:
             return str(error)
-        if get_worker_info() is not None:
-            try:
-                for tensor in batch:
-                    tensor.share_memory_()  # torch would do it in a thread, where an error is lost
-            except (RuntimeError, OSError) as error:
-                return (
-                    f"a worker cannot hand over a batch ({first_line(error)}) by {SHARED_MEMORY}, {_room()}; "
-                    "or use fewer compute.workers, 0 to read in the run's own process"
-                )
-        return batch
 
     def _read(self, index: int) -> Tensor:
         self.images_read += 1
         return _read(self.files, index)
 
     def _batch(self, items: list[tuple[int, list[float]]]) -> Batch:
-        """Images of one size, the usual case, are transformed together."""
+        """Each image goes straight into a batch that is channels last and, in a worker, in shared memory."""
         indices, rows = zip(*items, strict=True)
         images, uniforms = [self._read(i) for i in indices], torch.tensor(rows)
-        if len({image.shape for image in images}) == 1:
-            batch = transform(torch.stack(images), self.operations, uniforms)
-        else:
-            each = zip(images, uniforms, strict=True)
-            batch = torch.cat([transform(image[None], self.operations, row[None]) for image, row in each])
-        return batch, self.labels[list(indices)]
+        each = transform_each(images, self.operations, uniforms)
+        channels, height, width = each[0].shape
+        batch = _empty((len(each), height, width, channels), torch.uint8).permute(0, 3, 1, 2)
+        for pixels, image in zip(batch, each, strict=True):
+            pixels.copy_(image)
+        chosen = self.labels[list(indices)]
+        return batch, _empty(tuple(chosen.shape), chosen.dtype).copy_(chosen)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import singledispatch
 from itertools import permutations
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,18 @@ def transform(images: Tensor, operations: Sequence[Operation], uniforms: Tensor)
     return images
 
 
+def transform_each(
+    images: Sequence[Tensor], operations: Sequence[Operation], uniforms: Tensor
+) -> list[Tensor]:
+    """As `transform`, of uint8 images [C, H, W] that may differ in size, without a copy of whole batches."""
+    start, each = 0, list(images)
+    for op in operations:
+        width = DRAWS.get(type(op), 0)
+        each = apply_each(op, each, uniforms[:, start : start + width])
+        start += width
+    return each
+
+
 def deterministic_prefix(operations: Sequence[Operation]) -> list[Operation]:
     """The operations before the first random one: the same every epoch, so worth doing once."""
     prefix: list[Operation] = []
@@ -112,6 +124,12 @@ def apply(op: object, images: Tensor, uniforms: Tensor) -> Tensor:
     raise TypeError(f"no implementation for {op}")
 
 
+@singledispatch
+def apply_each(op: object, images: list[Tensor], uniforms: Tensor) -> list[Tensor]:
+    """One operation on each of several uint8 images [C, H, W] with its own row of uniform numbers."""
+    return [apply(op, image[None], row[None])[0] for image, row in zip(images, uniforms, strict=True)]
+
+
 @apply.register
 def _(op: Resize, images: Tensor, uniforms: Tensor) -> Tensor:
     size = [op.size] if isinstance(op.size, int) else list(op.size)
@@ -140,6 +158,12 @@ def _(op: Flip, images: Tensor, uniforms: Tensor) -> Tensor:
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
+@apply_each.register
+def _(op: Flip, images: list[Tensor], uniforms: Tensor) -> list[Tensor]:
+    mirrored = (uniforms[:, 0] < op.probability).tolist()
+    return [image.flip(-1) if flip else image for image, flip in zip(images, mirrored, strict=True)]
+
+
 @apply.register
 def _(op: RandomCrop, images: Tensor, uniforms: Tensor) -> Tensor:
     _require_fits(op.size, images)
@@ -155,31 +179,127 @@ def _(op: RandomCrop, images: Tensor, uniforms: Tensor) -> Tensor:
 
 @apply.register
 def _(op: RandomResizedCrop, images: Tensor, uniforms: Tensor) -> Tensor:
-    size = [op.size, op.size]
-    boxes = _random_boxes(op, images.shape[-2], images.shape[-1], uniforms)
-    crops = [
-        _resize(F.crop(image, top, left, height, width), size)
+    if images.device.type == "cpu":  # and faster there
+        return torch.stack(apply_each(op, list(images), uniforms))
+    return resized_crops(op, images, uniforms)
+
+
+def resized_crops(op: RandomResizedCrop, images: Tensor, uniforms: Tensor) -> Tensor:
+    """The operation on all images at once, within one level of one after the other."""
+    height, width = images.shape[-2:]
+    boxes = torch.tensor(_random_boxes(op, height, width, uniforms))
+    windows = Windows(boxes[:, :2], boxes[:, 2:], torch.full_like(boxes[:, 2:], op.size))
+    return resampled(images, windows, op.size)
+
+
+@apply_each.register
+def _(op: RandomResizedCrop, images: list[Tensor], uniforms: Tensor) -> list[Tensor]:
+    heights, widths = torch.tensor([image.shape[-2:] for image in images]).T
+    boxes = _random_boxes(op, heights, widths, uniforms)
+    return [
+        _resize(F.crop(image, top, left, height, width), [op.size, op.size])
         for image, (top, left, height, width) in zip(images, boxes, strict=True)
     ]
-    return torch.stack(crops)
 
 
 @apply.register
 def _(op: RandomScaleCrop, images: Tensor, uniforms: Tensor) -> Tensor:
-    low, high = op.scale
+    if images.device.type == "cpu":  # and faster there
+        return torch.stack(apply_each(op, list(images), uniforms))
+    return scaled_crops(op, images, uniforms)
+
+
+def scaled_crops(op: RandomScaleCrop, images: Tensor, uniforms: Tensor) -> Tensor:
+    """The operation on all images at once, within one level of one after the other."""
+    plans = [_scale_plan(op, images.shape[-2:], row) for row in uniforms.tolist()]
+    sizes, margins, corners = (torch.tensor(column) for column in zip(*plans, strict=True))
+    whole = torch.tensor(images.shape[-2:]).expand_as(sizes)
+    windows = Windows(torch.zeros_like(sizes), whole, sizes, corners - margins)
+    return resampled(images, windows, op.size, op.label)
+
+
+@apply_each.register
+def _(op: RandomScaleCrop, images: list[Tensor], uniforms: Tensor) -> list[Tensor]:
     crops = []
-    for image, (u, v, w) in zip(images, uniforms.tolist(), strict=True):
-        factor = low + u * (high - low)
-        size = [max(2, int(side * factor)) for side in image.shape[-2:]]
+    for image, row in zip(images, uniforms.tolist(), strict=True):
+        size, margin, corner = _scale_plan(op, image.shape[-2:], row)
         scaled = _resize(image, size)
-        sides = [max(op.size, side) for side in size]
-        top, left = ((large - side) // 2 for large, side in zip(sides, size, strict=True))
-        canvas = scaled.new_zeros(len(scaled), *sides)
+        canvas = scaled.new_zeros(len(scaled), *(max(op.size, side) for side in size))
         canvas[RGB:] = op.label
-        canvas[:, top : top + size[0], left : left + size[1]] = scaled
-        top, left = (int(x * (side - op.size + 1)) for x, side in zip((v, w), sides, strict=True))
+        (top, left), (height, width) = margin, size
+        canvas[:, top : top + height, left : left + width] = scaled
+        top, left = corner
         crops.append(canvas[:, top : top + op.size, left : left + op.size])
-    return torch.stack(crops)
+    return crops
+
+
+def _scale_plan(
+    op: RandomScaleCrop, sides: Sequence[int], row: Sequence[float]
+) -> tuple[list[int], list[int], list[int]]:
+    """Size to scale to, margin of black around it, and corner of the crop, each (vertical, horizontal)."""
+    low, high = op.scale
+    factor = low + row[0] * (high - low)
+    size = [max(2, int(side * factor)) for side in sides]
+    canvas = [max(op.size, side) for side in size]
+    margin = [(large - side) // 2 for large, side in zip(canvas, size, strict=True)]
+    corner = [int(x * (side - op.size + 1)) for x, side in zip(row[1:], canvas, strict=True)]
+    return size, margin, corner
+
+
+class Windows(NamedTuple):
+    """What is cut out of each image and how it is scaled; int64 [B, 2], vertical and horizontal."""
+
+    start: Tensor
+    extent: Tensor
+    """of the box in the image, in pixels"""
+    size: Tensor
+    """that the box is resized to"""
+    offset: Tensor | None = None
+    """of the result's first pixel in the resized box; None: 0"""
+
+
+def resampled(images: Tensor, windows: Windows, side: int, label: int = 0) -> Tensor:
+    """Boxes of uint8 images [B, C, H, W] resized, uint8 [B, C, side, side], all in one go.
+
+    The antialiased bilinear resize of `_resize` as two products with matrices of weights, so that a batch
+    takes as many launches as an image. Within one level of `_resize`: this rounds exact sums once, that does
+    once, or once an axis; the two are then less than 2 apart, and whole. What is outside of a resized box is
+    black, in masks it is `label`.
+    """
+    place = torch.arange(side) + (0 if windows.offset is None else windows.offset[..., None])  # [B, 2, side]
+    start, extent, size = (each[..., None].float() for each in windows[:3])
+    scale = extent / size
+    inside = (place >= 0) & (place < windows.size[..., None])
+    # One copy to the device, of both axes; a pixel outside is far from everything.
+    centre = (start + (place + 0.5) * scale).masked_fill(~inside, torch.inf)
+    nearest = start + torch.minimum(((place + 0.5) * scale).floor(), extent - 1)
+    table = torch.cat(
+        [centre, start, start + extent, scale.clamp(min=1), nearest.masked_fill(~inside, -1)], -1
+    )
+    table = table.to(images.device, non_blocking=True)
+    lengths = images.shape[-2:]
+    rows, columns = (_weights(table[:, axis], side, length) for axis, length in enumerate(lengths))
+    with torch.autocast(images.device.type, enabled=False):
+        rgb = torch.einsum("bchw,bxw->bchx", images[:, :RGB].float(), columns)
+        rgb = torch.einsum("byh,bchx->bcyx", rows, rgb).round_().byte()
+    if images.shape[1] == RGB:
+        return rgb
+    down, across = table[..., side + 3 :].long().unbind(1)
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    masks = images[batch, RGB, down[:, :, None].clamp(min=0), across[:, None].clamp(min=0)]
+    masks = masks.masked_fill((down[:, :, None] < 0) | (across[:, None] < 0), label)
+    return torch.cat([rgb, masks[:, None]], dim=1)
+
+
+def _weights(table: Tensor, side: int, length: int) -> Tensor:
+    """[B, side, length]: what each pixel of an axis adds to each of the result; 0 outside of the box."""
+    centre, start, end, reach = (
+        table[:, a:b, None] for a, b in ((0, side), *((side + i, side + i + 1) for i in range(3)))
+    )
+    pixel = torch.arange(length, device=table.device)
+    weights = (1 - (pixel + 0.5 - centre).abs() / reach).clamp_(min=0)
+    weights = weights * ((pixel >= start) & (pixel < end))
+    return weights / weights.sum(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
 
 
 @apply.register
@@ -219,20 +339,24 @@ def _recolour(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _random_boxes(
-    op: RandomResizedCrop, height: int, width: int, uniforms: Tensor
+    op: RandomResizedCrop, height: int | Tensor, width: int | Tensor, uniforms: Tensor
 ) -> list[tuple[int, int, int, int]]:
-    """(top, left, height, width) per row: the first of ten draws that fits, else the centre."""
+    """(top, left, height, width) per row: the first of ten draws that fits, else the centre.
+
+    height, width: of all images, or of each.
+    """
     u = uniforms.double()
+    height, width = (torch.as_tensor(side).expand(len(u)) for side in (height, width))
     area, log_ratio = u[:, :CROP_ATTEMPTS], u[:, CROP_ATTEMPTS : 2 * CROP_ATTEMPTS]
-    area = height * width * (op.scale[0] + area * (op.scale[1] - op.scale[0]))
+    area = (height * width)[:, None] * (op.scale[0] + area * (op.scale[1] - op.scale[0]))
     low, high = torch.tensor(op.ratio, dtype=torch.float64).log()
     ratio = (low + log_ratio * (high - low)).exp()
     w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
     first = fits.int().argmax(1, keepdim=True)
     # Fallback: the largest central box within the allowed aspect ratios.
-    fallback_w = min(width, round(height * op.ratio[1]))
-    fallback_h = min(height, round(width / op.ratio[0]))
+    fallback_w = torch.minimum(width, (height.double() * op.ratio[1]).round().long())
+    fallback_h = torch.minimum(height, (width.double() / op.ratio[0]).round().long())
     found = fits.any(1)
     w = torch.where(found, w.gather(1, first)[:, 0], fallback_w)
     h = torch.where(found, h.gather(1, first)[:, 0], fallback_h)

@@ -106,7 +106,8 @@ def _of_set(
         "identity": [
             listed.fingerprint,
             [repr(operation) for operation in [*dataset.ood[name].shift, *dataset.eval_transform]],
-            [dataset.cache_side, dataset.exif_orientation, dataset.transparency],
+            [dataset.cache_side, dataset.exif_orientation, dataset.transparency]
+            + ([] if dataset.scaled_decoding is None else [dataset.scaled_decoding]),  # younger
         ],
         "precision": run.precision,
     }

@@ -92,6 +92,8 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
         flat["config.method.name"] = method_of(config)
     if side := config.get("dataset", {}).get("cache_side"):  # crops see other pixels: it is another dataset
         flat["config.dataset.name"] += f" (cached at {side} px)"
+    if scaled := config.get("dataset", {}).get("scaled_decoding"):
+        flat["config.dataset.name"] += f" (decoded at {scaled:g} times the size)"
     if few := config.get("fewshot"):  # episodes are another task on it
         kind = "MAML" if few["maml"] else "prototypes"
         flat["config.dataset.name"] += f" ({few['ways']}-way {few['shots']}-shot, {kind})"

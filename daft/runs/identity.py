@@ -23,7 +23,12 @@ IDENTITY_KEYS = {
 shift of each OOD set, and the fingerprints of images and weights."""
 
 IDENTITY_KEYS_IF_SET = {
-    "dataset": {"cache_side": None, "exif_orientation": "ignore", "transparency": "drop"},
+    "dataset": {
+        "cache_side": None,
+        "exif_orientation": "ignore",
+        "transparency": "drop",
+        "scaled_decoding": None,
+    },
     "backbone": {"source": "timm"},
     "method": {
         "conversion_batches": None,

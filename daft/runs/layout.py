@@ -66,6 +66,7 @@ class _Section(TypedDict):
 
 class _Dataset(_Section):
     cache_side: NotRequired[int | None]
+    scaled_decoding: NotRequired[float | None]
     shift_strength: NotRequired[float | None]
 
 

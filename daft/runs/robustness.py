@@ -182,7 +182,9 @@ def key(run: FinishedRun, kind: Kind) -> str:
     """What tells the corrupted images of a run from those of another."""
     dataset = run.record["identity"]["dataset"]
     clean = dataset["images"].get("id") if kind == "generated" else run.config.dataset.root
-    return digest([kind, clean, dataset.get("eval_transform"), dataset.get("cache_side")])
+    facts = [kind, clean, dataset.get("eval_transform"), dataset.get("cache_side")]
+    scaled = dataset.get("scaled_decoding")
+    return digest(facts if scaled is None else [*facts, scaled])
 
 
 def evaluate(run: FinishedRun, corrupted: Corrupted, device: torch.device) -> dict[str, Any]:

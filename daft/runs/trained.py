@@ -53,7 +53,8 @@ def _is_told(record: Mapping[str, Any]) -> bool:
 def same_images(identity: Mapping[str, Any]) -> dict[str, str]:
     """By evaluation split what tells its pixels from those of any other: fingerprint, shift, transform."""
     dataset = identity["dataset"]
-    around = repr([dataset.get(key) for key in ("eval_transform", "cache_side", "exif_orientation")])
+    keys = ("eval_transform", "cache_side", "exif_orientation", "scaled_decoding")
+    around = repr([dataset.get(key) for key in keys])
     return {
         name: f"{fingerprint} {dataset['ood'].get(name, [])!r} {around} {dataset.get('transparency')}"
         for name, fingerprint in dataset["images"].items()

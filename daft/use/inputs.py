@@ -33,7 +33,9 @@ class InputTransform:
         """Of a run's configuration."""
         dataset = config.dataset
         operations = tuple(dataset.eval_transform)
-        return cls(operations, Decoding.of(dataset), dataset.cache_side, config.backbone.input_size)
+        return cls(
+            operations, Decoding.of(dataset, operations), dataset.cache_side, config.backbone.input_size
+        )
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Raises UserError for an image that cannot go through it, or that the network does not take."""

@@ -5,6 +5,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +16,13 @@ from PIL import Image, ImageCms
 from PIL.ExifTags import Base
 
 from daft.common.errors import ConfigError, UserError
+from daft.config.operations import Resize
 from daft.config.schema import Config
 from daft.data import datasets, decoding
 from daft.data.decoding import Decoding, UnknownWhiteError, image_size, read_image
 from daft.data.images import Streamed
 from daft.data.labelled import Masks
+from daft.data.transforms import NO_UNIFORMS, transform
 
 RAMP = np.arange(256, dtype=np.uint16).reshape(16, 16)
 """Every grey of eight bits, in order."""
@@ -428,3 +431,130 @@ def test_a_mask_is_bytes_or_refused_never_something_near(tmp_path: Path) -> None
     for file, named in refusals:
         with pytest.raises(UserError, match=rf"{file.name}: .*{named}"):
             masks(file).read(0)
+
+
+# --- the fast decoder of JPEG, and its scaled decoding -----------------------------------------------
+
+
+def photo(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """Blobs with grain, which have about the spectrum of a photo."""
+    generator = np.random.default_rng(seed)
+    blobs = Image.fromarray(generator.integers(256, size=(8, 8, 3), dtype=np.uint8))
+    smooth = np.asarray(blobs.resize((width, height), Image.Resampling.BICUBIC))
+    return (smooth + generator.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+def by_pillow(path: Path) -> np.ndarray | str:
+    """What Pillow alone makes of a file: its pixels, or its error."""
+    try:
+        with Image.open(path) as file:
+            return np.array(file.convert("RGB"))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_jpegs_have_pillows_pixels_or_its_error_whole_or_damaged(tmp_path: Path) -> None:
+    generator, file, outcomes = np.random.default_rng(0), tmp_path / "x.jpg", []
+    for i in range(160):
+        width, height = (int(side) for side in generator.integers(16, 90, 2))
+        options = {
+            "subsampling": i % 3,
+            "progressive": i % 2 == 1,
+            "quality": int(generator.integers(5, 100)),
+        }
+        image = Image.fromarray(photo(width, height, i))
+        mode = {4: "L", 9: "CMYK"}.get(i % 10, "RGB")
+        image.convert(mode).save(file, **options, keep_rgb=i % 12 == 6)
+        data = bytearray(file.read_bytes())
+        if i % 4 == 1:
+            del data[int(generator.integers(2, len(data))) :]
+        elif i % 4 == 2:
+            data[int(generator.integers(2, len(data)))] ^= int(generator.integers(1, 256))
+        elif i % 4 == 3:
+            data += generator.bytes(20)
+        file.write_bytes(data)
+        theirs = by_pillow(file)
+        try:
+            ours = read_image(file).permute(1, 2, 0).numpy()
+        except Exception as error:
+            ours = f"{type(error).__name__}: {error}"
+        assert type(ours) is type(theirs), i
+        assert np.array_equal(ours, theirs) if isinstance(ours, np.ndarray) else ours == theirs, i
+        outcomes.append(isinstance(ours, str))
+    assert 0 < sum(outcomes) < len(outcomes)
+
+
+def test_a_jpeg_in_colour_takes_the_fast_way_and_the_others_pillows(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[Base.Orientation] = 6
+    image = Image.fromarray(photo(40, 30))
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    image.convert("L").save(tmp_path / "grey.jpg")
+    image.save(tmp_path / "x.png")
+    for name, how, fast in (
+        ("turned.jpg", Decoding(), True),
+        ("turned.jpg", Decoding(exif_orientation="apply"), False),
+        ("grey.jpg", Decoding(), False),
+        ("x.png", Decoding(), False),
+    ):
+        with Image.open(tmp_path / name) as file:
+            assert (decoding._fast_jpeg(file, how) is not None) == fast
+    assert read_image(tmp_path / "turned.jpg", Decoding("apply")).shape == (3, 40, 30)
+
+
+def test_a_decoder_with_other_pixels_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = saved(tmp_path / "x.jpg", photo(40, 30))
+    decode = decoding.simplejpeg.decode_jpeg
+    off_by_one = lambda data, **options: decode(data, **options) ^ 1  # noqa: E731
+    monkeypatch.setattr(decoding.simplejpeg, "decode_jpeg", off_by_one)
+    decoding._fast_is_equal.cache_clear()
+    try:
+        assert not decoding._fast_is_equal()
+        assert np.array_equal(read_image(file).permute(1, 2, 0), by_pillow(file))
+    finally:
+        decoding._fast_is_equal.cache_clear()
+
+
+@pytest.mark.parametrize(("gap", "mean", "most"), [(1, 3, 24), (2, 1, 8)])
+def test_scaled_decoding_keeps_the_result_of_a_resize_within_its_tolerance(
+    tmp_path: Path, gap: float, mean: float, most: int, configure: Callable[..., Config]
+) -> None:
+    """In levels of 255, of all results and of the 99.9th percentile; as conf/README.md states."""
+    apart: list[torch.Tensor] = []
+    for seed, (side, interpolation) in enumerate(product((48, 64, 100, 128, 180), ("bilinear", "bicubic"))):
+        file = saved(tmp_path / "x.jpg", photo(501, 403, seed), quality=90)
+        op = Resize(size=side, interpolation=interpolation)
+        cfg = replace(configure("dataset=folder", "dataset.root=x", "dataset.train_transform=[]").dataset,
+                      scaled_decoding=gap, eval_transform=[op])  # fmt: skip
+        how = Decoding.of(cfg, [op])
+        small, full = read_image(file, how), read_image(file)
+        assert image_size(file, how) == small.shape[1:]
+        assert min(small.shape[1:]) >= gap * side or small.shape == full.shape
+        both = [transform(image[None], [op], NO_UNIFORMS).int() for image in (small, full)]
+        width = min(image.shape[-1] for image in both)  # the longer side is rounded anew
+        apart.append((both[0][..., :width] - both[1][..., :width]).abs().flatten().float())
+        by_draft = Image.open(file)
+        fraction = -(-full.shape[1] // small.shape[1])
+        by_draft.draft(None, (501 // fraction, 403 // fraction))
+        assert np.array_equal(small.permute(1, 2, 0), np.asarray(by_draft))
+    levels = torch.cat(apart)
+    assert levels.max() > 0
+    assert levels.mean() <= mean
+    assert levels.sort().values[-(len(levels) // 1000)] <= most
+
+
+def test_scaled_decoding_is_off_unless_a_transform_begins_with_a_resize(
+    configure: Callable[..., Config],
+) -> None:
+    fixed = ("dataset=folder", "dataset.root=x")
+    assert Decoding.of(configure(*fixed).dataset, [Resize(size=8)]) == Decoding()
+    cfg = configure(*fixed, "dataset.scaled_decoding=2").dataset  # its evaluation begins with a resize
+    assert Decoding.of(cfg, cfg.train_transform) == Decoding()
+    assert Decoding.of(cfg, cfg.eval_transform) == Decoding(least_side=512)
+    for wrong in ("dataset.eval_transform=[]", "dataset.cache_side=256"):
+        with pytest.raises(ConfigError, match=r"dataset\.scaled_decoding: 2"):
+            configure(*fixed, "dataset.scaled_decoding=2", wrong)
+    with pytest.raises(ConfigError, match=r"dataset\.scaled_decoding: 2, but masks"):
+        configure(
+            "dataset=shapes_masks", "dataset.scaled_decoding=2", "dataset.eval_transform=[{resize: 48}]"
+        )

@@ -33,7 +33,10 @@ from daft.data.transforms import (
     deterministic_prefix,
     min_side,
     num_uniforms,
+    resized_crops,
+    scaled_crops,
     transform,
+    transform_each,
 )
 
 NO_UNIFORMS = torch.empty(1, 0)
@@ -474,3 +477,68 @@ def test_colour_jitter_is_torchvisions_in_a_random_order_and_leaves_masks_alone(
     assert len(seen) == 6
     still = ColorJitter()
     assert torch.equal(apply(still, images, uniforms), images)
+
+
+# --- batches on the device ---------------------------------------------------------------------------
+
+
+def on_device(op: RandomResizedCrop | RandomScaleCrop, images: Tensor, uniforms: Tensor) -> Tensor:
+    """What `apply` does where images are on a GPU."""
+    if isinstance(op, RandomResizedCrop):
+        return resized_crops(op, images, uniforms)
+    return scaled_crops(op, images, uniforms)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (61, 90), (200, 75)])
+@pytest.mark.parametrize(
+    "op",
+    [
+        RandomResizedCrop(size=40),
+        RandomResizedCrop(size=20, scale=(0.5, 1.0)),
+        RandomResizedCrop(size=24, scale=(0.9, 1.0), ratio=(0.3, 3.0)),
+        RandomScaleCrop(size=40, scale=(0.3, 2.0)),
+        RandomScaleCrop(size=80, scale=(0.25, 1.5), label=9),
+    ],
+    ids=str,
+)
+def test_crops_of_a_whole_batch_are_those_of_single_images_within_a_level(
+    op: RandomResizedCrop | RandomScaleCrop, height: int, width: int
+) -> None:
+    """The CPU's resize rounds once an axis, by 0.5 each, with weights of 15 bits (below 0.02 in all); the
+    batch rounds exact sums once, by 0.5: less than 2 apart, so 1. Masks are equal.
+    """
+    images, uniforms = noise(24, height, width), table(24, [op])
+    images = torch.cat([images, noise(24, height, width, seed=1)[:, :1]], 1)
+    one_by_one, at_once = apply(op, images, uniforms), on_device(op, images, uniforms)
+    assert at_once.dtype == torch.uint8
+    assert grey_levels_apart(one_by_one[:, :3], at_once[:, :3]) <= 1
+    assert torch.equal(one_by_one[:, 3], at_once[:, 3])
+    assert torch.equal(on_device(op, images[:, :3], uniforms), at_once[:, :3])
+
+
+@pytest.mark.parametrize("op", [RandomResizedCrop(size=20), RandomScaleCrop(size=20)], ids=str)
+def test_a_batch_takes_as_many_launches_as_an_image(op: RandomResizedCrop | RandomScaleCrop) -> None:
+    def launches(count: int) -> int:
+        images, uniforms = noise(count, 30, 40), table(count, [op])
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            on_device(op, images, uniforms)
+        return sum(event.count for event in profiler.key_averages() if event.key.startswith("aten::"))
+
+    assert launches(32) == launches(2)
+
+
+def test_images_of_any_size_come_out_as_each_does_alone() -> None:
+    operations = [
+        RandomScaleCrop(size=30),
+        RandomResizedCrop(size=24),
+        RandomCrop(size=20),
+        Flip(),
+        Grayscale(),
+    ]
+    sizes = [(24, 30), (40, 31), (100, 20), (24, 30)]
+    images = [noise(1, *size, seed=i)[0] for i, size in enumerate(sizes)]
+    interleaved = [image.permute(1, 2, 0).contiguous().permute(2, 0, 1) for image in images]  # as decoded
+    uniforms = table(4, operations)
+    together = transform_each(interleaved, operations, uniforms)
+    for image, row, out in zip(images, uniforms, together, strict=True):
+        assert torch.equal(transform(image[None], operations, row[None])[0], out)
