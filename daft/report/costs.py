@@ -1,5 +1,8 @@
 """What the methods of a table cost beside their accuracies: distortion, time, and images seen."""
 
+from collections.abc import Hashable
+from typing import Any
+
 import pandas as pd
 
 from daft.common.numbers import fixed
@@ -77,7 +80,7 @@ def markdown(table: PaperTable, found: pd.DataFrame) -> str:
     return f"{tables.pipe_table(shown, texts=3)}\n\n{LEGEND}\n"
 
 
-def _mean_std(row: dict[str, float], metric: str, digits: int) -> str:
+def _mean_std(row: dict[Hashable, Any], metric: str, digits: int) -> str:
     if pd.isna(row[metric]):
         return "-"
     spread = "" if pd.isna(row[f"{metric} std"]) else f" ± {fixed(row[f'{metric} std'], digits)}"

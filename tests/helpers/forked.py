@@ -18,9 +18,13 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["daft.experiment", "daft.report.terminal", "hydra_plugins.staged_sweeper"])
 
 
-def without_epochs(errors: str) -> str:
-    """What a run says on stderr but for the line of each epoch."""
-    return re.sub(r"^\S+: epoch \d+ of \d+, .*\n", "", errors, flags=re.MULTILINE)
+FOUND = re.compile(r"^\S+: \d+ classes \(.*\n(?:  .* images.*\n)+  on .*\n", re.MULTILINE)
+"""What a sweep says of its images and the device."""
+
+
+def without_notes(errors: str) -> str:
+    """What runs say on stderr but for what was found, and the line of each epoch."""
+    return re.sub(r"^\S+: epoch \d+ of \d+, .*\n", "", FOUND.sub("", errors), flags=re.MULTILINE)
 
 
 def _main(arguments: list[str], output: Path, errors: Path) -> None:
@@ -59,7 +63,7 @@ class Forked:
         """Exit code, output and errors without the lines of epochs, once it has ended."""
         code = self.wait()
         output, errors = (file.read_text() for file in self._files)
-        return code, output, without_epochs(errors)
+        return code, output, without_notes(errors)
 
     def check_running(self) -> None:
         """Fail if it has ended."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.text import Annotation
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -546,9 +547,10 @@ def test_arrows_go_to_the_same_strategy_with_conversion_and_take_bn_at_test_time
         loaded.append(record)
     (picture,) = gallery.named("conversion", gallery.of_runs(loaded))
     (axes,) = picture.draw().axes
-    arrows = {(tuple(a.xyann), tuple(a.xy)) for a in axes.texts if a.arrowprops}
+    arrows = {(tuple(a.xyann), tuple(a.xy)) for a in axes.texts if isinstance(a, Annotation)}
     assert arrows == {((81.0, 51.0), (82.0, 52.0)), ((83.0, 13.0), (84.0, 14.0))}
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["FT", "test_time", "LP"]
+    assert (legend := axes.get_legend())
+    assert [text.get_text() for text in legend.get_texts()] == ["FT", "test_time", "LP"]
 
 
 def test_without_parts_there_are_no_arrows():

@@ -40,7 +40,7 @@ from daft.training.segmentation import Segmentation
 from hydra_plugins.staged_sweeper import HydraLauncher
 from scripts import figures, tables
 from tests import kill_test
-from tests.helpers.forked import TRAIN, Forked, without_epochs
+from tests.helpers.forked import TRAIN, Forked, without_notes
 from tests.helpers.pausing import pause_in_step
 from tests.helpers.waiting import HANG_SECONDS, wait_until
 from tests.kill_test import RUNS, SWEEP, Kill, contents, disturbed, kill, places, stamps
@@ -64,7 +64,7 @@ def start(folder: Path, *arguments: str) -> Forked:
 
 @pytest.fixture
 def command(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
-    """Exit code, output and errors, without the lines of epochs, of train.py in this process."""
+    """Exit code, output and errors, without its notes, of train.py in this process."""
     spec = importlib.util.spec_from_file_location("train", TRAIN)
     assert spec is not None
     assert spec.loader is not None
@@ -84,7 +84,7 @@ def command(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
             if stop.code:
                 code, message = 1, f"{stop.code}\n"
         output, errors = capfd.readouterr()
-        return code, output, without_epochs(errors) + message
+        return code, output, without_notes(errors) + message
 
     return run
 
