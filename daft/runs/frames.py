@@ -21,8 +21,8 @@ def from_directories(directories: Iterable[Path]) -> pd.DataFrame:
 
 def from_records(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """A row per record: run, status, best_epoch, measure, inputs (what identifies images and weights), probe
-    (what the LP run that it starts from was selected by), and config.*, split/metric, time.* and seen.*
-    (images that training took in) columns.
+    (what the LP run that it starts from was selected by), and config.*, split/metric, time.* (epoch_s: of
+    the fastest epoch) and seen.* (images that training took in) columns.
     """
     rows = []
     for record in records:
@@ -37,10 +37,15 @@ def from_records(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
                 **settings(record["config"]),
                 **_metrics(record),
                 **{f"time.{key}": value for key, value in record["time"].items()},
+                "time.epoch_s": _fastest_epoch(record["history"]),
                 **{f"seen.{kind}": images for kind, images in record.get("images_seen", {}).items()},
             }
         )
     return pd.DataFrame(rows)
+
+
+def _fastest_epoch(history: Iterable[dict[str, float]]) -> float | None:
+    return min((row["seconds"] for row in history if "seconds" in row), default=None)
 
 
 BALANCED = "balanced_accuracy"
