@@ -60,7 +60,7 @@ class Forked:
         return self._process.exitcode
 
     def end(self) -> tuple[int, str, str]:
-        """Exit code, output and errors without the lines of epochs, once it has ended."""
+        """Exit code, output and errors without its notes, once it has ended."""
         code = self.wait()
         output, errors = (file.read_text() for file in self._files)
         return code, output, without_notes(errors)
