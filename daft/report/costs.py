@@ -57,32 +57,16 @@ def markdown(table: PaperTable, found: pd.DataFrame) -> str:
     for row in found.to_dict("records"):
         network = table.backbones.get(row["backbone"])
         where = [table.datasets[row["dataset"]].title, network.title if network else row["backbone"]]
-        rows.append(
-            [*where, table.methods[row["method"]].title + target_mark(row["method"]), str(row["n"])]
-            + [_mean_std(row, metric, digits) for metric, digits in zip(DISTORTION, (3, 2), strict=True)]
-            + ["-" if pd.isna(row["time"]) else f"{fixed(row['time'])} ×"]
-            + [
-                "-" if pd.isna(row[images]) else f"{row[images]:,.0f}"
-                for images in ("labelled", "unlabelled")
-            ]
-        )
-    columns = [
-        "dataset",
-        "model",
-        "method",
-        "n",
-        "ID cosine",
-        "ID L2",
-        "time",
-        "labelled images",
-        "unlabelled images",
-    ]
+        method = table.methods[row["method"]].title + target_mark(row["method"])
+        time = "-" if pd.isna(row["time"]) else f"{fixed(row['time'])} ×"
+        seen = ["-" if pd.isna(row[kind]) else f"{row[kind]:,.0f}" for kind in ("labelled", "unlabelled")]
+        rows.append([*where, method, str(row["n"]), *(_mean_std(row, of) for of in DISTORTION), time, *seen])
+    columns = ["dataset", "model", "method", "n", "ID cosine", "ID L2", "time"]
+    columns += ["labelled images", "unlabelled images"]
     shown = pd.DataFrame(rows, columns=columns).map(tables.in_markdown)
     return f"{tables.pipe_table(shown, texts=3)}\n\n{LEGEND}\n"
 
 
-def _mean_std(row: dict[Hashable, Any], metric: str, digits: int) -> str:
-    if pd.isna(row[metric]):
-        return "-"
-    spread = "" if pd.isna(row[f"{metric} std"]) else f" ± {fixed(row[f'{metric} std'], digits)}"
-    return fixed(row[metric], digits) + spread
+def _mean_std(row: dict[Hashable, Any], metric: str) -> str:
+    of_runs = pd.Series({"mean": row[metric], "std": row[f"{metric} std"]}, name=metric)
+    return "-" if pd.isna(row[metric]) else tables.format_mean_std(of_runs)

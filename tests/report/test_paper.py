@@ -10,6 +10,7 @@ import pytest
 
 from daft.common.errors import UserError
 from daft.config.compose import composed
+from daft.config.parts import TARGET_BN
 from daft.data.corruptions import CORRUPTIONS
 from daft.report import layouts, paper
 from daft.runs import frames, results
@@ -77,9 +78,8 @@ def test_every_cell_names_options_of_the_configuration_and_splits_that_the_datas
             assert (ROOT / "conf" / group / f"{option}.yaml").exists(), cell
     for dataset, columns in table.datasets.items():
         own = table.metric in ("accuracy", "miou")
-        splits = {"id", *composed(f"dataset={dataset}").dataset.ood} if own else {*CORRUPTIONS, results.MEAN}
-        means = {"ood", "ood (target BN)"} if table.costs else set()
-        assert set(columns.splits) <= splits | means
+        measured = {"id", "ood", f"ood{TARGET_BN}", *composed(f"dataset={dataset}").dataset.ood}
+        assert set(columns.splits) <= (measured if own else {*CORRUPTIONS, results.MEAN})
 
 
 def test_moco_tp_stands_in_for_moco_on_fmow_alone():

@@ -53,3 +53,15 @@ def test_rows_that_saw_target_images_are_marked(table):
     text = layouts.markdown(table, paper.compare(table, pd.DataFrame()))
     assert "| Both (target images) |" in text
     assert "| FT, L2-SP |" in text
+
+
+def test_bn_at_test_time_is_missing_only_where_it_was_asked_for():
+    splits = {"id": "ID", "ood (target BN)": "target BN"}
+    asked = TABLE | {
+        "methods": {"ft": "FT", "ft+test_time": "Both ways"},
+        "datasets": {"shapes_unlabelled": {"title": "Shapes", "splits": splits}},
+    }
+    table = TypeAdapter(paper.PaperTable).validate_python(asked)
+    text = layouts.markdown(table, paper.compare(table, pd.DataFrame()))
+    assert "| FT | missing | - |" in text
+    assert "| Both ways | missing | missing |" in text
