@@ -13,10 +13,6 @@ from daft.report.figures import style
 GAP, BETWEEN, LINE, LEFT = 0.04, 0.14, 0.15, 1.0
 """Inches between images, between blocks, of a line of text, and of the names of rows."""
 
-PIXELS_PER_INCH = 100
-"""Photographs do not compress like lines: this is the width of a README, and no more."""
-
-
 LISTED = 7
 """Entries of a legend in a line."""
 
@@ -57,8 +53,7 @@ def draw(
         LEFT + side * columns + GAP * columns + BETWEEN * len(blocks),
         top + len(rows) * (tall + line + GAP) + bottom,
     )
-    figure = Figure(whole)
-    figure.pixels_per_inch = PIXELS_PER_INCH  # pyright: ignore[reportAttributeAccessIssue]
+    figure = style.Photographs(whole)
     # One panel with inches for units: a panel per image would take a second per hundred.
     page = figure.add_axes((0, 0, 1, 1))
     below = [whole[1] - top - row * (tall + line + GAP) - tall for row in range(len(rows))]
@@ -85,8 +80,9 @@ def draw(
     page.text(whole[0] / 2, listed + 0.08, note, ha="center", va="bottom", fontsize=8, color=style.FAINT)
     if legend:
         handles = [Patch(facecolor=colour, edgecolor="#cccccc") for colour in legend.values()]
-        where = {"loc": "lower center", "bbox_to_anchor": (0.5, 0)}
-        figure.legend(handles, list(legend), ncols=LISTED, fontsize=8, **where)
+        figure.legend(
+            handles, list(legend), loc="lower center", bbox_to_anchor=(0.5, 0), ncols=LISTED, fontsize=8
+        )
     page.set(xlim=(0, whole[0]), ylim=(0, whole[1]))
     page.axis("off")
     return figure

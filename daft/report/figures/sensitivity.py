@@ -255,10 +255,11 @@ def gains(chosen: pd.DataFrame) -> pd.DataFrame:
 
 def crossing(gain: "pd.Series[float]") -> float | None:
     """Where a gain over strength first falls from above zero to zero, between two strengths on a line."""
-    points = list(gain.sort_index().items())
+    gain = gain.sort_index()
+    points = zip(gain.index.astype(float), gain, strict=True)
     for (x, y), (beyond, below) in pairwise(points):
         if y > 0 >= below:
-            return float(x) + (float(beyond) - float(x)) * y / (y - below)  # pyright: ignore[reportArgumentType]
+            return x + (beyond - x) * y / (y - below)
     return None
 
 

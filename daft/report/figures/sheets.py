@@ -18,7 +18,7 @@ from daft.data.images import Streamed
 from daft.data.labelled import IGNORED, Labelled
 from daft.data.sources import shapes
 from daft.data.transforms import NO_UNIFORMS, RGB, transform
-from daft.report.figures import mosaic
+from daft.report.figures import mosaic, style
 
 SIDE = 96
 """Pixels of an image in a sheet."""
@@ -103,9 +103,8 @@ def corruptions(file: Path | None = None, side: int = 64) -> Figure:
     sheet = torch.stack(columns).permute(1, 3, 0, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
     left, top = 24, 24  # pixels of margin for the names
     width, height = sheet.shape[1] + left, sheet.shape[0] + top
-    dpi = mosaic.PIXELS_PER_INCH
-    figure = Figure((width / dpi, height / dpi), dpi=dpi)
-    figure.pixels_per_inch = dpi  # pyright: ignore[reportAttributeAccessIssue]
+    dpi = style.PHOTOGRAPHS_DPI
+    figure = style.Photographs((width / dpi, height / dpi))
     figure.figimage(sheet, left, 0)
     for i, name in enumerate(CORRUPTIONS):
         x, text = left + (i + 0.5) * side, name.replace("_", "\n")

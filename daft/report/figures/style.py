@@ -22,7 +22,8 @@ INK, FAINT = "#1b1b1b", "#666666"
 WIDTH = 8.5
 """Inches; a README shows them at some 830 pixels, where 9 points are 12 pixels high."""
 
-DPI = 160
+DPI, PHOTOGRAPHS_DPI = 160, 100
+"""Per inch, of drawings and of photographs, which do not compress like lines: a README is no wider."""
 
 FORMATS = {"png": "", "pdf": "CreationDate", "svg": "Date"}
 """And what would make two files of the same figure different."""
@@ -53,6 +54,13 @@ matplotlib.rcParams.update(
         "svg.hashsalt": "daft",  # the same figure is the same bytes
     }
 )
+
+
+class Photographs(Figure):
+    """A figure of images: it is embedded as a PNG, and keeps its own `dpi` when it is saved."""
+
+    def __init__(self, size: tuple[float, float]) -> None:
+        super().__init__(size, dpi=PHOTOGRAPHS_DPI)
 
 
 def label(method: str) -> str:
@@ -111,7 +119,7 @@ def save(figure: Figure, file: Path) -> None:
 
 def embedded(figure: Figure) -> tuple[str, bytes]:
     """Media type and content for a page: drawings as SVG, photographs as PNG."""
-    kind = "png" if hasattr(figure, "pixels_per_inch") else "svg"
+    kind = "png" if isinstance(figure, Photographs) else "svg"
     return {"png": "image/png", "svg": "image/svg+xml"}[kind], rendered(figure, kind)
 
 
@@ -132,7 +140,8 @@ def rendered(figure: Figure, kind: str) -> bytes:
             text.set_parse_math(False)
     content = BytesIO()
     metadata = {FORMATS[kind]: None} if FORMATS[kind] else {}
-    figure.savefig(content, format=kind, dpi=getattr(figure, "pixels_per_inch", DPI), metadata=metadata)
+    dpi = figure.dpi if isinstance(figure, Photographs) else DPI
+    figure.savefig(content, format=kind, dpi=dpi, metadata=metadata)
     return _small(content.getvalue()) if kind == "png" else content.getvalue()
 
 
