@@ -395,7 +395,7 @@ def _prepare(context: RunContext, probed: _ProbedHead | None, fitting: HeadRate 
     prepared = preparation.prepare(
         method,
         context.task.network(context.backbone),
-        probed_head=probed and probed.state,
+        probed_head=probed.state if probed else None,
         batches=progress.track(islice(train.epoch(), batches), "BN conversion", batches),
         parts=context.parts,
     )

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from daft.common import names as wandb_names
 from daft.common.errors import UserError, first_line
@@ -57,7 +57,7 @@ def show_warnings_in_a_line() -> None:
     if FULL_ERROR:
         return
 
-    def show(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
         parts = Path(filename).parts
         known = parts[parts.index("site-packages") + 1] if "site-packages" in parts else Path(filename).stem
         print(f"{known.removesuffix('.py')}: {' '.join(str(message).split())}", file=sys.stderr)

@@ -109,7 +109,12 @@ def _keys_at(path: list[str]) -> list[str]:
     """The allowed keys of the section at this path."""
     node: Any = Config
     for name in path:
-        node = {f.name: f.type for f in fields(node)}[name] if is_dataclass(node) else get_args(node)[-1]
+        node = _types(node)[name] if is_dataclass(node) else get_args(node)[-1]
         if isinstance(node, UnionType):  # a section that may be null
             node = get_args(node)[0]
-    return [f.name for f in fields(node)]
+    return [*_types(node)]
+
+
+def _types(section: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields, by key."""
+    return {f.name: f.type for f in fields(section)}

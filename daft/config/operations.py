@@ -9,13 +9,15 @@ from pydantic.dataclasses import dataclass
 from daft.common.errors import ConfigError
 from daft.config.types import STRICT, Factor, Fraction, Number, ResizedSide, Side
 
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Resize:
     """Shorter side (or height and width) to `size` pixels, antialiased."""
 
     size: ResizedSide | tuple[ResizedSide, ResizedSide]
-    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     random = False
 
 

@@ -37,7 +37,13 @@ RGB = 3
 CROP_ATTEMPTS = 10
 """Draws of a random box before falling back to the centre, as in torchvision's RandomResizedCrop."""
 
-DRAWS = {Flip: 1, RandomCrop: 2, RandomResizedCrop: 2 * CROP_ATTEMPTS + 2, RandomScaleCrop: 3, ColorJitter: 4}
+DRAWS: dict[type[Operation], int] = {
+    Flip: 1,
+    RandomCrop: 2,
+    RandomResizedCrop: 2 * CROP_ATTEMPTS + 2,
+    RandomScaleCrop: 3,
+    ColorJitter: 4,
+}
 """Uniform numbers that an operation consumes per image."""
 
 NO_UNIFORMS = torch.empty(1, 0)

@@ -57,8 +57,7 @@ def fit_probe(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # told below, once
         for C in progress.track(sorted(set(path)), "scikit-learn's linear probe", len(set(path))):
-            model.C = C
-            model.fit(x, y)
+            model.set_params(C=C).fit(x, y)
             accuracy = 100.0 * float(np.mean(model.predict(id_x) == id_y))
             weight, bias = (_of_classes(np.asarray(each)) for each in (model.coef_, model.intercept_))
             iterations = int(model.n_iter_.max())

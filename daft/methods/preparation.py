@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from daft.batchnorm import BatchNormShift, batchnorm_layers, convert_batchnorm
 from daft.config.schema import MethodConfig
-from daft.methods.parts.part import Part
+from daft.methods.parts.part import Groups, Part
 from daft.networks.backbones import FeatureExtractor
 from daft.networks.classifier import Classifier
 from daft.networks.stages import resting_batchnorm, stages
@@ -19,7 +19,7 @@ class Prepared:
     """A network ready to be trained by a method."""
 
     model: Classifier
-    groups: list[dict[str, Any]]
+    groups: Groups
     """parameter groups for the optimiser; none if there is nothing to train"""
     shift: dict[str, BatchNormShift] = field(default_factory=dict)
     """what BN conversion found, per layer"""
@@ -93,9 +93,7 @@ def _resting_batchnorm(parts: Sequence[Part], backbone: FeatureExtractor) -> lis
     return [f"network.{name}" for stage in resting for name in stage.batchnorm]
 
 
-def parameter_groups(
-    model: Classifier, method: MethodConfig, parts: Sequence[Part] = ()
-) -> list[dict[str, Any]]:
+def parameter_groups(model: Classifier, method: MethodConfig, parts: Sequence[Part] = ()) -> Groups:
     """Partition all parameters into groups with a learning rate (η_θ, η_w); freeze those without.
 
     parts: may divide the groups, and leave parameters out. Raises ValueError naming a parameter that no group
@@ -111,7 +109,7 @@ def parameter_groups(
         if part not in members:
             raise ValueError(f"no learning rate covers parameter {name!r}")
         members[part].append(parameter)
-    groups = [
+    groups: Groups = [
         {"name": name, "params": members[name], "lr": rate, "initial_lr": rate}
         for name, rate in rates.items()
         if rate is not None

@@ -34,9 +34,8 @@ class Encoder(FeatureExtractor):
         except Exception as error:
             raise UserError(f"{name} does not take output_stride={output_stride} ({error})") from error
         try:
-            dense.model.load_state_dict(
-                _of_stages(plain.network, dense.model)
-            )  # key by key, as it was loaded
+            network = dense.get_submodule("model")
+            network.load_state_dict(_of_stages(plain.network, network))  # key by key, as it was loaded
         except RuntimeError as error:
             raise UserError(f"{name} is another network with dilated stages ({error})") from error
         super().__init__(dense, dense.out_channels[-1], cfg)

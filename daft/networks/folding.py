@@ -81,9 +81,9 @@ def _pairs(model: nn.Module, layers: dict[str, BatchNorm], images: Tensor) -> di
     read: dict[str, Any] = {}
     calls: Counter[nn.Module] = Counter()
 
-    def after(module: nn.Module, args: Any, output: Any) -> None:
+    def after(module: Convolution, args: Any, output: Any) -> None:
         calls[module] += 1
-        given[output.grad_fn] = module  # type: ignore[assignment]
+        given[output.grad_fn] = module
 
     hooks = [m.register_forward_hook(after) for m in model.modules() if isinstance(m, Convolution)]
     for name, layer in layers.items():

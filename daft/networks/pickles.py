@@ -48,7 +48,7 @@ class Unknown(dict[Any, Any]):
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]  # some are keys
+    def __hash__(self) -> int:  # some are keys
         return id(self)
 
     def __setstate__(self, state: Any) -> None:
@@ -168,7 +168,12 @@ def kind(value: Any) -> str:
 
 def _tensors(module: Unknown, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The state dict of a network that was saved whole."""
-    state = {"_parameters": {}, "_buffers": {}, "_modules": {}, "_non_persistent_buffers_set": ()}
+    state: dict[str, Any] = {
+        "_parameters": {},
+        "_buffers": {},
+        "_modules": {},
+        "_non_persistent_buffers_set": (),
+    }
     state |= module.state if isinstance(module.state, dict) else {}
     for kind in ("_parameters", "_buffers"):
         for name, tensor in state[kind].items():

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import cast
 
 from timm.models import group_parameters
 from torch import nn
@@ -73,7 +74,7 @@ def resting_batchnorm(network: nn.Module) -> list[BatchNorm]:
 
 def _by_timm(network: nn.Module) -> dict[str, int]:
     matcher = getattr(network, "group_matcher")(coarse=True)  # noqa: B009 (no attribute of nn.Module)
-    return group_parameters(network, matcher, reverse=True)
+    return cast(dict[str, int], group_parameters(network, matcher, reverse=True))
 
 
 def _by_modules(network: nn.Module) -> dict[str, int]:

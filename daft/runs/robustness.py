@@ -194,7 +194,7 @@ def evaluate(run: FinishedRun, corrupted: Corrupted, device: torch.device) -> di
     were not kept.
     """
     precision = run.record["identity"]["training"]["precision"]
-    facts = {
+    facts: dict[str, Any] = {
         "format": results.FORMAT,
         "kind": corrupted.kind,
         "identity": corrupted.identity,

@@ -34,7 +34,7 @@ LOOKS, WAIT_SECONDS = 2, 2.0
 GO_ON = "the same command goes on"
 
 # Of the machine that mirrors, which is not the one that computed.
-NOTHING_OF_HERE = {
+NOTHING_OF_HERE: dict[str, Any] = {
     "console": "off",
     "disable_code": True,
     "disable_git": True,

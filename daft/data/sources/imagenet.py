@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict, cast
 
 import scipy.io
 
@@ -26,6 +26,8 @@ LABEL_FOLDERS = (".", "val", "ILSVRC2012_devkit_t12/data")
 """Where the labels of an unsorted val lie below the root."""
 
 WNID = re.compile(r"n\d{8}")
+
+Domain = Literal["source", "target"]
 
 
 class Superclass(TypedDict):
@@ -94,7 +96,7 @@ def read_split(cfg: DatasetConfig, split: SplitConfig, name: str, classes: list[
     return Labelled.of_files(listed, classes, split.path)
 
 
-def _parsed(cfg: DatasetConfig, split: SplitConfig, name: str) -> tuple[str, str, str]:
+def _parsed(cfg: DatasetConfig, split: SplitConfig, name: str) -> tuple[str, Domain, str]:
     """(hierarchy, domain, part) of a split's path."""
     found = re.fullmatch(rf"({'|'.join(hierarchies())})/(source|target)/(train|val)", split.path)
     if not found:
@@ -105,7 +107,7 @@ def _parsed(cfg: DatasetConfig, split: SplitConfig, name: str) -> tuple[str, str
     hierarchy, domain, part = found.groups()
     if not cfg.train.path.startswith(f"{hierarchy}/"):
         raise UserError(f"dataset.{name}.path: {split.path!r}, but training is on {cfg.train.path!r}")
-    return hierarchy, domain, part
+    return hierarchy, cast(Domain, domain), part
 
 
 def _val_labels(cfg: DatasetConfig, folder: Path) -> list[tuple[str, str]]:
