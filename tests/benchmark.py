@@ -47,7 +47,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
@@ -145,7 +145,7 @@ class Bench:
     """networks of rows a and b, each with the side of its images and the batch"""
 
     def interleaved(
-        self, variants: dict[str, Callable[[], float]], times: int = 1, warm_up: bool = True
+        self, variants: Mapping[str, Callable[[], float]], times: int = 1, warm_up: bool = True
     ) -> list[list[float]]:
         """Per variant what it returned in each (of `times` as many) repetitions after the warm-up."""
         measured: dict[str, list[float]] = {name: [] for name in variants}

@@ -28,7 +28,7 @@ PAGE = (ROOT / "daft" / "README.md").read_text().partition("## In your own code"
 CODE = PAGE.partition("```python\n")[2].partition("```")[0]
 
 
-def fine_tune() -> Callable[..., nn.Module]:
+def fine_tune() -> Callable[..., nn.Sequential]:
     """The function that the README shows."""
     names: dict[str, Any] = {}
     exec(CODE, names)
@@ -66,8 +66,8 @@ def test_the_loop_trains_to_the_weights_of_the_scripts(tiny, tmp_path: Path):
         prepared.model, images.train, prepared.groups, hooks,
         epochs=3, momentum=0.9, weight_decay=0.0, folder=tmp_path, keep="last",
     )  # fmt: skip
-    expected = {**own.backbone.state_dict(), **own.head.linear1.state_dict()}  # type: ignore[union-attr]
-    found = {**theirs[0].state_dict(), **theirs[1].state_dict()}  # type: ignore[index]
+    expected = {**own.backbone.state_dict(), **own.head.get_submodule("linear1").state_dict()}
+    found = {**theirs[0].state_dict(), **theirs[1].state_dict()}
     start = backbones.load(config.backbone).state_dict()
     for name, value in expected.items():
         assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-6), name

@@ -63,7 +63,7 @@ def paint_folder(folder: Path, counts: dict[str, int], **options: Any) -> Path:
 
 def dataset(root: Path, **changes: Any) -> DatasetConfig:
     """Folders train and test below the root, no transforms."""
-    settings = {
+    settings: dict[str, Any] = {
         "name": "files",
         "source": "folder",
         "root": str(root),

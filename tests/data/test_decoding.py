@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 from PIL.ExifTags import Base
 
 from daft.common.errors import ConfigError, UserError
-from daft.config.operations import Resize
+from daft.config.operations import Interpolation, Resize
 from daft.config.schema import Config
 from daft.data import datasets, decoding
 from daft.data.decoding import Decoding, UnknownWhiteError, image_size, read_image
@@ -521,7 +521,8 @@ def test_scaled_decoding_keeps_the_result_of_a_resize_within_its_tolerance(
 ) -> None:
     """In levels of 255, of all results and of the 99.9th percentile; as conf/README.md states."""
     apart: list[torch.Tensor] = []
-    for seed, (side, interpolation) in enumerate(product((48, 64, 100, 128, 180), ("bilinear", "bicubic"))):
+    filters: list[Interpolation] = ["bilinear", "bicubic"]
+    for seed, (side, interpolation) in enumerate(product((48, 64, 100, 128, 180), filters)):
         file = saved(tmp_path / "x.jpg", photo(501, 403, seed), quality=90)
         op = Resize(size=side, interpolation=interpolation)
         cfg = replace(configure("dataset=folder", "dataset.root=x", "dataset.train_transform=[]").dataset,

@@ -20,6 +20,7 @@ from daft.config.operations import (
     ColorJitter,
     Flip,
     Grayscale,
+    Interpolation,
     Operation,
     RandomCrop,
     RandomResizedCrop,
@@ -63,10 +64,10 @@ def table(batch: int, operations: Sequence[Operation], seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("size", [20, 64, (24, 40), (70, 20)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 def test_resize_is_torchvisions_and_antialiased_like_pils(
-    size: int | tuple[int, int], interpolation: str
+    size: int | tuple[int, int], interpolation: Interpolation
 ) -> None:
     images = noise(2, 37, 53)
-    op = Resize(size=size, interpolation=interpolation)  # pyright: ignore[reportArgumentType]
+    op = Resize(size=size, interpolation=interpolation)
     resized = apply(op, images, NO_UNIFORMS)
     mode = v2.InterpolationMode(interpolation)
     assert torch.equal(resized, v2.Resize(size, mode, antialias=True)(images))
@@ -106,10 +107,10 @@ def test_resize_to_the_same_size_changes_nothing() -> None:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [16, 50])
 def test_resize_gives_the_same_bits_alone_and_in_a_batch_in_any_memory_format(
-    size: int, interpolation: str
+    size: int, interpolation: Interpolation
 ) -> None:
     images = noise(5, 33, 41)
-    op = Resize(size=size, interpolation=interpolation)  # pyright: ignore[reportArgumentType]
+    op = Resize(size=size, interpolation=interpolation)
     together = apply(op, images, NO_UNIFORMS)
     for i, image in enumerate(images):
         decoded = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)[None]  # as it comes from a file

@@ -37,7 +37,7 @@ def resnet50(seed: int = 0) -> torchvision.models.ResNet:
     with torch.device("meta"):
         network = torchvision.models.resnet50()
     network = network.to_empty(device="cpu")
-    network.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    network.set_submodule("fc", nn.Identity())
     randomise(network, seed)
     return network.eval()
 
@@ -96,7 +96,8 @@ class _Bottleneck(nn.Module):
         self.downsample = nn.Sequential()
         if stride > 1 or wide != 4 * narrow:
             conv, bn = nn.Conv2d(wide, 4 * narrow, 1, bias=False), nn.BatchNorm2d(4 * narrow)
-            self.downsample = nn.Sequential(OrderedDict({"-1": nn.AvgPool2d(stride), "0": conv, "1": bn}))
+            layers: dict[str, nn.Module] = {"-1": nn.AvgPool2d(stride), "0": conv, "1": bn}
+            self.downsample = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         z = F.relu(self.bn1(self.conv1(x)))

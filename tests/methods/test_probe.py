@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,6 +256,12 @@ X, Y = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1])
     ],
 )
 def test_bad_input_is_refused_by_name(changes: dict, message: str):
-    arguments = {"features": X, "labels": Y, "id_features": X, "id_labels": Y, "num_classes": 2}
+    arguments: dict[str, Any] = {
+        "features": X,
+        "labels": Y,
+        "id_features": X,
+        "id_labels": Y,
+        "num_classes": 2,
+    }
     with pytest.raises(ValueError, match=message):
-        fit_probe(**{**arguments, **changes})
+        fit_probe(**arguments | changes)

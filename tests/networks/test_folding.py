@@ -59,7 +59,8 @@ def test_one_convolution_by_hand():
     for name, value in (state | {"1.running_var": 4.0}).items():
         model.state_dict()[name].fill_(value)
     assert fold_batchnorm(model, torch.ones(1, 1, 2, 2).double()) == ["1"]
-    assert (model[0].weight.item(), model[0].bias.item()) == (3 * 5 / 2, 7 + (1 - 2) * 5 / 2)  # type: ignore[operator]
+    folded = {name: parameter.item() for name, parameter in model.named_parameters()}
+    assert folded == {"0.weight": 3 * 5 / 2, "0.bias": 7 + (1 - 2) * 5 / 2}
     assert isinstance(model[1], nn.Identity)
 
 

@@ -102,7 +102,9 @@ def test_whatever_else_is_in_a_checkpoint_its_weights_are_read(
 @pytest.mark.parametrize("keywords", FORMATS)
 def test_weights_in_an_object_are_read_as_its_parts(tmp_path: Path, keywords: dict[str, Any]) -> None:
     found = saved(Settings(model=Settings(WEIGHTS)), tmp_path / "net.pt", **keywords)
-    assert same(pickles.entries(pickles.entries(found)["model"]), WEIGHTS)  # pyright: ignore
+    held = pickles.entries(found)
+    assert held is not None
+    assert same(pickles.entries(held["model"]), WEIGHTS)
     found = saved({"ema": Averaged(WEIGHTS)}, tmp_path / "net.pt", **keywords)
     shadow = pickles.entries(found["ema"])
     assert shadow is not None
@@ -167,11 +169,12 @@ def test_a_checkpoint_that_would_run_something_is_refused_and_nothing_is_run(
     tmp_path: Path, call: Callable[..., object], keywords: dict[str, Any]
 ) -> None:
     trace = tmp_path / "trace"
-    command = {
+    commands: dict[Callable[..., object], object] = {
         os.mkdir: str(trace),
         os.system: f"mkdir {trace}",
         subprocess.call: ["mkdir", str(trace)],
-    }.get(call, f"__import__('os').mkdir({str(trace)!r})")
+    }
+    command = commands.get(call, f"__import__('os').mkdir({str(trace)!r})")
     content = {"state_dict": WEIGHTS, "evil": Calls(call, command)}
     refusal = rf"net\.pt .*it asks for \w+\.{call.__name__}, which weights do not need"
     with pytest.raises(UserError, match=refusal):

@@ -138,7 +138,8 @@ def test_what_would_give_other_numbers_has_a_file_of_its_own(runs, monkeypatch):
     measured(run, one)
     measured(run, PROTOCOL)  # in the same file
     assert len(files(run)) == 1
-    for number, change in enumerate(({"ways": 2}, {"queries": 1}, {"episodes": 9}, {"seed": 1}), 2):
+    changes: list[dict[str, Any]] = [{"ways": 2}, {"queries": 1}, {"episodes": 9}, {"seed": 1}]
+    for number, change in enumerate(changes, 2):
         measured(run, replace(one, **change))
         assert len(files(run)) == number
     gray = replace(run.config.dataset, ood={"photo": run.config.dataset.ood["photo"]})
@@ -158,12 +159,15 @@ def test_a_network_has_the_accuracies_that_its_runs_have_before_their_method(run
 
 def test_what_cannot_be_measured_is_said(runs, configure, tmp_path, monkeypatch):
     run = runs["lp"]
-    for changes, words in (
-        ({"ways": 11}, r"--ways 11: dataset\.id has 10 classes"),
-        ({"queries": 3}, r"--shots 2 --queries 3: 5 images of a class, but dataset\.id has 4 of"),
+    for protocol, words in (
+        (replace(PROTOCOL, ways=11), r"--ways 11: dataset\.id has 10 classes"),
+        (
+            replace(PROTOCOL, queries=3),
+            r"--shots 2 --queries 3: 5 images of a class, but dataset\.id has 4 of",
+        ),
     ):
         with pytest.raises(UserError, match=words):
-            images(run, replace(PROTOCOL, **changes))
+            images(run, protocol)
     masks = configure("dataset=shapes_masks", "dataset.train.images=4", "dataset.id.images=2")
     with pytest.raises(UserError, match="dataset=shapes_masks: its images have masks"):
         Images.of(masks, datasets.listing(masks), PROTOCOL, CPU)

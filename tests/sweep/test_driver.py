@@ -278,11 +278,11 @@ def test_a_plan_scales_past_runs_of_a_network_and_times_steps_where_there_are_no
     for one in cells:
         one.runs |= {trial: SweepRun("", [], one.config, None) for trial in one.state().trials}
     planned = plan.plan(cells, [one.state() for one in cells])
-    scaled = plan.Estimate(pytest.approx((4 * (3 * 200 + 40) + 2 * 80) / 3600), "scaled")  # pyright: ignore[reportArgumentType]
+    scaled = (pytest.approx((4 * (3 * 200 + 40) + 2 * 80) / 3600), "scaled", None, None)
     *known, probe, timed = [stage.estimate for stage in planned]
     assert known == [plan.Estimate(840 / 3600, "measured", 1.5, 0.5), scaled]
     assert probe == "no past run tells the time of a linear probe"
-    assert timed == plan.Estimate(pytest.approx(840 * 2 / 3600), "timed")  # pyright: ignore[reportArgumentType]
+    assert timed == (pytest.approx(840 * 2 / 3600), "timed", None, None)
     assert plan.peak_memory(planned, "host_gib") == (1.5, False)
 
 

@@ -20,6 +20,7 @@ from daft.sweep.protocol import (
     CellState,
     Outcome,
     Protocol,
+    RateName,
     Rates,
     Stage,
     Trial,
@@ -327,11 +328,11 @@ def test_the_papers_grids_are_those_of_the_authors_configurations(configure):
         config = configure(*overrides)
         found = protocol(sweep, config)
         assert config.training.epochs == int(rows["1"]["epochs"])
-        grids = {"lr_backbone": rows["1"]["lr_backbone_grid"]}
+        grids: dict[RateName, str] = {"lr_backbone": rows["1"]["lr_backbone_grid"]}
         if "2" in rows:
             assert found.start.lr_head == float(rows["1"]["lr_head_grid"])
             grids["lr_head"] = rows["2"]["lr_head_grid"]
-        expected = [Stage(rate, tuple(map(float, text.split()))) for rate, text in grids.items()]  # pyright: ignore[reportArgumentType]
+        expected = [Stage(rate, tuple(map(float, text.split()))) for rate, text in grids.items()]
         assert list(found.stages) == expected, overrides
         assert found.seeds == (0, 1, 2)
 

@@ -234,8 +234,9 @@ def test_images_that_cannot_be_used_are_named(copied: Path, images: Path, tmp_pa
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.jpg").write_text("<html>")
     good = files_of(images / "val")[0]
+    given: list[Any] = [good, tmp_path / "empty.png", str(tmp_path / "text.jpg"), tmp_path / "none.png", 3]
     with pytest.raises(UserError) as told:
-        run.predict([good, tmp_path / "empty.png", str(tmp_path / "text.jpg"), tmp_path / "none.png", 3])  # type: ignore[list-item]
+        run.predict(given)
     for part in (
         "4 of 5 image(s) cannot be used",
         "empty.png: empty (0 bytes)",

@@ -109,7 +109,7 @@ def test_masks_are_those_that_the_run_was_judged_by(script, segmentation: RunRes
 def test_an_image_whose_logits_are_not_finite_is_listed(copied: Path, images: Path):
     run = daft.load_run(copied)
     files = [*(images / "val" / "star").iterdir()][:2]
-    run.model.head.linear1.bias.data[0] = torch.nan  # type: ignore[union-attr, index]
+    run.model.head.get_parameter("linear1.bias").data[0] = torch.nan
     found = predictions.predict(run, [predictions.Listed(file.name, file, None) for file in files])
     assert found.rows == []
     assert ["not finite" in reason for reason in found.failures.values()] == [True, True]
@@ -190,11 +190,11 @@ def test_another_run_option_or_image_begins_anew(copied: Path, images: Path, tmp
         predictions.predict(run, listed, Partial(tmp_path / "p.csv"), batch_size=2)
     kept = (tmp_path / "p.csv.partial").read_text()
 
-    def there(**options: Any) -> int:
+    def there(batch_size: int = 2, **options: Any) -> int:
         (tmp_path / "p.csv.partial").write_text(kept)
         partial, found = Partial(tmp_path / "p.csv"), []
         monkeypatch.setattr(LoadedRun, "batches", lambda *given: found.append(given[-1]) or [])
-        predictions.predict(run, listed, partial, **{"batch_size": 2, **options})
+        predictions.predict(run, listed, partial, batch_size=batch_size, **options)
         return found[0]
 
     assert there() == 2
