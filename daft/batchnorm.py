@@ -242,9 +242,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
     """Float32 as it is: autocast off, and no TF32 or bfloat16 inside products and convolutions."""
     backends = (
         torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,  # pyright: ignore[reportAttributeAccessIssue]
-        torch.backends.mkldnn.matmul,  # pyright: ignore[reportAttributeAccessIssue]
-        torch.backends.mkldnn.conv,  # pyright: ignore[reportAttributeAccessIssue]
+        torch.backends.cudnn.conv,  # pyrefly: ignore[missing-attribute]
+        torch.backends.mkldnn.matmul,  # pyrefly: ignore[missing-attribute]
+        torch.backends.mkldnn.conv,  # pyrefly: ignore[missing-attribute]
     )
     before = [backend.fp32_precision for backend in backends]
     try:

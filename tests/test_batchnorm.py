@@ -277,7 +277,7 @@ def assert_float32_close(shift: BatchNormShift, inputs: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_float32_statistics_are_the_float64_ones_up_to_rounding(memory_format: torch.memory_format) -> None:
-    model = resnet().to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    model = resnet().to(memory_format=memory_format)
     batches = [b.contiguous(memory_format=memory_format) for b in images(6, 6, 3)]
     inputs = layer_inputs(model, batches)
     shifts = convert_batchnorm(model, batches)
@@ -834,7 +834,7 @@ def test_cuda_and_cpu_agree(memory_format: torch.memory_format) -> None:
     """In float64, where convolutions have no reduced-precision path."""
     batches = images(6, 6, 3, dtype=torch.float64)
     expected = statistics(convert_batchnorm(resnet(torch.float64), batches))
-    model = resnet(torch.float64).cuda().to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    model = resnet(torch.float64).cuda().to(memory_format=memory_format)
     x = images(8, dtype=torch.float64, seed=2)[0].cuda()
     before = logits(model, x)
     actual = statistics(convert_batchnorm(model, batches))  # sent to the model's device

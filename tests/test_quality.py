@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
 
-CHECKERS = [["ruff", "check"], ["ruff", "format", "--check"], ["basedpyright", "--level", "error"]]
+CHECKERS = [["ruff", "check"], ["ruff", "format", "--check"], ["pyrefly", "check"]]
 
 
 @pytest.mark.parametrize("command", CHECKERS, ids=" ".join)

@@ -95,4 +95,4 @@ class _Visitor(overrides_visitor.HydraOverrideVisitor):
 
 
 SourcesRegistry.instance().types["file"] = FileConfigSource
-overrides_parser.HydraOverrideVisitor = _Visitor  # pyright: ignore[reportPrivateImportUsage]
+overrides_parser.HydraOverrideVisitor = _Visitor

@@ -118,7 +118,7 @@ def _untar(raw: IO[bytes], folder: Path, strip: int) -> Iterator[None]:
     with tarfile.open(fileobj=raw) as tar:
         while member := tar.next():
             # It would remember every member: a gigabyte for a million images.
-            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
+            tar.members = []  # pyrefly: ignore[missing-attribute]
             if path := _below(member.name, strip):
                 link = _below(member.linkname, strip) if member.islnk() else member.linkname
                 if member.islnk() and not (folder / link).is_file():
