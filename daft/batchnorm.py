@@ -224,8 +224,8 @@ def _converted_alike(
     for name, *parts in zip(layers, *(value.split(sizes) for value in values.values()), strict=True):
         if not finite:
             _require_finite(name, dict(zip(values, parts, strict=True)))
-        *statistics, gamma, beta = parts
-        result[name] = (BatchNormShift(*statistics, moments[name].calls), gamma, beta)
+        mean_s, var_s, mean_t, var_t, weight, bias = parts
+        result[name] = (BatchNormShift(mean_s, var_s, mean_t, var_t, moments[name].calls), weight, bias)
     return result
 
 
