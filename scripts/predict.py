@@ -35,7 +35,6 @@ def main() -> int:
     device = devices.find(args.device, "--device")
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.backends.cudnn.benchmark = True  # as in the run
     run = loaded.load_run(args.run, device)
     if run.segments and args.all:
         parser.error("--all: a run of segmentation has the share of every class anyway")

@@ -40,7 +40,6 @@ def main() -> int:
     device = devices.find(args.device, "--device")
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.backends.cudnn.benchmark = True
     table = paper.load(args.what) if args.what in options("table") else None
     kind = args.on or robustness.kind_of(table)
     chosen, whole = robustness.chosen(args.runs if table else Path(args.what), table)

@@ -731,7 +731,7 @@ def main() -> int:
         bench = replace(bench, model="resnet18", side=32, stored=40, steps=3, batch=8, samples=500, photos=32)
         bench = replace(bench, epochs=1, finished=3, converted=Bench.converted)
     torch.set_num_threads(args.threads)
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = True  # as in a long training
     rows: list[Row] = []
     with threadpool_limits(args.threads):
         for name in args.only or ROWS:

@@ -32,7 +32,6 @@ def set_up(config: Config) -> tuple[torch.device, str]:
     """Make the process ready for a run; its device and precision, as `device_and_precision`."""
     device, precision = device_and_precision(config)
     torch.set_num_threads(num_threads(config))
-    torch.backends.cudnn.benchmark = True
     return device, precision
 
 

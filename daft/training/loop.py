@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from daft.common import progress
+from daft.common import devices, progress
 from daft.common.numbers import fixed
 from daft.data.loader import Batch, Loader, derive_seed
 from daft.methods.parts.part import Step
@@ -106,7 +106,8 @@ def fit(
             hooks.set_train_mode(model)
             done.restore_rng_state()
             with SaveOnSignal(partial(checkpoints.save, fitted, done)) as interruption:
-                loss, seconds = trainer.epoch(epoch, done, interruption)
+                with devices.tuned_convolutions(schedule.steps):
+                    loss, seconds = trainer.epoch(epoch, done, interruption)
                 score = hooks.evaluate(model) if math.isfinite(loss) else math.nan
             row = {
                 "epoch": epoch,

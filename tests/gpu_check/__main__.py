@@ -81,7 +81,7 @@ def measure(name: str, found: Path, seconds: float, *, toy: bool) -> int:
 
     from tests.gpu_check.size import FULL, TOY
 
-    torch.backends.cudnn.benchmark = True  # as in a run
+    torch.backends.cudnn.benchmark = True  # as in a long training
     facts = dict(fact for fact in recorded(found) if isinstance(fact, Fact))
     record(PARTS[name].find(TOY if toy else FULL, facts, seconds), found)
     return 0
