@@ -37,7 +37,7 @@ FULL = Size(
         converted=ON_GPU,
     ),
     networks={"resnet50": "resnet50", "resnet50_clip": "resnet50_clip"},
-    seconds=1.0,
+    seconds=0.5,
     photos=1280,
     workers=12,
     share=1.0,
