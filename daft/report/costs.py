@@ -1,5 +1,6 @@
 """What the methods of a table cost beside their accuracies: distortion, time, and images seen."""
 
+import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -20,8 +21,8 @@ DISTORTION = ("id/cosine", "id/l2")
 LEGEND = (
     "Cosine and L2 compare the features of ID images before and after training, mean ± sample standard "
     "deviation (ddof = 1) over n seeds. Time is that of the fastest epoch of a cell's runs, as a multiple of "
-    "FT's. Images are those that training took in, each as often as it did; a linear probe is solved and "
-    "takes in none."
+    "FT's on the same device. Images are those that training took in, each as often as it did; a linear "
+    "probe is solved and takes in none."
 )
 
 
@@ -29,14 +30,16 @@ def compare(table: PaperTable, runs: pd.DataFrame) -> pd.DataFrame:
     """A row per cell of the table that has usable runs, in its order: n, ID distortion, time, images seen.
 
     time: of the fastest epoch of the cell's runs, which other work on the machine disturbs least, as a
-    multiple of FT's on the same dataset and backbone; NaN without those. labelled, unlabelled: images that
-    training took in, in one run.
+    multiple of FT's on the same dataset, backbone and device; NaN without those. Of several devices it is
+    the one with most runs. labelled, unlabelled: images that training took in, in one run.
     """
     if runs.empty:
         return runs
     kept, _ = selection.usable(runs[table.members(runs)])
     chosen = dict(iter(selection.select(kept).groupby(frames.CELL)))
-    fastest = kept.groupby(frames.CELL)["time.epoch_s"].min()
+    timed = kept.dropna(subset="time.epoch_s")
+    fastest = timed.groupby([*frames.CELL, "device"])["time.epoch_s"].min().to_dict()
+    devices = timed["device"].value_counts().index
     rows = []
     for key in table.cells():
         if (cell := chosen.get(tuple(key))) is None:
@@ -45,7 +48,9 @@ def compare(table: PaperTable, runs: pd.DataFrame) -> pd.DataFrame:
         for metric in DISTORTION:
             values = cell.reindex(columns=[metric])[metric].astype(float)
             row |= {metric: values.mean(), f"{metric} std": values.std(ddof=1)}
-        row["time"] = fastest[tuple(key)] / fastest.get(tuple(key._replace(method=REFERENCE)), float("nan"))
+        pairs = [((*key, device), (*key._replace(method=REFERENCE), device)) for device in devices]
+        multiples = [fastest[own] / fastest[fts] for own, fts in pairs if {own, fts} <= fastest.keys()]
+        row["time"] = multiples[0] if multiples else math.nan
         seen = cell.reindex(columns=["seen.labelled", "seen.unlabelled"]).mean()
         rows.append(row | {"labelled": seen.iloc[0], "unlabelled": seen.iloc[1]})
     return pd.DataFrame(rows)

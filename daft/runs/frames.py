@@ -21,8 +21,8 @@ def from_directories(directories: Iterable[Path]) -> pd.DataFrame:
 
 def from_records(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """A row per record: run, status, best_epoch, measure, inputs (what identifies images and weights), probe
-    (what the LP run that it starts from was selected by), and config.*, split/metric, time.* (epoch_s: of
-    the fastest epoch) and seen.* (images that training took in) columns.
+    (what the LP run that it starts from was selected by), device, and config.*, split/metric, time.*
+    (epoch_s: of the fastest epoch) and seen.* (images that training took in) columns.
     """
     rows = []
     for record in records:
@@ -34,6 +34,7 @@ def from_records(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
                 "measure": metric_name(record["config"].get("segmentation")),
                 "inputs": _inputs(record),
                 "probe": _probe(record),
+                "device": record.get("environment", {}).get("device", ""),
                 **settings(record["config"]),
                 **_metrics(record),
                 **{f"time.{key}": value for key, value in record["time"].items()},

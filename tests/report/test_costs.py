@@ -22,7 +22,7 @@ def runs(*rows: tuple) -> pd.DataFrame:
     names = [frames.METHOD, frames.SEED, frames.RATES[0], "id/accuracy", "id/cosine", "time.epoch_s"]
     frame = pd.DataFrame(rows, columns=[*names, "seen.labelled", "seen.unlabelled"])
     frame[frames.DATASET], frame[frames.BACKBONE] = "shapes_unlabelled", "shapes_resnet10"
-    frame["run"] = [f"r{i}" for i in range(len(frame))]
+    frame["run"], frame["device"] = [f"r{i}" for i in range(len(frame))], "CPU"
     return frame.assign(
         **{frames.RATES[1]: math.nan, "status": "finished", "config.training.selection": "paper"}
     )
@@ -44,6 +44,15 @@ def test_distortion_is_of_the_chosen_runs_and_time_that_of_the_fastest_epoch_in_
     assert found.loc["ft", "id/cosine std"] == pytest.approx(math.sqrt(0.02))  # of 0.2 and 0.4, ddof = 1
     assert [*found["time"]] == [1.0, 3.0]  # 30 s over the least of 10, 12 and 20 s
     assert [*found["unlabelled"]] == [0, 400]
+
+
+def test_time_is_held_against_fts_on_the_same_device_and_that_with_most_runs(table):
+    """FT on the GPU is not held against the other on the CPU, and where both are on both the CPU counts."""
+    apart = costs.compare(table, FOUND.assign(device=["GPU", *["CPU"] * 3]))
+    assert [*apart["time"].isna()] == [False, True]
+    again = FOUND[:2].assign(**{"device": "GPU", "time.epoch_s": 1.0, frames.SEED: 7, "run": ["r8", "r9"]})
+    both = pd.concat([FOUND, again], ignore_index=True)
+    assert [*costs.compare(table, both)["time"]] == [1.0, 3.0]
 
 
 def test_the_second_table_marks_what_saw_target_images_and_has_signs_for_what_is_not_there(table):
