@@ -1,9 +1,11 @@
 """Decoded images: held in memory where they fit, read from files each time where they do not."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from pydantic import TypeAdapter
@@ -80,9 +82,31 @@ class Streamed:
         return f"{shown(file)}: can be read now; try again"
 
 
+class _Key(NamedTuple):
+    """What decides which pixels a split has in memory, and where."""
+
+    files: str
+    """a digest of names, sizes and times"""
+    least: int
+    """that a shorter side must have"""
+    cache_side: int | None
+    device: torch.device
+    operations: tuple[Operation, ...]
+
+
+_InMemory = dict[_Key, tuple[Resident, list[int]]]
+"""Images, and the indices of those that do not decode."""
+
+_latest: _InMemory = {}
+"""Of the last `ImageStore`: a process of a sweep runs one after the other on the same images."""
+
+
 @dataclass
 class ImageStore:
-    """Decodes the splits of one dataset, each file once, and remembers which do not decode."""
+    """Decodes the splits of one dataset, each file once, and remembers which do not decode.
+
+    What the store before it has in memory is not decoded again; the first split that differs frees it.
+    """
 
     limit_gib: float
     """for all resident splits together"""
@@ -95,9 +119,12 @@ class ImageStore:
     """decode each file once, and keep the pixels with a shorter side of at most so many"""
     unreadable: dict[str, Streamed] = field(default_factory=dict)
     """per split the files that do not decode"""
-    _resident: dict[tuple[str, tuple[Operation, ...]], tuple[Resident, list[int]]] = field(
-        default_factory=dict
-    )
+    _resident: _InMemory = field(default_factory=dict)
+    _before: _InMemory = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        global _latest
+        self._before, _latest = _latest, self._resident
 
     def load(
         self, split: Labelled, operations: Sequence[Operation], name: str, batched: bool = True
@@ -168,19 +195,24 @@ class ImageStore:
             return None
         shapes = {0: first.shape[-2:]}
         shapes[len(operations)] = transform(first[None], operations, NO_UNIFORMS).shape[-2:]
-        for applied, (height, width) in sorted(shapes.items(), key=lambda s: s[1].numel()):
-            key = (digest, operations[:applied])
+        sizes = {
+            _Key(digest, least, self.cache_side, self.device, operations[:applied]): (height, width)
+            for applied, (height, width) in sorted(shapes.items(), key=lambda shape: shape[1].numel())
+        }
+        for key in sizes:
             if key in self._resident:
                 return self._resident[key]
-            size = count * len(first) * height * width
-            used = sum(resident.pixels.numel() for resident, _ in self._resident.values())
-            if used + size > self.limit_gib * GIB:
-                continue
-            pixels = torch.empty(count, len(first), height, width, dtype=torch.uint8)
-            bad = _fill(pixels, files, least, operations[:applied], self.threads, f"reading {name}")
+        room = self.limit_gib * GIB - sum(images.pixels.numel() for images, _ in self._resident.values())
+        fitting = [key for key, size in sizes.items() if count * len(first) * math.prod(size) <= room]
+        if fitting and fitting[0] in self._before:  # with another, random operations could see other pixels
+            return self._resident.setdefault(fitting[0], self._before[fitting[0]])
+        self._before.clear()
+        for key in fitting:
+            pixels = torch.empty(count, len(first), *sizes[key], dtype=torch.uint8)
+            bad = _fill(pixels, files, least, key.operations, self.threads, f"reading {name}")
             if bad is not None:
-                self._resident[key] = Resident(pixels.to(self.device), applied), bad
-                return self._resident[key]
+                images = Resident(pixels.to(self.device), len(key.operations))
+                return self._resident.setdefault(key, (images, bad))
         return None
 
     def _verify(self, files: Streamed | Cached, digest: str, least: int, name: str) -> list[int]:
