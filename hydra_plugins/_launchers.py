@@ -6,6 +6,7 @@ The staged sweeper imports this where both libraries are installed: pip install 
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
@@ -82,6 +83,17 @@ def _in_one_line(launcher: str) -> Iterator[None]:
         raise UserError(f"hydra/launcher={launcher}: {first_line(error)}") from error
 
 
+def keep_alive() -> None:
+    """In a worker: no run makes it start anew for having needed more memory than its first one.
+
+    Where psutil is installed, loky takes 300 MB more for a leak. A worker is warm: libraries, images and
+    kernels are there.
+    """
+    from joblib.externals.loky import process_executor
+
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
+
+
 class Workers(JoblibLauncher):
     """`n_jobs` processes that take job after job; one that dies fails its own job and no other."""
 
@@ -114,7 +126,7 @@ class Workers(JoblibLauncher):
                         return self._last[executor]
                 executor.shutdown(kill_workers=True)
                 del self._last[executor]
-        executor = ProcessPoolExecutor(max_workers=1)
+        executor = ProcessPoolExecutor(max_workers=1, initializer=keep_alive)
         self._last[executor] = executor.submit(*call)
         return self._last[executor]
 
