@@ -145,6 +145,25 @@ def test_networks_of_other_names_have_a_stem_and_stages(model, configure):
     assert stages[:5] == ["IS", "1", "2", "3", "4"]
 
 
+def test_names_of_narrow_stages_do_not_overlap_and_the_legend_knows_how_many_there_are():
+    layers = [
+        "stem",
+        *[f"blocks.{i}.{j}" for i, n in enumerate((1, 9, 9, 9, 9, 9, 1)) for j in range(n)],
+        "out",
+    ]
+    rows = [{"name": f"backbone.{name}", "kind": "weight", "value": 1.0} for name in layers]
+    figure = change.relative_change([run("a", relative_change=rows)], ["daft"])
+    axes, corner = figure.axes[0], figure.axes[-1]
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert [name.strip() for name in names] == ["IS", *"1234567", "out"]
+    assert any("1-7: stages" in text.get_text() for text in corner.texts)
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    lines = [label.get_text().startswith("\n") for label in axes.get_xticklabels()]
+    for one, other, first, second in zip(boxes, boxes[1:], lines, lines[1:], strict=False):
+        assert first != second or one.x1 < other.x0
+
+
 def test_extremes_are_those_of_a_sort_and_equal_ones_stand_in_order():
     cosine = torch.tensor([0.5, 0.9, 0.5, -0.2, 0.1, 0.5])
     labels = torch.tensor([0, 0, 0, 0, 1, 0])

@@ -24,6 +24,9 @@ STATISTICS = ("bn_mean", "bn_var")
 STAGE = re.compile(r"(?:layer|stages\.|blocks\.|denseblock)(\d+)\b")
 """What timm's networks call their stages."""
 
+NARROW = 0.07
+"""Share of the layers between the middles of two stages below which their names would overlap on one line."""
+
 
 def relative_change(loaded: Sequence[dict[str, Any]], methods: Iterable[str]) -> Figure:
     """Figure 2: relative change of every layer, from the input stem (IS) on, by method.
@@ -69,7 +72,7 @@ def relative_change(loaded: Sequence[dict[str, Any]], methods: Iterable[str]) ->
         r"ratio: $\|\widetilde{W} - W\|_2\,/\,\|W\|_2$ of a layer,",
         r"$W$ before training, for DAFT",
         r"after BN conversion; $\widetilde{W}$ after training",
-        "IS: input stem; 1-4: stages",
+        f"IS: input stem; 1-{max(map(int, filter(str.isdigit, rows['stage'])), default=0)}: stages",
         *_unmoved(rows[rows["method"].isin(methods)]),
     ]
     corner.text(0.02, 0.66, "\n".join(lines), va="top", transform=corner.transAxes, linespacing=1.5)
@@ -124,12 +127,15 @@ def _stages(axes: Any, stages: "pd.Series[str]") -> None:
     names = list(dict.fromkeys(stages))
     if not names:
         return
-    middles = []
+    middles, labels = [], []
     for i, name in enumerate(names):
         at = np.flatnonzero(stages.to_numpy() == name)
-        middles.append((at[0] + at[-1]) / 2)
+        middle = (at[0] + at[-1]) / 2
+        crowded = labels and middle - middles[-1] < NARROW * len(stages) and not labels[-1].startswith("\n")
+        labels.append(f"\n{name}" if crowded else name)
+        middles.append(middle)
         if i % 2:
             axes.axvspan(at[0] - 0.5, at[-1] + 0.5, color="#000000", alpha=0.06, linewidth=0)
     axes.set_xlim(-0.5, len(stages) - 0.5)
-    axes.set_xticks(middles, names)
+    axes.set_xticks(middles, labels)
     axes.tick_params(axis="x", length=0)
