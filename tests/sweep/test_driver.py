@@ -42,7 +42,7 @@ from scripts import figures, tables
 from tests import kill_test
 from tests.helpers.forked import TRAIN, Forked, without_notes
 from tests.helpers.pausing import pause_in_step
-from tests.helpers.waiting import HANG_SECONDS, wait_until
+from tests.helpers.waiting import wait_until
 from tests.kill_test import RUNS, SWEEP, Kill, contents, disturbed, kill, places, stamps
 from tests.runs.test_records import RECORD, spoiled
 from tests.sweep.test_protocol import options
@@ -181,7 +181,8 @@ def test_the_same_again_computes_nothing_and_prints_the_same_table(whole, here):
 
 def test_lp_ft_of_a_segmentation_takes_the_decoder_of_lps_best_run(command, tmp_path, monkeypatch):
     sweep = [
-        *("-m", "sweep=segmentation", *TINY_MASKS, *places(tmp_path), "sweep.seeds=[0,1]"),
+        *("-m", "sweep=segmentation", *TINY_MASKS, "training.epochs=1", "training.steps=2"),
+        *(*places(tmp_path), "sweep.seeds=[0,1]"),
         *("sweep.head_factors=[1,0.01]", "sweep.grids.lp_ft=[0.01,0.001]"),
     ]
     _, plan, _ = command(*sweep, "method=lp_ft", "sweep.plan=true")
@@ -715,11 +716,10 @@ def test_what_a_study_cannot_take_is_one_line_before_any_run(arguments, words, c
 
 
 @pytest.mark.parametrize("arguments", [["sweep=paper"], ["-m", "sweep.plan=true"]])
-def test_a_sweep_without_m_or_without_a_protocol_is_refused(arguments):
-    command = [sys.executable, str(TRAIN), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
-    assert done.returncode == 1
-    assert re.fullmatch(r"train\.py: sweep: needs -m and a protocol.*\n", done.stderr)
+def test_a_sweep_without_m_or_without_a_protocol_is_refused(arguments, command):
+    code, _, errors = command(*arguments)
+    assert code == 1
+    assert re.fullmatch(r"train\.py: sweep: needs -m and a protocol.*\n", errors)
 
 
 def test_a_launcher_that_is_not_installed_is_named_with_what_installs_it():
