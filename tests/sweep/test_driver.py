@@ -181,8 +181,7 @@ def test_the_same_again_computes_nothing_and_prints_the_same_table(whole, here):
 
 def test_lp_ft_of_a_segmentation_takes_the_decoder_of_lps_best_run(command, tmp_path, monkeypatch):
     sweep = [
-        *("-m", "sweep=segmentation", *TINY_MASKS, "training.epochs=1", "training.steps=2"),
-        *(*places(tmp_path), "sweep.seeds=[0,1]"),
+        *("-m", "sweep=segmentation", *TINY_MASKS, *places(tmp_path), "sweep.seeds=[0,1]"),
         *("sweep.head_factors=[1,0.01]", "sweep.grids.lp_ft=[0.01,0.001]"),
     ]
     _, plan, _ = command(*sweep, "method=lp_ft", "sweep.plan=true")
