@@ -42,7 +42,7 @@ from scripts import figures, tables
 from tests import kill_test
 from tests.helpers.forked import TRAIN, Forked, without_notes
 from tests.helpers.pausing import pause_in_step
-from tests.helpers.waiting import wait_until
+from tests.helpers.waiting import HANG_SECONDS, wait_until
 from tests.kill_test import RUNS, SWEEP, Kill, contents, disturbed, kill, places, stamps
 from tests.runs.test_records import RECORD, spoiled
 from tests.sweep.test_protocol import options
@@ -715,10 +715,11 @@ def test_what_a_study_cannot_take_is_one_line_before_any_run(arguments, words, c
 
 
 @pytest.mark.parametrize("arguments", [["sweep=paper"], ["-m", "sweep.plan=true"]])
-def test_a_sweep_without_m_or_without_a_protocol_is_refused(arguments, command):
-    code, _, errors = command(*arguments)
-    assert code == 1
-    assert re.fullmatch(r"train\.py: sweep: needs -m and a protocol.*\n", errors)
+def test_a_sweep_without_m_or_without_a_protocol_is_refused(arguments):
+    command = [sys.executable, str(TRAIN), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"train\.py: sweep: needs -m and a protocol.*\n", done.stderr)
 
 
 def test_a_launcher_that_is_not_installed_is_named_with_what_installs_it():
