@@ -4,6 +4,7 @@ Importing this module puts both in the place of Hydra's own; each process that c
 """
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,7 @@ class FileConfigSource(file_config_source.FileConfigSource):
         with yaml_files.errors_of(file):
             header = self._get_header_dict(text[:512])
             package = header.get("package") or (Path(name).parts[0] if Path(name).parts[1:] else GLOBAL)
-            kind = Config if package == GLOBAL else texts.at(package, Config)
-            content = yaml_files.construct(get_yaml_loader()(text), kind)
+            content = _content(text, package)
             content = {} if content is None else content
             if not isinstance(content, dict):
                 raise TypeError(f"{type(content).__name__}, not keys with values as in name: pets")
@@ -51,6 +51,13 @@ class FileConfigSource(file_config_source.FileConfigSource):
             FileConfigSource.latest = file
             config, path = OmegaConf.create(content), f"file://{self.path}"
             return ConfigResult(provider=self.provider, path=path, config=config, header=header)
+
+
+@lru_cache(maxsize=256)  # a sweep composes each of its runs from the same files
+def _content(text: str, package: str) -> Any:
+    """What a file says whose keys are those of this package; not to be changed."""
+    kind = Config if package == GLOBAL else texts.at(package, Config)
+    return yaml_files.construct(get_yaml_loader()(text), kind)
 
 
 def _require_defaults(entries: Any) -> None:
