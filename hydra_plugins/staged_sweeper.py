@@ -125,7 +125,9 @@ class StagedSweeper(Sweeper):
                 devices.find(cell.config.compute.device, "compute.device")
         sweep = driver.Driver(found, options, self._launcher, Path(self._sweep_dir))
         if options.plan:
-            terminal.show_plan(plan.plan(found, sweep.states()), keep_all=options.checkpoints == "all")
+            states, keep_all = sweep.states(), options.checkpoints == "all"
+            growing = cells.growing(found, states)
+            terminal.show_plan(plan.plan(found, states), keep_all=keep_all, growing=growing)
         else:
             terminal.show_results(found, sweep.run())
 

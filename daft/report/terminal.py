@@ -13,7 +13,7 @@ from daft.runs.frames import CELL, from_directories
 from daft.sweep import selection
 from daft.sweep.cells import Cell
 from daft.sweep.plan import Estimate, PlannedStage, disk_bytes, peak_memory
-from daft.sweep.protocol import CellState
+from daft.sweep.protocol import EXTENSIONS, CellState
 
 MARKS = {"measured": "", "scaled": "~", "timed": "≈"}
 NOTES = {
@@ -22,10 +22,11 @@ NOTES = {
 }
 
 
-def show_plan(stages: Sequence[PlannedStage], *, keep_all: bool) -> None:
+def show_plan(stages: Sequence[PlannedStage], *, keep_all: bool, growing: int = 0) -> None:
     """Print a plan and its sums.
 
-    keep_all: whether the weights of whole grids stay, or those of the chosen rates alone.
+    keep_all: whether the weights of whole grids stay, or those of the chosen rates alone. growing: grids that
+    `sweep.extend` may add values to.
     """
     table = Table(title="Plan", title_justify="left")
     for name in ("cell", "stage", "runs", "done", "device-hours left"):
@@ -45,6 +46,11 @@ def show_plan(stages: Sequence[PlannedStage], *, keep_all: bool) -> None:
     rest = f" and {unknown} run(s) of unknown time" if hours and unknown else ""
     lost = f"{len(unusable)} of no use, " if unusable else ""
     print(f"{runs} runs, {done} done, {lost}{left} to compute: {known}{rest}")
+    if growing:
+        print(
+            f"more may come, which are not counted: sweep.extend=true adds up to {EXTENSIONS} values to each "
+            f"of {growing} grid(s) whose best value is at its edge"
+        )
     fitting = {" ".join(stage.cell.names[:2]): stage.head_rate for stage in stages if stage.head_rate}
     for names, rate in fitting.items():
         print(f"η_w that fits the features of {names}: {rate:g}, by a past run (backbone.lr_head=auto)")
@@ -84,7 +90,8 @@ def show_results(cells: Sequence[Cell], states: Sequence[CellState]) -> None:
     for cell, state in pairs:
         for rate in state.edges:
             value = getattr(state.rates, rate)
-            print(f"edge: {cell}: {rate}={value:g} is at the edge of its grid; sweep.extend=true goes on")
+            more = ", also after sweep.extend" if cell.protocol.extend else "; sweep.extend=true goes on"
+            print(f"edge: {cell}: {rate}={value:g} is at the edge of its grid{more}")
     trials = [(cell, trial, cell.runs[trial]) for cell, state in pairs for trial in state.trials]
     missing = [(cell, trial, run) for cell, trial, run in trials if run.has_failed]
     for cell, trial, run in missing:

@@ -143,6 +143,16 @@ def stage_runs(cells: Iterable[Cell], states: Iterable[CellState]) -> Iterator[S
             shared = shared and stage.name != "lr_probe"
 
 
+def growing(cells: Iterable[Cell], states: Iterable[CellState]) -> int:
+    """Grids to which `sweep.extend` may still add values: those of stages that are not decided."""
+    return sum(
+        stage.size > len(stage.trials) or any(cell.runs[trial].outcome is None for trial in stage.trials)
+        for cell, state in zip(cells, states, strict=True)
+        for stage in state.stages
+        if cell.protocol.extend and state.status == "open" and stage.name != "seeds"
+    )
+
+
 def unfinished(cells: Iterable[Cell], states: Iterable[CellState]) -> list[SweepRun]:
     """The runs without an outcome, each once."""
     runs = [cell.runs[trial] for cell, state in zip(cells, states, strict=True) for trial in state.trials]

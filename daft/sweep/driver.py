@@ -18,7 +18,7 @@ from daft.config.check import to_dict
 from daft.config.overrides import rewrite_overrides
 from daft.config.schema import SweepConfig
 from daft.runs import identity, records, status
-from daft.sweep.cells import Cell, SweepRun, delete_unselected_weights, stage_runs, unfinished
+from daft.sweep.cells import Cell, SweepRun, delete_unselected_weights, growing, stage_runs, unfinished
 from daft.sweep.jobs import JobResult, failure
 from daft.sweep.protocol import CellState, Trial
 
@@ -75,7 +75,9 @@ class Driver:
         states = self.states()
         if unfinished(self.cells, states):
             left = self._total(states) - self._ended()
-            print(f"{left} run(s) to compute, {self._ended()} done", flush=True)
+            more = ", more where the best value is at the edge of its grid (sweep.extend)"
+            more = more if growing(self.cells, states) else ""
+            print(f"{left} run(s) to compute, {self._ended()} done{more}", flush=True)
             for folder in {cell.config.paths.runs for cell in self.cells}:
                 Path(folder).mkdir(parents=True, exist_ok=True)  # one error instead of one per run
             try:
@@ -105,7 +107,8 @@ class Driver:
             again = "" if run.outcome else "; it is tried again"
             print(f"failed: {run.name}: {result.error}{again}", flush=True)
         elif result.stdout:
-            total = self._total(self.states())
+            states = self.states()
+            total = f"{self._total(states)}{' or more' if growing(self.cells, states) else ''}"
             print(f"[{self._ended()} of {total}] {result.stdout}", end="", flush=True)
 
     def _compute(self, queue: status.Queue) -> list[CellState]:
@@ -149,7 +152,7 @@ class Driver:
         return run
 
     def _total(self, states: Sequence[CellState]) -> int:
-        """All runs, with those of stages to come: a total that grows only where a grid is extended."""
+        """All runs, with those of stages to come: a total that grows only where a grid is `growing`."""
         return sum(stage.size for stage in stage_runs(self.cells, states))
 
     def _ended(self) -> int:

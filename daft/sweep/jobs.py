@@ -88,4 +88,6 @@ def _one_line(error: BaseException) -> str:
         return f"its process died ({cause[1] if cause else lines[0]})"
     if type(error).__name__ == "UncompletedJobError":  # submitit's: which job, its state, and its log
         return f"{lines[0]} {lines[1]}: {lines[-1]}"
-    return lines[-1] if isinstance(error, SystemExit) else f"{type(error).__name__}: {lines[-1]}"
+    if isinstance(error, SystemExit):
+        return lines[-1].removeprefix("train.py: ")  # which the sweep, or its last line, says again
+    return f"{type(error).__name__}: {lines[-1]}"

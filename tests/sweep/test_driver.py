@@ -1,6 +1,7 @@
 """Claims about whole sweeps: real processes on the embedded images and network."""
 
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -167,6 +168,33 @@ def test_the_total_of_a_sweep_is_known_when_it_starts_and_stays(whole):
     _, output = whole
     assert f"{RUNS} run(s) to compute, 0 done" in output.splitlines()
     assert {*re.findall(r"^\[\d+ of (\d+)\]", output, re.MULTILINE)} == {str(RUNS)}
+
+
+def test_a_total_that_may_grow_says_so_in_the_plan_and_in_every_line_until_it_stays(tmp_path, here):
+    options = ["method=ft", "sweep.grids.ft=[0.01,0.001]", "sweep.seeds=[0]", "sweep.extend=true"]
+    _, output, _ = here(tmp_path, *options, "sweep.plan=true")
+    lines = output.splitlines()
+    (place,) = (
+        number for number, line in enumerate(lines) if line.startswith("2 runs, 0 done, 2 to compute")
+    )
+    assert lines[place + 1].startswith(
+        "more may come, which are not counted: sweep.extend=true adds up to 4 values to each of 1 grid(s)"
+    )
+    code, output, _ = here(tmp_path, *options)
+    assert code == 0
+    assert (
+        "2 run(s) to compute, 0 done, more where the best value is at the edge of its grid (sweep.extend)"
+        in output.splitlines()
+    )
+    found = re.findall(r"^\[(\d+) of (\d+)( or more)?\]", output, re.MULTILINE)
+    assert len(found) > 2  # of two values the best one is at an edge
+    assert [int(ended) for ended, *_ in found] == [*range(1, len(found) + 1)]
+    for (_, total, more), (_, later, _) in itertools.pairwise(found):
+        assert total == later or more
+    assert found[-1] == (str(len(found)), str(len(found)), "")
+    _, output, _ = here(tmp_path, *options, "sweep.plan=true")
+    assert f"{len(found)} runs, {len(found)} done, 0 to compute" in output
+    assert "more may come" not in output
 
 
 def test_the_same_again_computes_nothing_and_prints_the_same_table(whole, here):
@@ -514,7 +542,9 @@ def test_a_full_disk_stops_the_sweep_in_one_line_and_with_room_it_goes_on(disk, 
     folder = disk("size=7m")  # weights of 1.3 MB, up to six times as much while a run trains
     code, _, errors = here(folder, "method=lp,ft")
     assert code == 1
-    assert re.fullmatch(rf"train\.py: .*No space left on device: '{folder}/.*'.*\n", errors), errors
+    assert re.fullmatch(rf"train\.py: (?!train\.py).*No space left on device: '{folder}/.*'.*\n", errors), (
+        errors
+    )
     before = stamps(folder)
     assert 0 < len(before) < 6
     disk("size=64m")

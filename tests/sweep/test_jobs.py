@@ -48,7 +48,7 @@ def test_a_full_disk_a_busy_run_and_a_dead_process_are_told_apart():
     assert failure(BrokenExecutor("a process\n{SIGKILL(-9)}")).error == "its process died (SIGKILL(-9))"
 
 
-def test_a_line_that_train_py_has_made_for_the_user_is_taken_as_it_is():
+def test_a_line_that_train_py_has_made_for_the_user_is_taken_without_the_name_that_its_end_says_again():
     line = SystemExit("train.py: seed: wrong")
     line.__context__ = UserError("seed: wrong")
-    assert failure(line) == JobResult(error="train.py: seed: wrong")
+    assert failure(line) == JobResult(error="seed: wrong")
