@@ -9,6 +9,8 @@ names of classes are in the file. timm: weights that timm.create_model(…, num_
 takes; normalisation is then outside. Each is compared with the run's own network before it is written.
 """
 
+from functools import partial
+
 from _door import cli
 
 from daft.common.errors import UserError
@@ -32,15 +34,14 @@ def main() -> None:
     out = args.out or args.run / args.to
     cli.require_out(out)
 
-    from daft.common.files import write_atomically
     from daft.use import card, export, loaded
 
     known = [name for name in export.FILES.values() if (out / name).exists()]
-    if (out / "README.md").exists() and not known:
+    if (out / export.README).exists() and not known:
         raise UserError(f"--out {out}: has a README.md that is not of an export; name another folder")
     run = loaded.load_run(args.run)
-    done = export.export(run, args.to, out, fold_bn=args.fold_bn, input_type=args.input or "uint8")
-    write_atomically(out / "README.md", card.card(run, done))
+    options = {"fold_bn": args.fold_bn, "input_type": args.input or "uint8"}
+    done = export.export(run, args.to, out, card=partial(card.card, run), **options)
     folded = f", {done.folded} BN layers folded" if args.fold_bn else ""
     print(
         f"wrote {done.file} and README.md: images of {done.size}{folded}; the largest difference of a logit "

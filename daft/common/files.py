@@ -9,8 +9,8 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -67,6 +67,28 @@ def write_atomically(path: Path, content: Content) -> None:
         raise
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files of a folder by their names so that an error leaves those that were there, all of them.
+
+    Raises OSError, which names the file, for what the disk refuses.
+    """
+    fresh = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", suffix=PARTIAL, dir=folder) as made:
+            for name, content in files.items():
+                try:
+                    write_atomically(Path(made, name), content)
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, str(folder / name)) from error
+            for name in files:
+                os.replace(Path(made, name), folder / name)
+    finally:
+        if fresh:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def _refusal(error: Exception, file: str) -> OSError | None:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from daft.batchnorm import full_precision
 from daft.common.errors import UserError, first_line
-from daft.common.files import write_atomically
+from daft.common.files import write_together
+from daft.common.memory import is_lack_of_memory
 from daft.config.operations import Resize
 from daft.data.transforms import gives_one_shape, min_side
 from daft.networks.classifier import Classifier
@@ -35,6 +36,9 @@ InputType = Literal["uint8", "float32"]
 
 FILES: dict[Format, str] = {"onnx": "model.onnx", "timm": "model.safetensors", "torchscript": "model.pt"}
 """What the network is called in each format."""
+
+README = "README.md"
+"""Beside it."""
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 """Packages for ONNX."""
@@ -78,11 +82,13 @@ def export(
     *,
     fold_bn: bool = False,
     input_type: InputType = "uint8",
+    card: Callable[[Exported], str] | None = None,
 ) -> Exported:
     """Write a run's network to a folder, and compare it.
 
     fold_bn: without the BN layers that follow a convolution. input_type: of images [B, 3, H, W] in RGB:
-    uint8, or float32 in [0, 1]. timm's networks take neither, but floats that are normalised already.
+    uint8, or float32 in [0, 1]. timm's networks take neither, but floats that are normalised already. card:
+    what is written to README.md.
 
     Raises UserError, and writes nothing, for what the format cannot hold, and if the logits are not those of
     the run within rounding.
@@ -95,22 +101,51 @@ def export(
     folded = len(fold_batchnorm(model, _as(given, "float32"))) if fold_bn else 0
     with tempfile.TemporaryDirectory() as made:
         write = {"onnx": _to_onnx, "timm": _to_timm, "torchscript": _to_torchscript}[kind]
-        compute = write(run, model, given, side, Path(made))
-        # One image and several; where it takes them, others of another size.
-        difference = _distance(torch.cat([compute(given[:1]), compute(given[1:])]), exact)
-        if side is None:
-            given = _as(sample(IMAGES, *reversed(ANY_SIDE)), input_type)
-            exact, allowed = _reference(run.model.cpu(), given)
-            difference = max(difference, _distance(compute(given), exact) * tolerance / allowed)
+        with _in_one_line(f"{run.run}: --to {kind}"):
+            compute = write(run, model, given, side, Path(made))
+            # One image and several; where it takes them, others of another size.
+            difference = _distance(torch.cat([compute(given[:1]), compute(given[1:])]), exact)
+            if side is None:
+                given = _as(sample(IMAGES, *reversed(ANY_SIDE)), input_type)
+                exact, allowed = _reference(run.model.cpu(), given)
+                difference = max(difference, _distance(compute(given), exact) * tolerance / allowed)
         if not difference <= tolerance:
             raise UserError(
                 f"{run.run}: the logits of the export are up to {difference:.3g} from the run's own, where "
                 f"rounding explains {tolerance:.3g}; it is not written"
             )
-        for file in sorted(Path(made).iterdir()):
-            write_atomically(out / file.name, file.read_bytes())
+        files = {file.name: file.read_bytes() for file in sorted(Path(made).iterdir())}
     height, width = side or (None, None)
-    return Exported(kind, out / FILES[kind], height, width, input_type, folded, difference, tolerance)
+    done = Exported(kind, out / FILES[kind], height, width, input_type, folded, difference, tolerance)
+    write_together(out, files | ({README: card(done).encode()} if card else {}))
+    return done
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Raise what a library complains of, by whatever kind of error, as a UserError."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        if is_lack_of_memory(error):
+            raise
+        raise UserError(f"{what}: {_reason(error)}; nothing is written") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The operator that is lacking, or else the first cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error)
+    if operator := re.search(r"OpOverload\(op='([\w.]+)'", text):
+        return f"ONNX has no operator for {operator[1]}, which --to torchscript may take"
+    if operator := re.search(r"ONNXRuntimeError.*NOT_IMPLEMENTED.*implementation for (\w+)", text):
+        return f"onnxruntime, which compares it, does not compute {operator[1]}"
+    if "data-dependent" in text:
+        return "what the network computes depends on the values of its images, by an if or a size"
+    return first_line(Exception(text)) if text.strip() else type(error).__name__
 
 
 def _require_possible(run: LoadedRun, kind: Format, fold_bn: bool) -> None:
@@ -186,21 +221,16 @@ def _to_onnx(
     dynamic: dict[int, Any] = {0: torch.export.Dim("batch")}
     if side is None:
         dynamic |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                model,
-                (images[:2],),  # torch.export takes a batch of one for a constant
-                dynamo=True,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=(dynamic,),
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        raise UserError(
-            f"{run.run}: --to onnx: {_why_no_onnx(error)}; --to torchscript may take it"
-        ) from error
+    with _quiet():
+        program = torch.onnx.export(
+            model,
+            (images[:2],),  # torch.export takes a batch of one for a constant
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=(dynamic,),
+            verbose=False,
+        )
     assert program is not None
     if run.segments and side is None:  # else it is a formula of the padding
         program.model.graph.outputs[0].shape = ir.Shape(["batch", len(run.classes), "height", "width"])
@@ -211,14 +241,6 @@ def _to_onnx(
     return lambda x: torch.from_numpy(np.asarray(session.run(None, {"images": x.numpy()})[0]))
 
 
-def _why_no_onnx(error: BaseException) -> str:
-    """The operator that is lacking, or else the first cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    operator = re.search(r"OpOverload\(op='([\w.]+)'", str(error))
-    return f"ONNX has no operator for {operator[1]}" if operator else first_line(Exception(str(error)))
-
-
 def _to_torchscript(
     run: LoadedRun, model: Classifier, images: Tensor, side: tuple[int, int] | None, folder: Path
 ) -> Callable[[Tensor], Tensor]:
@@ -226,10 +248,7 @@ def _to_torchscript(
     file = folder / FILES["torchscript"]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch prefers newer formats, and what it doubts is compared below
-        try:
-            traced = torch.jit.trace(model, images[:2])
-        except RuntimeError as error:
-            raise UserError(f"{run.run}: --to torchscript: {first_line(error)}") from error
+        traced = torch.jit.trace(model, images[:2])
         torch.jit.save(traced, str(file), _extra_files=metadata(run))
         loaded = torch.jit.load(str(file))
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from daft.common import progress
 from daft.common.errors import UserError, join_first, shown
-from daft.data.folders import LeftOut, image_files
+from daft.data.decoding import PLUGINS
+from daft.data.folders import LeftOut, image_files, is_image
 from daft.data.sources.folder import TABLES, as_on_disk, class_name
 from daft.data.tables import read_table
 
@@ -63,13 +64,18 @@ def _found(place: str, classes: frozenset[str]) -> list[Listed]:
     fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
     files = [file for file in matches if file.is_file()]
     listed = [Listed(str(file), file, _label(_folders(file, fixed), classes)) for file in files]
-    return listed + [image for match in matches if match.is_dir() for image in _in_folder(match, classes)]
+    folders = [match for match in matches if match.is_dir()]
+    listed += [image for match in folders for image in _in_folder(match, classes, required=False)]
+    if not listed:
+        raise UserError(f"{shown(place)}: no image fits it as a pattern")
+    return listed
 
 
-def _in_folder(folder: Path, classes: frozenset[str]) -> list[Listed]:
+def _in_folder(folder: Path, classes: frozenset[str], required: bool = True) -> list[Listed]:
     left_out = LeftOut()
-    files = image_files(folder, left_out)
-    if not files:
+    # What lacks a package to read it is an image too: its row is missing, which is told with the others.
+    files = image_files(folder, left_out, lambda name: is_image(name) or Path(name).suffix.lower() in PLUGINS)
+    if not files and required:
         reason = f"; left out: {left_out}" if left_out else ""
         raise UserError(f"{shown(folder)}: no images below it{reason}")
     left_out.say("images", folder, len(files))

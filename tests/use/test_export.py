@@ -1,8 +1,11 @@
 """Claims about exported networks: they give the run's logits, say what they are, or are refused."""
 
+import errno
 import json
+import os
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 import daft
 from daft import experiment
 from daft.batchnorm import batchnorm_layers
+from daft.common import files
 from daft.common.errors import UserError
 from daft.experiment import RunResult
 from daft.networks import backbones
@@ -157,8 +161,76 @@ def test_an_operator_that_onnx_lacks_is_named(
     run.model.backbone.network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Bessel())
     run.model.head = nn.Linear(3, 3)
     told = refuses(run, "onnx", tmp_path / "out")
-    assert told.endswith("--to onnx: ONNX has no operator for prims.bessel_j0; --to torchscript may take it")
+    assert told.endswith(
+        "--to onnx: ONNX has no operator for prims.bessel_j0, which --to torchscript may take; "
+        "nothing is written"
+    )
     assert capfd.readouterr() == ("", "")
+
+
+class Function(nn.Module):
+    """Of the mean colours."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x.mean((2, 3)))
+
+
+def determinant(x: Tensor) -> Tensor:
+    """In double precision, which onnxruntime has no determinant for."""
+    return x + torch.linalg.det(x.double()[:, :, None] * torch.eye(3).double()).float()[:, None]
+
+
+def of_small_batches(x: Tensor) -> Tensor:
+    """What no trace is compared with, for it fails while it is made."""
+    if len(x) == 2:
+        raise KeyError("two images")
+    return x * 1
+
+
+FAILURES = [
+    ("onnx", determinant, "onnxruntime, which compares it, does not compute Det"),
+    ("onnx", lambda x: x if x.sum() > 0 else -x, "depends on the values of its images"),
+    ("torchscript", of_small_batches, "'two images'"),
+]
+
+
+@pytest.mark.parametrize(("kind", "function", "told"), FAILURES, ids=[told for *_, told in FAILURES])
+def test_an_export_that_fails_is_one_line_whatever_library_it_fails_in(
+    copied: Path, tmp_path: Path, kind: export.Format, function: Any, told: str
+):
+    run = daft.load_run(copied)
+    run.model.backbone.network, run.model.head = Function(function), nn.Linear(3, 3)
+    (line,) = refuses(run, kind, tmp_path / "out").splitlines()
+    assert told in line
+    assert line.endswith("; nothing is written")
+
+
+def test_a_disk_that_is_full_leaves_what_was_there(
+    script, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write = files.write_atomically
+
+    def full(path: Path, content: files.Content) -> None:
+        if path.name == "model.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, content)
+
+    monkeypatch.setattr(files, "write_atomically", full)
+    done = script("export.py", copied, "--to", "timm", "--out", tmp_path / "out")
+    assert done.code == 1
+    (line,) = done.errors.splitlines()
+    assert f"No space left on device: '{tmp_path / 'out' / 'model.safetensors'}'" in line
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("before")
+    assert script("export.py", copied, "--to", "timm", "--out", tmp_path / "out").code == 1
+    assert [(file.name, file.read_text()) for file in (tmp_path / "out").iterdir()] == [
+        ("config.json", "before")
+    ]
 
 
 def test_what_timms_layout_cannot_hold_is_said(copied: Path, segmentation: RunResult, tmp_path: Path):

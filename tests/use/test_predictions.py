@@ -84,6 +84,44 @@ def test_images_that_cannot_be_read_are_listed_at_the_end_and_nothing_else_is_lo
     assert not (tmp_path / "p-confusion.csv").exists()
 
 
+KINDS = {
+    "CMYK.jpg": lambda image: image.convert("CMYK"),
+    "I;16.png": lambda image: Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257),
+    "L.png": lambda image: image.convert("L"),
+    "P.gif": lambda image: image.convert("P"),
+    "RGB.png": lambda image: image,
+    "RGBA.png": lambda image: image.convert("RGBA"),
+    "RGB.webp": lambda image: image,
+    "dot.png": lambda image: image.resize((1, 1)),
+}
+
+
+def test_images_of_other_kinds_are_predicted_beside_files_that_are_none(
+    script, copied: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "photos"
+    (folder / "empty").mkdir(parents=True)
+    with Image.open(next((images / "val" / "star").iterdir())) as opened:
+        image = opened.convert("RGB")
+    for name, convert in KINDS.items():
+        frames = (
+            {"save_all": True, "append_images": [image.rotate(90)]} if name[-3:] in ("gif", "ebp") else {}
+        )
+        convert(image).save(folder / name, **frames)
+    (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (folder / "text.png").write_text("no image")
+    (folder / "notes.txt").write_text("no image, and not called one")
+    for place in (folder, folder / "*.[!t]*", folder / "**"):  # a folder, and patterns that fit folders too
+        done = script("predict.py", copied, place, "--out", tmp_path / "p.csv", "--device", "cpu")
+        assert done.code == 1, done.errors
+        found = [Path(row["path"]).name for row in rows(tmp_path / "p.csv")]
+        assert sorted(found) == sorted(KINDS)
+        told = done.errors.splitlines()
+        told = told[next(n for n, line in enumerate(told) if line.endswith("cannot be used:")) + 1 :]
+        told = sorted(line.partition(": ")[0].rpartition("/")[2] for line in told)
+        assert told[-2:] == ["phone.heic", "text.png"]
+
+
 def test_masks_are_those_that_the_run_was_judged_by(script, segmentation: RunResult, tmp_path: Path):
     loader = open_run(segmentation.directory).images(CPU).evaluation["id"]
     pixels = torch.cat([images for images, _ in loader.epoch()])
