@@ -1,5 +1,6 @@
 """Files of weights: known by what they begin with, not by their names, and read without running anything."""
 
+import os
 import pickle
 import re
 import tarfile
@@ -19,6 +20,9 @@ START = 4096
 
 LONGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, by its format."""
+
+FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""Of the environment: torch then refuses every other way to read a file, ours too."""
 
 PACKED = "packed files, not weights: unpack it, and name the file of weights in it"
 AGAIN = "copy or fetch it again"
@@ -92,6 +96,12 @@ def _read_torch(file: Path) -> Any:
         try:
             return torch.load(opened, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:  # raised by the pickle alone: it is neither TorchScript nor a tar
+            if os.environ.get(FORCED, "").lower() in ("1", "y", "yes", "true"):  # torch's own words for it
+                raise UserError(
+                    f"{file} holds more than tensors by their names, and {FORCED}={os.environ[FORCED]} lets "
+                    "torch read nothing else; unset it (no code of the file is run without it, either), or "
+                    "save the state dict alone"
+                ) from None
             opened.seek(0)
             return torch.load(opened, map_location="cpu", weights_only=False, pickle_module=pickles)
 

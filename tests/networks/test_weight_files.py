@@ -151,3 +151,19 @@ def test_a_file_of_timms_checkpoint_saver_loads_with_the_keys_that_a_message_nam
     loaded = backbones.load(right.backbone).state_dict()
     weight = next(tensor for name, tensor in loaded.items() if name.endswith("layer1.0.conv1.weight"))
     assert torch.equal(weight, model.state_dict()["layer1.0.conv1.weight"])
+
+
+def test_a_variable_that_forbids_to_read_more_than_tensors_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, plain = tmp_path / "net.pt", tmp_path / "plain.pt"
+    torch.save({"state_dict": STATE, "args": argparse.Namespace(lr=0.1)}, file)
+    torch.save(STATE, plain)
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    assert same(weight_files.read(plain))
+    with pytest.raises(
+        UserError, match=r"net\.pt holds more .* TORCH_FORCE_WEIGHTS_ONLY_LOAD=1 .*; unset it"
+    ):
+        weight_files.read(file)
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
+    assert same(weight_files.read(file)["state_dict"])
