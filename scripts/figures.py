@@ -7,7 +7,8 @@ python scripts/figures.py small --out figures --wandb          logged to Weights
 
 Kinds: overview, id_ood (accuracies), conversion (what it does to methods with parts), features, cosine, l2
 (Figure 1), change (Figure 2), extremes (Figures 6 to 9: measured from the weights, then kept beside the
-runs), rates (of each method), errors (confusion, calibration, accuracy by class, most confident mistakes);
+runs), rates (of each method), errors (confusion, calibration, accuracy by class, most confident mistakes; of
+masks IoU by class); one picture of a kind by its whole name, as in --kind errors_daft;
 over a setting, where runs differ in it: training_size, conversion_batches, shift_family, rate_grid.
 """
 

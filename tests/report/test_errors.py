@@ -18,6 +18,7 @@ from daft.runs import mistakes, records
 from daft.training.predictions import Predictions
 from tests.conftest import TINY
 from tests.report.test_figures import images, texts
+from tests.training.test_segmentation import TINY as MASKS
 
 CLASSES = ["cat", "dog", "newt"]
 
@@ -118,6 +119,51 @@ def test_files_and_page_show_them_and_an_older_run_is_measured_once(run, tmp_pat
     for split, of in before.items():
         for mine, theirs in zip(vars(of).values(), vars(after[split]).values(), strict=True):
             assert torch.equal(mine, theirs)
+
+
+def test_the_whole_name_of_a_picture_is_a_kind_of_its_own(run, tmp_path: Path, monkeypatch):
+    folder = str(run.directory.parent)
+    for name in ("errors_ft", "errors_ft_images"):
+        found = pictures.pictures(folder, Path(folder), kinds=[name])
+        assert [picture.name for picture in found.values()] == [name]
+    names = {kind: gallery.kind_of(kind) for kind in ("rate_grid_ft", "rates_ft", "l2", "error", "errors_")}
+    assert names == {
+        "rate_grid_ft": "rate_grid",
+        "rates_ft": "rates",
+        "l2": "l2",
+        "error": None,
+        "errors_": "errors",
+    }
+
+
+def test_of_masks_there_is_iou_by_class_and_it_is_the_records(configure, folders, tmp_path: Path):
+    done = experiment.run(configure(*MASKS, *folders, "method=ft"))
+    folder = done.directory.parent
+    found = pictures.pictures(str(folder), folder, dataset="shapes_masks", kinds=["errors"])
+    (picture,) = found.values()
+    assert (picture.name, picture.caption) == ("errors_ft", "IoU by class, FT")
+    figure: Any = picture.draw()
+    metrics, classes = done.record["metrics"], done.record["data"]["classes"]
+    assert [axes.get_title() for axes in figure.axes] == [
+        f"{title}: mIoU {metrics[f'{split}/miou']:.2f} %"
+        for title, split in (("ID", "id"), ("painting", "painting"))
+    ]
+    for axes, split in zip(figure.axes, ("id", "painting"), strict=True):
+        values = [metrics[f"{split}/iou_{name}"] for name in classes]
+        there = [value for value in values if value is not None]
+        assert [bar.get_width() for bar in axes.patches] == there
+        absent = len(values) - len(there)
+        assert axes.get_xlabel() == "IoU (%) by class" + (f", {absent} not there" if absent else "")
+    assert "IoU by class, FT" in page.render_page([done.record], "t", folder)
+
+
+def test_of_many_classes_of_masks_the_lowest_are_shown_and_those_that_are_nowhere_counted():
+    by_class = {f"class {i}": float(i) for i in range(40)} | {"nowhere": None}
+    figure: Any = errors.ious({"id": by_class}, "FT")
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [*range(errors.LOWEST)]
+    assert axes.get_xlabel() == "IoU (%) by class, the lowest of 40 classes, 1 not there"
+    assert axes.get_title() == "ID: mIoU 19.50 %"
 
 
 def test_without_its_images_a_run_shows_its_numbers_alone(run, monkeypatch):

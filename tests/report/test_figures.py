@@ -300,7 +300,15 @@ def test_a_wrong_request_is_named(made, tmp_path, call):
     runs = next(iter(made[1].values())).directory.parent
     for arguments, message in [
         (["--kind", "feature", "--out", tmp_path], "feature: no such picture; choose from overview, id_ood"),
-        (["--kind", "cosine,l2", "--out", tmp_path / "a.png"], "one file for shapes-shapes_resnet10-cosine"),
+        (["--kind", "cosine,l2", "--out", tmp_path / "a.png"], "choose one of --kind cosine, l2; or name a"),
+        (
+            ["--kind", "errors", "--out", tmp_path / "a.png"],
+            "4 pictures; choose one of --kind errors_ft,",
+        ),
+        (
+            ["--kind", "errors_lp", "--out", tmp_path / "a.png"],
+            "none of errors_lp; there are errors_ft,",
+        ),
         (["--kind", "training_size", "--out", tmp_path], "runs have 1 different training set sizes"),
         (["--kind", "rate_grid", "--out", tmp_path], "have none of rate_grid"),
         (["--dataset", "pacs", "--out", tmp_path], "no records of pacs here"),

@@ -110,9 +110,9 @@ def learning_rates(runs: pd.DataFrame, chosen: float) -> Figure:
     runs: of one dataset, backbone and method. chosen: the selected η_θ.
     """
     grid = runs[runs[frames.SEED] == selection.grid_seed(runs)].sort_values(frames.RATES[0])
-    figure, ((axes,),) = style.canvas(1, 1, 3, width=5.6)
     name, measure = str(grid[frames.METHOD].iloc[0]), frames.cell_metric(grid)
     of_head = list(grid.groupby(frames.RATES[1], dropna=False))
+    figure, ((axes,),) = style.canvas(1, 1, max(3, 0.8 + 0.4 * len(of_head)), width=5.6)
     for i, (rate, line) in enumerate(sorted(of_head, key=lambda group: -len(group[1]))):
         shade = {"color": style.colour(name), "alpha": max(1 - 0.2 * i, 0.4)}
         shade |= {"marker": RATE_MARKERS[i % len(RATE_MARKERS)], "markersize": 5.5}
@@ -131,7 +131,7 @@ def learning_rates(runs: pd.DataFrame, chosen: float) -> Figure:
     axes.axvline(chosen, color=style.INK, linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     rates = sorted(grid[frames.RATES[0]].dropna().unique())
-    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates])
     axes.minorticks_off()
     axes.set_xlabel(r"backbone learning rate $\eta_\theta$ (dotted: chosen by ID accuracy)")
     axes.set_ylabel(f"{style.metric_label(grid)} (%)")

@@ -67,6 +67,34 @@ def matrices(found: Mapping[str, Predictions], classes: Sequence[str], title: st
     return figure
 
 
+def ious(found: Mapping[str, Mapping[str, float | None]], title: str) -> Figure:
+    """Per split the IoU of each class: all that a record has of masks, whose pixels are no sample.
+
+    found: percent by split and class; None for a class that is neither there nor predicted.
+    """
+    most = max(len(of) for of in found.values())
+    figure, panels = style.canvas(1, len(found), 1.4 + 0.17 * min(most, LOWEST), width=3.5 * len(found))
+    for (split, of), axes in zip(found.items(), panels[0], strict=True):
+        known = [(value, name) for name, value in of.items() if value is not None and np.isfinite(value)]
+        rows = sorted(known, key=lambda row: row[0])[:LOWEST] if len(known) > LOWEST else known
+        mean = float(np.mean([value for value, _ in known])) if known else float("nan")
+        axes.set_title(f"{tables.split_name(split)}: mIoU {fixed(mean)} %")
+        axes.barh(range(len(rows)), [value for value, _ in rows], 0.7, color="#9ecae1")
+        for place, (value, _) in enumerate(rows):
+            inside = value > 85
+            side = {"ha": "right" if inside else "left", "va": "center", "fontsize": 7.5}
+            axes.text(value + (-1 if inside else 1), place, fixed(value, 1), **side)
+        axes.set_yticks(range(len(rows)), [short(name) for _, name in rows], fontsize=7.5)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+        more = f", the lowest of {len(known)} classes" if len(rows) < len(known) else ""
+        absent = f", {len(of) - len(known)} not there" if len(known) < len(of) else ""
+        axes.set_xlabel(f"IoU (%) by class{more}{absent}")
+    figure.suptitle(title)
+    style.note(figure, "of all pixels of a split together; scripts/predict.py writes the masks themselves")
+    return figure
+
+
 def pictured(found: Mapping[str, Mistakes], title: str) -> Figure:
     """Per split a row of the wrong images of highest confidence, the surest first."""
     most = max(len(of.images) for of in found.values())

@@ -25,30 +25,34 @@ def pictures(
     """Pictures by the names of their files, not drawn yet.
 
     what: a table, whose runs are in the folder `runs`, or a folder of runs. kinds, methods: only these; none
-    are all, and the paper's. A picture that some runs do not allow is named on stderr and left out. Raises
-    UserError if there are none.
+    are all, and the paper's. A kind may be the whole name of one picture, as errors_daft. A picture that some
+    runs do not allow is named on stderr and left out. Raises UserError if there are none.
     """
-    if unknown := [kind for kind in kinds if kind not in gallery.KINDS]:
+    if unknown := [kind for kind in kinds if gallery.kind_of(kind) is None]:
         raise UserError(
             f"--kind {','.join(unknown)}: no such picture; choose from {', '.join(gallery.KINDS)}"
         )
     folder, loaded = _load(what, runs, dataset)
-    found, problems = {}, []
+    families = {kind: str(gallery.kind_of(kind)) for kind in kinds}
+    found, problems, others = {}, [], dict[str, None]()
     for name, group in gallery.groups(loaded).items():
-        for source in _sources(group, folder, kinds, methods):
+        for source in _sources(group, folder, [*families.values()], methods):
             try:
                 drawable = source()
             except UserError as error:
                 problems.append(f"{name}: {error}")
                 continue
             wanted = [p for kind in kinds for p in gallery.named(kind, drawable)] if kinds else drawable
+            asked = (picture for family in families.values() for picture in gallery.named(family, drawable))
+            others |= dict.fromkeys(picture.name for picture in asked)
             found |= {f"{name}-{picture.name}": picture for picture in wanted}
     if problems and not found:
         raise UserError(problems[0])
     for problem in problems:
         progress.warn_left_out(problem)
     if not found:
-        raise UserError(f"{folder}: the runs there have none of {', '.join(kinds) or 'the pictures'}")
+        there = f"; there are {', '.join(others)}" if others else ""
+        raise UserError(f"{folder}: the runs there have none of {', '.join(kinds) or 'the pictures'}{there}")
     return found
 
 
@@ -59,8 +63,13 @@ def write(pictures: dict[str, Picture], out: Path) -> None:
     """
     single = out.suffix[1:] in style.FORMATS
     if single and len(pictures) > 1:
-        found = ", ".join(pictures)
-        raise UserError(f"{out}: one file for {found}; choose with --dataset and --kind, or name a folder")
+        names = [*dict.fromkeys(picture.name for picture in pictures.values())]
+        groups = dict.fromkeys(name.removesuffix(f"-{p.name}") for name, p in pictures.items())
+        which = [f"one of --kind {', '.join(names)}"] if len(names) > 1 else []
+        which += [f"by --dataset one of {', '.join(groups)}"] if len(groups) > 1 else []
+        raise UserError(
+            f"{out}: one file for {len(pictures)} pictures; choose {', and '.join(which)}; or name a folder"
+        )
     for name, picture in [*pictures.items()]:
         try:
             for file in [out] if single else [out / f"{name}.{suffix}" for suffix in ("png", "pdf")]:

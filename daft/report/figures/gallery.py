@@ -66,7 +66,7 @@ KINDS = (
     *SENSITIVITY,
     "rate_grid",
 )
-"""What pictures are called, or begin with."""
+"""What pictures are called, or begin with: errors_daft, rates_ft, extremes_id."""
 
 
 def of_runs(loaded: Sequence[dict[str, Any]], methods: Sequence[str] = ()) -> list[Picture]:
@@ -163,18 +163,26 @@ def of_errors(
 ) -> list[Picture]:
     """What is wrong, two pictures per method, of its lowest seed: in numbers, and images if they are here.
 
-    loaded: records of one dataset and backbone at the selected rates, of runs in this folder; masks have no
-    one class, and no such picture. predict: for runs that have kept no predictions; None: they are left out.
-    Raises UserError if one of `methods` is not there.
+    loaded: records of one dataset and backbone at the selected rates, of runs in this folder; of masks there
+    is one picture, of IoU by class, for records keep no more of pixels. predict: for runs that have kept no
+    predictions; None: they are left out. Raises UserError if one of `methods` is not there.
     """
     of_method: dict[str, dict[str, Any]] = {}
     for record in sorted(loaded, key=lambda record: -record["config"]["seed"]):
-        if not record["config"].get("segmentation") and record["status"] == "finished":
+        if record["status"] == "finished":
             of_method[record["config"]["method"]["name"]] = record
     found = []
     listed: dict[str, Any] = {}
     for method in _compared(methods, in_order(of_method), list(of_method)) if of_method else ():
         record = of_method[method]
+        config = record["config"]
+        of = f"{style.label(method)}, {config['dataset']['name']}, {config['backbone']['name']}"
+        title = f"{of}, seed {config['seed']}"
+        if config.get("segmentation"):
+            if by_class := _ious(record):
+                draw = partial(errors.ious, by_class, title)
+                found.append(Picture(f"errors_{method}", f"IoU by class, {style.label(method)}", draw))
+            continue
         directory = next(folder.glob(f"*{record['run']}"), folder / record["run"])
         try:
             kept = mistakes.read(directory) or (predict(directory) if predict else {})
@@ -185,9 +193,6 @@ def of_errors(
         kept = {split: kept[split] for split in _splits(record, kept)}
         if not kept or any(of.largest >= len(names) for of in kept.values()):
             continue
-        config = record["config"]
-        of = f"{style.label(method)}, {config['dataset']['name']}, {config['backbone']['name']}"
-        title = f"{of}, seed {config['seed']}"
         draw = partial(errors.matrices, kept, names, title)
         found.append(Picture(f"errors_{method}", f"What {style.label(method)} gets wrong", draw))
         if shown := mistaken.pictures(directory, kept, names, listed):
@@ -195,6 +200,19 @@ def of_errors(
             caption = f"Most confident mistakes, {style.label(method)}"
             found.append(Picture(f"errors_{method}_images", caption, draw))
     return found
+
+
+def _ious(record: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """IoU in percent by split and class, None for a class that is neither there nor predicted."""
+    metrics, names = record["metrics"], record.get("data", {}).get("classes", [])
+    splits = dict.fromkeys(key.partition("/")[0] for key in metrics)
+    splits = [split for split in splits if split not in ("holdout", "ood")]  # the latter is a mean
+    by_class = {split: {name: f"{split}/iou_{name}" for name in names} for split in splits}
+    return {
+        split: {name: metrics[key] for name, key in keys.items()}
+        for split, keys in by_class.items()
+        if keys and all(key in metrics for key in keys.values())
+    }
 
 
 def _splits(record: dict[str, Any], kept: Mapping[str, Predictions]) -> list[str]:
@@ -255,8 +273,14 @@ def usable(loaded: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list
 
 
 def named(kind: str, pictures: Sequence[Picture]) -> list[Picture]:
-    """Those of a kind."""
-    return [p for p in pictures if p.name == kind or p.name.startswith(f"{kind}_")]
+    """The one of this name, or those of a kind."""
+    whole = [p for p in pictures if p.name == kind]
+    return whole or [p for p in pictures if p.name.startswith(f"{kind}_")]
+
+
+def kind_of(name: str) -> str | None:
+    """The kind that a picture's name begins with; None if it is no name of a picture."""
+    return next((kind for kind in KINDS if name == kind or name.startswith(f"{kind}_")), None)
 
 
 def groups(loaded: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
