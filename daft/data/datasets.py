@@ -104,7 +104,8 @@ def decode(
         operations = cfg.train_transform if in_training else [*shifts.get(name, []), *cfg.eval_transform]
         batch_size = training_batch if in_training else evaluation_batch
         _require_memory(operations, name, min(batch_size, len(split)) if device.type == "cpu" else 1)
-        split = replace(split, decoding=Decoding.of(cfg, operations))
+        decoding = replace(Decoding.of(cfg, operations), leave_out_larger=compute.unreadable == "skip")
+        split = replace(split, decoding=decoding)
         images, split = store.load(split, operations, name, batched=batch_size > 1)
         kept[name] = split
         return Loader(

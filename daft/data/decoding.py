@@ -71,6 +71,8 @@ class Decoding:
     max_megapixels: float = 179.0
     least_side: int | None = None
     """a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if its shorter side keeps so many pixels"""
+    leave_out_larger: bool = False
+    """whether an image over the limit is one that cannot be read, and no error of the user's"""
 
     @classmethod
     def of(cls, cfg: DatasetConfig, operations: Sequence[Operation] = ()) -> "Decoding":
@@ -88,8 +90,18 @@ class Decoding:
         ground = "" if self.transparency == "drop" else f"-{self.transparency}"
         return turned + ground + ("" if self.least_side is None else f"-scaled{self.least_side}")
 
+    @property
+    def cache_key(self) -> str:
+        """`key`, and which images are too large: of those there are no pixels."""
+        limit = "" if self.max_megapixels == USUAL.max_megapixels else f"-max{self.max_megapixels:g}"
+        return self.key + limit
+
 
 USUAL = Decoding()
+
+
+class TooLargeError(ValueError):
+    """An image is over the limit, and such images are left out."""
 
 
 class UnknownWhiteError(ValueError):
@@ -107,8 +119,8 @@ def image_suffixes() -> frozenset[str]:
 def read_image(path: Path, decoding: Decoding = USUAL) -> Tensor:
     """One image file as uint8 [3, H, W] in RGB, of several frames the first.
 
-    Raises UserError for one that is larger than allowed, UnknownWhiteError for pixels that cannot be
-    scaled, and whatever Pillow raises for a damaged file.
+    Raises UserError for one that is larger than allowed (TooLargeError if such are left out),
+    UnknownWhiteError for pixels that cannot be scaled, and whatever Pillow raises for a damaged file.
     """
     with opened(path, decoding) as file:
         try:
@@ -148,7 +160,7 @@ def opened(path: Path, decoding: Decoding) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         found = re.search(r"\d+", str(error))
         size = f"{int(found[0]) / 1e6:,.1f}" if found else "too many"
-        raise UserError(
+        raise (TooLargeError if decoding.leave_out_larger else UserError)(
             f"{shown(path)}: {size} megapixels, more than dataset.max_megapixels="
             f"{decoding.max_megapixels:g}; raise it if you trust the file, or remove the file"
         ) from None

@@ -154,7 +154,7 @@ class ImageStore:
             files = self._open(split, name)
             paths = files.paths
             digest = stat_digest(paths if split.masks is None else [*paths, *split.masks.files])
-            digest = f"{digest}-{VERSION}{split.decoding.key}"
+            digest = f"{digest}-{VERSION}{split.decoding.cache_key}"
             loaded = self._decode(files, digest, least, tuple(deterministic_prefix(operations)), name)
             images, bad = loaded or (files, self._verify(files, digest, least, name))
             if bad:
@@ -178,7 +178,7 @@ class ImageStore:
             lambda path: read_image(path, split.decoding),
             self.threads,
             name,
-            split.decoding.key,
+            split.decoding.cache_key,
         )
 
     def _decode(

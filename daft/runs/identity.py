@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from daft.config.check import to_dict
-from daft.config.schema import Config
+from daft.config.schema import Config, DatasetConfig
 from daft.runs.records import PROTOCOL
 
 SEGMENTATION_PROTOCOL = 2
@@ -48,7 +48,7 @@ OTHER_KEYS = {
         *("source", "root", "annotations", "files", "classes", "train", "id", "ood", "eval_every"),
         *("ignored_values", "unlabelled"),
         "image_size",  # as those before: the fingerprints hold what they lead to
-        "max_megapixels",  # a larger image is refused, never left out
+        "max_megapixels",  # counts where larger images are left out, not refused: see below
     },
     "backbone": {
         *("name", "lr_head", "num_features", "input_size", "weights", "urls", "bytes"),
@@ -98,7 +98,7 @@ def run_identity(config: Config, precision: str, images: dict[str, str], weights
         "seed": config.seed,
         "method": method,
         "training": training,
-        "dataset": counted("dataset") | {"ood": shifts, "images": images},
+        "dataset": counted("dataset") | _limit(config) | {"ood": shifts, "images": images},
         "backbone": counted("backbone") | {"weights": weights},
     }
     if config.segmentation is not None:
@@ -106,6 +106,12 @@ def run_identity(config: Config, precision: str, images: dict[str, str], weights
     if config.fewshot is not None:
         facts["fewshot"] = counted("fewshot")
     return facts
+
+
+def _limit(config: Config) -> dict[str, float]:
+    """The size above which images are left out, if they are, and if it is another than the usual one."""
+    limit, usual = config.dataset.max_megapixels, DatasetConfig.max_megapixels
+    return {"max_megapixels": limit} if config.compute.unreadable == "skip" and limit != usual else {}
 
 
 def pretrained_key(identity: dict[str, Any], device: torch.device) -> list[Any]:

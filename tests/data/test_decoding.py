@@ -1,5 +1,6 @@
 """Claims about image files as pixels: scaled or refused, never clipped; choices; why one is not read."""
 
+import re
 import struct
 import warnings
 import zlib
@@ -322,28 +323,38 @@ def test_a_larger_image_than_allowed_is_refused_with_the_key_and_others_do_not_w
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_refusal_of_size_is_never_a_skipped_image(
-    tmp_path: Path, configure: Callable[..., Config], folders: list[str]
+def test_a_larger_image_than_allowed_is_refused_or_where_such_are_skipped_left_out_with_the_reason(
+    tmp_path: Path,
+    configure: Callable[..., Config],
+    folders: list[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     places = [tmp_path / "d" / split / label for split in ("train", "val") for label in ("cat", "dog")]
     for n, folder in enumerate(2 * places):
         folder.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(n).integers(256, size=(90, 100, 3), dtype=np.uint8)
         saved(folder / f"{n}.png", noise)
-    (tmp_path / "d/train/cat/0.png").write_bytes(b"")
+    saved(tmp_path / "d/train/cat/big.png", np.zeros((91, 100, 3), np.uint8))
     settings = ["dataset=folder", f"dataset.root={tmp_path / 'd'}", *folders, "compute.device=cpu"]
     settings += ["dataset.train_transform=[{random_crop: 8}]", "dataset.eval_transform=[{center_crop: 8}]"]
     config = configure(*settings, "compute.workers=0", "compute.unreadable=skip")
     for gib, side in ((1, None), (0, None), (0, 32)):
 
-        def load(limit: float, gib: float = gib, side: int | None = side) -> datasets.Data:
+        def load(limit: float, unreadable: Any, gib: float = gib, side: int | None = side) -> datasets.Data:
             cfg = replace(config.dataset, cache_side=side, max_megapixels=limit)
-            changed = replace(config, dataset=cfg, compute=replace(config.compute, resident_gib=gib))
+            compute = replace(config.compute, resident_gib=gib, unreadable=unreadable)
+            changed = replace(config, dataset=cfg, compute=compute)
             return datasets.load(changed, datasets.listing(changed), torch.device("cpu"))
 
-        with pytest.raises(UserError, match=r"/d/train/\w+/\w+\.png: 0\.0 megapixels, .*max_megapixels"):
-            load(0.008)
-        assert len(load(0.009).train) == 3
+        for _ in range(2):  # whatever is kept of a look before, at this limit or another
+            with pytest.raises(UserError, match=r"/d/train/cat/big\.png: 0\.0 megapixels, .*max_megapixels"):
+                load(0.009, "error")
+            assert len(load(0.0091, "error").train) == 5
+            skipped = load(0.009, "skip")
+            assert (len(skipped.train), skipped.unreadable) == (4, {"train": 1})
+            assert len(load(0.0091, "skip").train) == 5
+        told = capfd.readouterr().err
+        assert gib != 1 or re.search(r"train: 1 of 5 .* left out: .*/big\.png: 0\.0 megapixels, more", told)
 
 
 def heic() -> bytes:

@@ -46,6 +46,15 @@ def test_a_younger_setting_does_not_count_at_its_default(section: str):
         assert getattr(defaults[key], "default", defaults[key]) == value
 
 
+def test_a_limit_of_size_counts_where_larger_images_are_left_out_and_not_where_they_are_refused():
+    def facts(*overrides: str) -> str:
+        return digest(run_identity(configuration(*overrides), "fp32", {}, ""))
+
+    skip, larger = "compute.unreadable=skip", "dataset.max_megapixels=500"
+    assert facts() == facts(larger) == facts(skip)
+    assert facts(skip, larger) not in (facts(), facts(skip, "dataset.max_megapixels=300"))
+
+
 IDS: dict[str, str] = json.loads(Path(__file__).with_name("run_ids.json").read_text())
 """Ids of runs by `dataset/backbone/method`, and of the default run with one setting changed.
 
