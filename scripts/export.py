@@ -40,8 +40,8 @@ def main() -> None:
     if (out / export.README).exists() and not known:
         raise UserError(f"--out {out}: has a README.md that is not of an export; name another folder")
     run = loaded.load_run(args.run)
-    options = {"fold_bn": args.fold_bn, "input_type": args.input or "uint8"}
-    done = export.export(run, args.to, out, card=partial(card.card, run), **options)
+    of, about = args.input or "uint8", partial(card.card, run)
+    done = export.export(run, args.to, out, fold_bn=args.fold_bn, input_type=of, card=about)
     folded = f", {done.folded} BN layers folded" if args.fold_bn else ""
     print(
         f"wrote {done.file} and README.md: images of {done.size}{folded}; the largest difference of a logit "

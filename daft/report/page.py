@@ -83,7 +83,8 @@ def _cells(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]], folder: Path | 
         f'<p class="notes">{escape(of)}</p>{_html_table(found.rename(columns=titles))}'
         for found, of in tables.classes(long)
     )
-    return f'{_html_table(summary)}<p class="notes">{note}</p>\n{by_class}{drawn}'
+    notes = "".join(f'<p class="notes">{escape(text)}</p>' for text in [note, *tables.tie_notes(long)])
+    return f"{_html_table(summary)}{notes}\n{by_class}{drawn}"
 
 
 def _title(method: str) -> str:

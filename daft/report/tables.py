@@ -108,8 +108,9 @@ def tie_notes(table: pd.DataFrame) -> list[str]:
     rows = table.dropna(subset="ties").drop_duplicates(["dataset", "backbone", "method"])
     return [
         f"{row['dataset']}, {row['backbone']}, {row['method']}: "
-        f"{_rates_in_words(row['lr_backbone'], row['lr_head'])} is chosen; no better by ID accuracy than "
-        f"{row['ties']}, of equal ones the larger counts."
+        f"{_rates_in_words(row['lr_backbone'], row['lr_head'])} is chosen; no better by ID "
+        f"{'mIoU' if row['metric'].endswith('miou') else 'accuracy'} than {row['ties']}, "
+        "of equal ones the larger counts."
         for _, row in rows.iterrows()
     ]
 

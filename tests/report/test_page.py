@@ -162,3 +162,10 @@ def test_accuracies_of_runs_are_rounded_as_everywhere():
     text = page.render_page([run("e0", "ft", 0.1, accuracy=38.725)], "t")
     assert len(re.findall(r"<td>38\.72</td>", text)) == 2  # in the table of cells, and in that of runs
     assert "38.73" not in re.sub(r'src="[^"]*"', "", text)
+
+
+def test_rates_that_are_no_better_than_others_are_said_to_be_so():
+    text = page.render_page([*LOADED, run("b3", "ft", 0.03, accuracy=91.0)], "t")
+    told = "cifar10, swav, ft: η_θ=0.1 is chosen; no better by ID accuracy than η_θ=0.03"
+    assert f'<p class="notes">{told}, of equal ones the larger counts.</p>' in text
+    assert "no better" not in page.render_page(LOADED, "t")

@@ -270,6 +270,8 @@ def test_rates_that_are_no_better_than_others_are_said_to_be_so():
     frame = runs(("ft", 0.1, 0, 90.0, 1.0), ("ft", 0.03, 0, 90.0, 2.0), ("ft", 0.01, 0, 80.0, 3.0))
     told = "no better by ID accuracy than η_θ=0.03, of equal ones the larger counts."
     assert f"d, b, ft: η_θ=0.1 is chosen; {told}" in markdown(frame).splitlines()
+    of_masks = tables.aggregate(selection.select(frame), frame).assign(metric="id/miou")
+    assert "no better by ID mIoU than" in tables.tie_notes(of_masks)[0]
     frame.loc[1, "id/accuracy"] = 89.0
     assert "no better" not in markdown(frame)
     assert "ties" not in tables.aggregate(selection.select(frame), frame)

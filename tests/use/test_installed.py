@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import daft
+from daft.use.loaded import Predictions
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,4 +63,6 @@ def test_a_finished_run_predicts_from_any_directory_by_the_installed_package(
     assert Path(file).is_relative_to(library)
     run = daft.load_run(copied)
     assert classes == run.classes
-    assert logits == run.predict(files).logits.tolist()  # to the last bit
+    found = run.predict(files)
+    assert isinstance(found, Predictions)
+    assert logits == found.logits.tolist()  # to the last bit
