@@ -104,9 +104,8 @@ def test_images_of_other_kinds_are_predicted_beside_files_that_are_none(
     with Image.open(next((images / "val" / "star").iterdir())) as opened:
         image = opened.convert("RGB")
     for name, convert in KINDS.items():
-        frames = (
-            {"save_all": True, "append_images": [image.rotate(90)]} if name[-3:] in ("gif", "ebp") else {}
-        )
+        more, animated = [image.rotate(90)], name.endswith((".gif", ".webp"))
+        frames: dict[str, Any] = {"save_all": True, "append_images": more} if animated else {}
         convert(image).save(folder / name, **frames)
     (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     (folder / "text.png").write_text("no image")
