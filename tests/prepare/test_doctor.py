@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from daft import experiment
 from daft.common import progress
@@ -307,7 +308,7 @@ def publish_network(served: Path, cfg: BackboneConfig) -> None:
 def test_the_doctor_says_what_is_absent_and_what_mends_it(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(progress, "console", Console(stderr=True, width=400))
     place = [f"paths.{key}={tmp_path / key}" for key in ("data", "weights", "cache")]
     done = script("prepare.py", "dataset=living17,cifar10", "--check", "backbone=swav", *place)
     assert done.code == 1

@@ -275,12 +275,13 @@ def usable(loaded: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list
 def named(kind: str, pictures: Sequence[Picture]) -> list[Picture]:
     """The one of this name, or those of a kind."""
     whole = [p for p in pictures if p.name == kind]
-    return whole or [p for p in pictures if p.name.startswith(f"{kind}_")]
+    return whole or [p for p in pictures if kind_of(p.name) == kind]
 
 
 def kind_of(name: str) -> str | None:
     """The kind that a picture's name begins with; None if it is no name of a picture."""
-    return next((kind for kind in KINDS if name == kind or name.startswith(f"{kind}_")), None)
+    kinds = [kind for kind in KINDS if name == kind or name.startswith(f"{kind}_")]
+    return max(kinds, key=len, default=None)  # conversion_batches is no picture of the kind conversion
 
 
 def groups(loaded: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
