@@ -35,6 +35,7 @@ one warm-up, so that noise hits all alike; median and range are of the ratios of
 - o: launches of a batch's `random_resized_crop` 224 and `random_scale_crop` 224 from resident images of
   256 px, image by image, against all at once, by `torch.profiler`: kernels on a GPU; on a CPU all operations
   of ATen, the drawing of boxes included. And the time; a CPU keeps to image by image. No target.
+- p: seconds of `datasets.decode` over JPEGs for the first run of a process against the next one. No target.
 """
 
 import os
@@ -74,7 +75,7 @@ from daft.config.compose import configuration
 from daft.config.operations import Flip, Operation, RandomResizedCrop, RandomScaleCrop, Resize
 from daft.config.options import ROOT
 from daft.config.schema import Config
-from daft.data import datasets
+from daft.data import datasets, images
 from daft.data.corruptions import CORRUPTIONS, SEVERITIES
 from daft.data.decoding import USUAL, Decoding, as_pixels, opened, read_image
 from daft.data.images import Resident
@@ -647,6 +648,36 @@ def start(bench: Bench) -> list[Row]:
     ]
 
 
+def next_run(bench: Bench) -> list[Row]:
+    """Row p."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for split, count in (("train", bench.steps * bench.batch), ("val", 10)):
+            write_jpegs(folder / split, TEN, count, (bench.stored, bench.stored))
+        config = bench.configured(folder, resident_gib=8)
+        listed = datasets.listing(config)
+
+        def load() -> float:
+            splits = listed.splits()
+            return bench.seconds(lambda: datasets.decode(config, splits, listed.classes, bench.device))
+
+        def anew() -> float:
+            images._latest.clear()
+            return load()
+
+        first, following = bench.interleaved({"first run, s": anew, "next run, s": load})
+    taken = f"{median(first):.3g} s / {median(following):.3g} s"
+    detail = f"{bench.steps * bench.batch:,} JPEGs of {bench.stored} px: {taken}"
+    return [
+        Row(
+            "p. images for the first run of a process / the next one, time",
+            ratios(first, following),
+            "",
+            detail,
+        )
+    ]
+
+
 def write_jpegs(folder: Path, classes: list[str], count: int, size: tuple[int, int]) -> None:
     """Smooth images with grain, which compress about as photos do, the classes in turn; their own per folder.
 
@@ -697,6 +728,7 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "memory": memory,
     "cache": cached,
     "decoding": decoders,
+    "next-run": next_run,
     "crops": crops,
     "corrupted": corrupted,
     "sweeps": sweeps,

@@ -77,9 +77,10 @@ def test_a_folder_without_records_is_named_without_a_traceback(script, name: str
 
 
 def test_the_benchmark_runs_through_at_toy_size(script):
-    done = script("../tests/benchmark.py", "--quick", "--repeats", 1, "--threads", 1, "--only", "conversion")
+    rows = ["--only", "conversion", "next-run"]
+    done = script("../tests/benchmark.py", "--quick", "--repeats", 1, "--threads", 1, *rows)
     assert done.code == 0, done.errors
-    for row in ("a. BN conversion", "b. BN conversion"):
+    for row in ("a. BN conversion", "b. BN conversion", "p. images for the first run"):
         assert row in done.output
 
 
