@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,13 +38,16 @@ def train(cfg: "DictConfig") -> str:
         config = validate(cfg)
         # Seconds of imports: only now that the configuration makes sense, and most of them to compute a run.
         from daft.common import progress
+        from daft.common.imports import absent
         from daft.report import tables
         from daft.runs import lookup
 
         single = job.mode != RunMode.MULTIRUN
         known, run = lookup.finished(config)
         if run is None:
-            from daft import experiment
+            # timm takes W&B along where it is installed: a tenth of all imports, in each process of a sweep.
+            with absent("wandb") if config.wandb.mode == "disabled" else nullcontext():
+                from daft import experiment
             from daft.tracking.mirror import Tracker
 
             told = partial(tell, sweep=None if single else Path(job.sweep.dir))

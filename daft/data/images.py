@@ -17,7 +17,7 @@ from daft.common.threads import parallel_map
 from daft.config.operations import Operation
 from daft.data.cache import GIB, VERSION, Cached, build, shrink, stat_digest
 from daft.data.decoding import USUAL, Decoding, image_size, read_image, why_unreadable
-from daft.data.labelled import Labelled, Masks
+from daft.data.labelled import Drawn, Labelled, Masks
 from daft.data.transforms import NO_UNIFORMS, deterministic_prefix, gives_one_shape, min_side, transform
 
 
@@ -112,7 +112,7 @@ class ImageStore:
     """for all resident splits together"""
     threads: int
     cache: Path
-    """where the verdict on streamed files is kept, and their pixels on request"""
+    """where drawn images are kept, the verdict on streamed files, and their pixels on request"""
     device: torch.device
     """where resident images live"""
     cache_side: int | None = None
@@ -145,6 +145,8 @@ class ImageStore:
                         "or put a resize before the crop"
                     )
                 split = replace(split, fingerprint=f"{split.fingerprint}/{self.cache_side}")
+            if isinstance(split.held, Drawn):
+                split.held.pixels(self.cache / "drawn")
             if isinstance(split.images, Tensor):
                 pixels = split.images if self.cache_side is None else shrink(split.images, self.cache_side)
                 _require_side(pixels, least, "images")

@@ -5,8 +5,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,12 +92,15 @@ class ImageFile(NamedTuple):
 class Drawn:
     """Images that are drawn when somebody looks, once: to know which run it is nobody does."""
 
-    draw: Callable[[], Tensor]
+    draw: Callable[[Path | None], Tensor]
+    """takes them from a folder, and leaves them there, if one is given"""
+    _held: list[Tensor] = field(default_factory=list)
 
-    @cached_property
-    def pixels(self) -> Tensor:
-        """The images, uint8 [N, 3, H, W], or [N, 4, H, W] with masks."""
-        return self.draw()
+    def pixels(self, folder: Path | None = None) -> Tensor:
+        """The images, uint8 [N, 3, H, W], or [N, 4, H, W] with masks; `folder` keeps them for other runs."""
+        if not self._held:
+            self._held.append(self.draw(folder))
+        return self._held[0]
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Labelled:
     @property
     def images(self) -> list[Path] | Tensor:
         """Files, or uint8 [N, 3, H, W]; [N, 4, H, W] with masks."""
-        return self.held.pixels if isinstance(self.held, Drawn) else self.held
+        return self.held.pixels() if isinstance(self.held, Drawn) else self.held
 
     @property
     def files(self) -> list[Path]:
@@ -207,7 +209,7 @@ class Labelled:
         """These images only, int64 [n]."""
         images = self.held
         if isinstance(images, Drawn):
-            held = Drawn(lambda: images.pixels[indices])
+            held = Drawn(lambda folder: images.pixels(folder)[indices])
         else:
             held = images[indices] if isinstance(images, Tensor) else [images[i] for i in indices]
         digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()

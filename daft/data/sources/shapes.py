@@ -7,16 +7,22 @@ DomainNet's domains do. Styles were settled by eye, before any method was run on
 Lengths are fractions of the image side throughout, so a picture looks alike at every size.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from daft.common import memory
 from daft.common.errors import UserError
+from daft.common.files import Content, cached, digest
 from daft.config.schema import DatasetConfig, SplitConfig
 from daft.data.labelled import IGNORED, Drawn, Labelled
 
@@ -77,7 +83,7 @@ def _require_memory(images: int, side: int, with_masks: bool) -> None:
 
 @cache  # a sweep in one process draws them once
 def _drawn(style: str, count: int, seed: int, size: int, with_masks: bool) -> Labelled:
-    def draw() -> torch.Tensor:
+    def draw() -> Tensor:
         pixels = torch.from_numpy(generate(style, count, seed, size)[0])
         if not with_masks:
             return pixels
@@ -85,9 +91,33 @@ def _drawn(style: str, count: int, seed: int, size: int, with_masks: bool) -> La
 
     labels = torch.from_numpy(_labels(between(style)[0], count, seed))
     fingerprint = f"{style}/{count}/{seed}/{size}/{VERSION}"
-    if not with_masks:
-        return Labelled(Drawn(draw), labels, fingerprint)
-    return Labelled(Drawn(draw), torch.zeros_like(labels), f"{fingerprint}/masks")
+    if with_masks:
+        labels, fingerprint = torch.zeros_like(labels), f"{fingerprint}/masks"
+
+    def kept(folder: Path | None) -> Tensor:
+        return draw() if folder is None else _kept(folder / f"{digest(fingerprint)}.safetensors", draw)
+
+    return Labelled(Drawn(kept), labels, fingerprint)
+
+
+def _kept(file: Path, draw: Callable[[], Tensor]) -> Tensor:
+    """What `draw` gives, from the file that keeps it if that is whole; `draw` takes many times as long."""
+
+    def checksum(pixels: Tensor) -> str:
+        return hashlib.sha256(pixels.numpy().data).hexdigest()
+
+    def content() -> Content:
+        pixels = draw()
+        return lambda path: save_file({"pixels": pixels}, path, {"sha256": checksum(pixels)})
+
+    def read(path: Path) -> Tensor:
+        with safe_open(path, "pt") as opened:
+            pixels, expected = opened.get_tensor("pixels"), opened.metadata()["sha256"]
+        if checksum(pixels) != expected:
+            raise ValueError("other pixels than were drawn")
+        return pixels
+
+    return cached(file, content, read)
 
 
 def generate(

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from daft.common.errors import UserError
 from daft.data import datasets
+from daft.data.images import ImageStore, Resident
 from daft.data.sources import shapes
 from daft.data.sources.shapes import CLASSES, STYLES, generate
 
@@ -187,3 +188,26 @@ def test_a_listing_draws_nothing_and_has_the_labels_of_what_is_drawn_later(monke
     assert torch.equal(half.labels, labels[::2])
     assert isinstance(half.images, torch.Tensor)
     assert torch.equal(half.images, pixels[::2])
+
+
+def test_what_one_run_has_drawn_others_read_and_what_is_damaged_is_drawn_anew(tmp_path, monkeypatch) -> None:
+    def drawn(masks: bool = False) -> torch.Tensor:
+        split = shapes._drawn.__wrapped__("neon", 20, 3, 32, masks)  # as in another process
+        taken = split.subset(torch.arange(20))
+        images, _ = ImageStore(1.0, 1, tmp_path, torch.device("cpu")).load(taken, [], "train")
+        assert isinstance(images, Resident)
+        return images.pixels
+
+    expected = torch.from_numpy(generate("neon", 20, 3, 32)[0])
+    assert torch.equal(drawn(), expected)
+    assert drawn(masks=True).shape[1] == 4
+    plain, _ = sorted((tmp_path / "drawn").glob("*.safetensors"), key=lambda file: file.stat().st_size)
+    with monkeypatch.context() as patch:
+        patch.setattr(shapes, "generate", lambda *_: pytest.fail("drawn"))
+        assert torch.equal(drawn(), expected)
+    content = bytearray(plain.read_bytes())
+    content[-1] ^= 1
+    for damage in (bytes(content), content[:-1], b""):
+        plain.write_bytes(damage)
+        assert torch.equal(drawn(), expected)
+        assert torch.equal(load_file(plain)["pixels"], expected)
