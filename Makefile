@@ -86,7 +86,7 @@ dashboard: setup
 
 # One process more than there are cores: half of the time of the long tests is waiting for what they start.
 test: setup
-	n=$$(getconf _NPROCESSORS_ONLN); PYTHONWARNDEFAULTENCODING=1 \
+	n=$$(getconf _NPROCESSORS_ONLN); PYTHONDONTWRITEBYTECODE= PYTHONWARNDEFAULTENCODING=1 \
 		$(BIN)/python -m pytest -n $$((n < 8 ? n + 1 : 8)) --dist loadfile --no-loadscope-reorder
 
 # Kill a sweep at random times, 20 rounds; about a quarter of an hour on two cores.

@@ -37,18 +37,20 @@ def train(cfg: "DictConfig") -> str:
     try:
         config = validate(cfg)
         # Seconds of imports: only now that the configuration makes sense, and most of them to compute a run.
-        from daft.common import progress
-        from daft.common.imports import absent
-        from daft.report import tables
-        from daft.runs import lookup
+        from daft.common.imports import absent, uncollected
+
+        with uncollected():
+            from daft.common import progress
+            from daft.report import tables
+            from daft.runs import lookup
 
         single = job.mode != RunMode.MULTIRUN
         known, run = lookup.finished(config)
         if run is None:
             # timm takes W&B along where it is installed: a tenth of all imports, in each process of a sweep.
-            with absent("wandb") if config.wandb.mode == "disabled" else nullcontext():
+            with absent("wandb") if config.wandb.mode == "disabled" else nullcontext(), uncollected():
                 from daft import experiment
-            from daft.tracking.mirror import Tracker
+                from daft.tracking.mirror import Tracker
 
             told = partial(tell, sweep=None if single else Path(job.sweep.dir))
             run = experiment.run(config, Tracker, told, known)

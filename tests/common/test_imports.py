@@ -1,11 +1,12 @@
-"""Claims about imports that are kept out."""
+"""Claims about imports that are kept out, and about the garbage collector meanwhile."""
 
+import gc
 import importlib
 import sys
 
 import pytest
 
-from daft.common.imports import absent
+from daft.common.imports import absent, uncollected
 
 
 def test_an_absent_module_cannot_be_imported_until_the_end_and_one_that_is_there_stays() -> None:
@@ -17,3 +18,17 @@ def test_an_absent_module_cannot_be_imported_until_the_end_and_one_that_is_there
     with absent("this"):
         assert importlib.import_module("this") is this
     assert sys.modules["this"] is this
+
+
+@pytest.mark.parametrize("collected", [True, False])
+def test_the_garbage_collector_is_left_as_it_was_whatever_an_import_does(collected: bool) -> None:
+    (gc.enable if collected else gc.disable)()
+    try:
+        with uncollected():
+            assert not gc.isenabled()
+        assert gc.isenabled() == collected
+        with pytest.raises(ImportError), uncollected():
+            importlib.import_module("none.such")
+        assert gc.isenabled() == collected
+    finally:
+        gc.enable()
