@@ -157,8 +157,13 @@ def disk_bytes(stages: Sequence[PlannedStage], *, keep_all: bool) -> tuple[int, 
     keep_all: whether the weights of whole grids stay, or those of the chosen rates alone.
     """
     total, peak = 0, 0
+    sizes: dict[str, int] = {}  # cells have few networks, and to build one takes a while
     for cell in {id(stage.cell): stage.cell for stage in stages}.values():
-        weights, frozen = _weight_bytes(cell.config), cell.config.method.rates == "frozen"
+        config, frozen = cell.config, cell.config.method.rates == "frozen"
+        network = repr((config.backbone, config.segmentation, config.fewshot, config.method.head_hidden))
+        if network not in sizes:
+            sizes[network] = _weight_bytes(config)
+        weights = sizes[network]
         own = [stage for stage in stages if stage.cell is cell]
         # LP-FT may start from runs of LP.
         kept = sum(stage.left for stage in own if keep_all or frozen or stage.name == "lr_probe")
