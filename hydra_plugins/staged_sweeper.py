@@ -21,12 +21,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from daft.common.errors import UserError
 from daft.config.check import validate, validate_section
 from daft.config.compose import hydra_errors
-from daft.config.overrides import PART, rewrite_overrides
+from daft.config.overrides import rewrite_overrides
 from daft.config.schema import Config, SweepConfig
-from daft.sweep.jobs import GROUPS, IsolatedTask, JobResult
+from daft.sweep.axes import sweep_axes
+from daft.sweep.jobs import IsolatedTask, JobResult
 
 with suppress(ImportError):  # without their libraries Hydra does not find them here, and says so when asked
     from hydra_plugins._launchers import LocalJobs, SlurmJobs, Workers  # noqa: F401
@@ -114,7 +114,8 @@ class StagedSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Show the plan, or run every cell and show the tables; raises UserError if runs are missing."""
         options = validate_section(self._config, "sweep", SweepConfig)
-        axes = self._axes([*self._params, *arguments])  # mistakes are told before torch is imported
+        given = OverridesParser.create(self._loader).parse_overrides([*self._params, *arguments])
+        axes = sweep_axes(given)  # mistakes are told before torch is imported
         from daft.common import devices
         from daft.report import terminal
         from daft.sweep import cells, driver, plan
@@ -130,27 +131,6 @@ class StagedSweeper(Sweeper):
             terminal.show_plan(plan.plan(found, states), keep_all=keep_all, growing=growing)
         else:
             terminal.show_results(found, sweep.run())
-
-    def _axes(self, arguments: list[str]) -> list[list[tuple[str, str]]]:
-        axes: dict[str, list[tuple[str, str]]] = {}  # of a key that is given twice the last counts
-        for override in OverridesParser.create(self._loader).parse_overrides(arguments):
-            name, key = override.key_or_group, override.get_key_element()
-            of_sweep = name == "sweep" or name.startswith("sweep.")
-            if name == "seed":
-                raise UserError("seed: a staged sweep sets it; say what it takes by sweep.seeds=[0,1]")
-            if not override.is_sweep_override():
-                if not of_sweep:
-                    axes[key] = [(override.input_line or "", "")]
-                continue
-            if of_sweep or not override.is_discrete_sweep():
-                line = (override.input_line or key).lstrip("+")
-                right = f"{name}=[0,1]" if name.startswith("sweep.") else "lists as in method=ft,daft"
-                raise UserError(f"{line}: a staged sweep takes {right}")
-            values = dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator())
-            if not values:
-                raise UserError(f"{(override.input_line or key).lstrip('+')}: no value, so there is no run")
-            axes[key] = [(value, "" if name in (*GROUPS, PART) else value.lstrip("+")) for value in values]
-        return list(axes.values())
 
     def _compose(self, overrides: list[str]) -> Config:
         with hydra_errors(overrides):

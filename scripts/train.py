@@ -37,9 +37,9 @@ def train(cfg: "DictConfig") -> str:
     try:
         config = validate(cfg)
         # Seconds of imports: only now that the configuration makes sense, and most of them to compute a run.
-        from daft.common.imports import absent, uncollected
+        from daft.common.imports import gc_paused, import_blocked
 
-        with uncollected():
+        with gc_paused():
             from daft.common import progress
             from daft.report import tables
             from daft.runs import lookup
@@ -47,13 +47,17 @@ def train(cfg: "DictConfig") -> str:
         single = job.mode != RunMode.MULTIRUN
         known, run = lookup.finished(config)
         if run is None:
+            mirrored = config.wandb.mode != "disabled"
             # timm takes W&B along where it is installed: a tenth of all imports, in each process of a sweep.
-            with absent("wandb") if config.wandb.mode == "disabled" else nullcontext(), uncollected():
+            with gc_paused(), nullcontext() if mirrored else import_blocked("wandb"):
                 from daft import experiment
+            track: experiment.Track = experiment.untracked
+            if mirrored:
                 from daft.tracking.mirror import Tracker
 
+                track = Tracker
             told = partial(tell, sweep=None if single else Path(job.sweep.dir))
-            run = experiment.run(config, Tracker, told, known)
+            run = experiment.run(config, track, told, known)
     except Exception as error:
         line = cli.mistake(error)
         if FULL_ERROR or line is None:

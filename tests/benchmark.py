@@ -28,8 +28,9 @@ one warm-up, so that noise hits all alike; median and range are of the ratios of
 - k: seconds by which a finished sweep of 100 runs, started again, takes longer than one of a single run,
   over the 99 runs. Whole commands.
 - l, m: CPU seconds (user and system) of `python scripts/train.py` on the embedded data: of a finished run
-  that is named again, and of one up to the end of its first training step with nothing cached. On an idle
-  core that is the time it takes; where others compute, too, wall-clock time says more of them.
+  that is named again, and of one up to the end of its first training step, with what runs share in the
+  cache, and with nothing there. On an idle core that is the time it takes; where others compute, too,
+  wall-clock time says more of them.
 - n: `read_image` on one thread over JPEGs of 500 x 400 px against Pillow's own decoding of them, as it was
   done before: with equal pixels, and with the scaled decoding for a `resize` to 64 px (at 1/4 of the size).
 - o: launches of a batch's `random_resized_crop` 224 and `random_scale_crop` 224 from resident images of

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def absent(module: str) -> Iterator[None]:
+def import_blocked(module: str) -> Iterator[None]:
     """In here an import of this module fails, as where it is not installed; not if it is imported already."""
     if module in sys.modules:
         yield
@@ -20,7 +20,7 @@ def absent(module: str) -> Iterator[None]:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """In here the garbage collector does not look through what is imported, in vain: a fifth of the time."""
     collected = gc.isenabled()
     gc.disable()

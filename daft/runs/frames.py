@@ -15,7 +15,7 @@ from daft.runs.records import load
 
 
 def from_directories(directories: Iterable[Path]) -> pd.DataFrame:
-    """A row per record that can be used, in the order given; columns as in `rows`."""
+    """A row per record that can be used, in the order given; columns as of `from_records`."""
     return from_records(load(directories))
 
 

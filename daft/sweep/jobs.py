@@ -14,9 +14,6 @@ from typing import Any, NamedTuple
 from daft.common.errors import DISK_ERRORS, BusyError
 from daft.sweep import gpus
 
-GROUPS = ("dataset", "backbone", "method")
-"""Configuration groups that name a cell."""
-
 POINTER = "run.txt"
 """File that names the directory of a job's run, in the folder of the job's number."""
 

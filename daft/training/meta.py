@@ -95,7 +95,7 @@ class Episodic(Task):
         return {self.metric: float(found.mean()), "episode_std": float(found.std())}
 
     def _episodes(self, loader: Loader) -> Iterator[Tensor]:
-        """The images of each episode that a split is evaluated on: those of `Protocol.draw`."""
+        """The images of each episode that a split is evaluated on: those of `episodes.draw`."""
         steps = EpisodeLoader.of(loader, self.protocol, per_step=1).steps(range(self.cfg.episodes))
         return (images for images, _ in steps)
 

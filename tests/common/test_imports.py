@@ -6,16 +6,16 @@ import sys
 
 import pytest
 
-from daft.common.imports import absent, uncollected
+from daft.common.imports import gc_paused, import_blocked
 
 
-def test_an_absent_module_cannot_be_imported_until_the_end_and_one_that_is_there_stays() -> None:
+def test_a_blocked_module_cannot_be_imported_until_the_end_and_one_that_is_there_stays() -> None:
     sys.modules.pop("this", None)  # a module that nobody needs
     for _ in range(2):
-        with pytest.raises(ImportError), absent("this"):
+        with pytest.raises(ImportError), import_blocked("this"):
             importlib.import_module("this")
     this = importlib.import_module("this")
-    with absent("this"):
+    with import_blocked("this"):
         assert importlib.import_module("this") is this
     assert sys.modules["this"] is this
 
@@ -24,10 +24,10 @@ def test_an_absent_module_cannot_be_imported_until_the_end_and_one_that_is_there
 def test_the_garbage_collector_is_left_as_it_was_whatever_an_import_does(collected: bool) -> None:
     (gc.enable if collected else gc.disable)()
     try:
-        with uncollected():
+        with gc_paused():
             assert not gc.isenabled()
         assert gc.isenabled() == collected
-        with pytest.raises(ImportError), uncollected():
+        with pytest.raises(ImportError), gc_paused():
             importlib.import_module("none.such")
         assert gc.isenabled() == collected
     finally:

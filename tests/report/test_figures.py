@@ -335,6 +335,15 @@ def test_many_classes_are_thinned_and_the_picture_says_so():
     assert "FT: highest (Figure 6)" in shown_text
 
 
+def test_features_of_a_method_that_trains_no_backbone_are_not_said_to_move():
+    runs = [run("a", method="ft"), run("b", method="mine"), run("c", method="lp")]
+    for record, rates in zip(runs, ("one", "frozen", "frozen"), strict=True):
+        record["config"]["method"]["rates"] = rates
+        record["distortion"] = {"id": {key: {"counts": [1]} for key in features.MEASURES}}
+    assert set(features.methods_of(runs)) == {"ft", "mine", "lp"}
+    assert features.trained_methods(runs) == ["ft"]
+
+
 def test_a_sheet_shows_evenly_spaced_images_with_their_shift(tiny):
     config = tiny("dataset.ood.photo.shift=[grayscale]")
     listed = datasets.listing(config)

@@ -1,6 +1,7 @@
 """Claims about what makes two runs the same run."""
 
 import json
+import re
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -56,10 +57,10 @@ def test_a_limit_of_size_counts_where_larger_images_are_left_out_and_not_where_t
 
 
 IDS: dict[str, str] = json.loads(Path(__file__).with_name("run_ids.json").read_text())
-"""Ids of runs by `dataset/backbone/method`, and of the default run with one setting changed.
+"""Ids of runs by `dataset/backbone/method`, and of the default run with some settings changed.
 
-They were made before the code was divided into rooms. A change that moves one makes every such run anew, so
-it must be meant: raise PROTOCOL, and write the file again.
+A change that moves one makes every such run anew, so it must be meant: raise PROTOCOL, and write the file
+again.
 """
 
 COMBINATIONS = [name for name in IDS if name.count("/") == 2 and "=" not in name]
@@ -69,7 +70,7 @@ NEEDED = {"folder": "dataset.root=/images", "timm": "backbone.model=resnet18"}
 
 def run_id(name: str) -> str:
     """Of the run in float32 on images and weights with these fingerprints."""
-    overrides = [name]
+    overrides = re.split(r" (?=\w+=)", name)
     if name in COMBINATIONS:
         groups = dict(zip(("dataset", "backbone", "method"), name.split("/"), strict=True))
         overrides = [f"{group}={option}" for group, option in groups.items()]
@@ -87,6 +88,13 @@ def test_every_method_composes_with_every_backbone_and_run_ids_are_what_they_wer
     assert {name.partition("/")[2] for name in some} == {name.partition("/")[2] for name in COMBINATIONS}
     chosen = [*some, *(name for name in IDS if name not in COMBINATIONS)]
     assert {name: run_id(name) for name in chosen} == {name: IDS[name] for name in chosen}
+
+
+def test_every_part_and_every_task_has_an_id():
+    named = " ".join(name for name in IDS if name not in COMBINATIONS)
+    parts = {file.stem for file in (CONF / "part").glob("*.yaml")}
+    assert {part for part in parts if f"part=[{part}]" in named} == parts
+    assert {"fewshot", "maml", "shapes_masks", "segmentation"} <= set(re.findall(r"task=(\w+)", named))
 
 
 def test_every_combination_has_an_id():

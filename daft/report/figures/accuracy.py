@@ -51,8 +51,8 @@ def overview(runs: pd.DataFrame, loaded: Sequence[dict[str, Any]]) -> Figure:
     upper.set_ylabel(f"{style.metric_label(runs)} (%)")
     upper.set_ylim(0, 112 if upright else 105)
     upper.set_title("By split")
-    moved = [m for m in methods if m != "lp"]  # its features do not move
-    features.overlay(lower, loaded, moved, "id", "cosine")
+    trained = features.trained_methods(loaded)
+    features.overlay(lower, loaded, [m for m in methods if m in trained], "id", "cosine")
     lower.set_title("Feature distortion (as Figure 1 of the paper)")
     figure.legend(
         [Patch(color=style.colour(m)) for m in methods],

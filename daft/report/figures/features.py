@@ -59,7 +59,7 @@ def ridges(loaded: Sequence[dict[str, Any]], measure: str) -> Figure:
 
     loaded: records of one dataset and backbone.
     """
-    methods = [m for m in methods_of(loaded) if m != "lp"]  # its features do not move
+    methods = trained_methods(loaded)
     splits = [s for s in loaded[0]["distortion"] if s != "holdout"]
     figure, (panels,) = style.canvas(1, len(splits), 0.9 + 0.5 * len(methods), sharey=True, sharex=True)
     every = [h for s in splits for m in methods for h in _histograms(loaded, m, s, measure)]
@@ -122,6 +122,11 @@ def moved(runs: pd.DataFrame) -> Figure:
 def methods_of(loaded: Iterable[dict[str, Any]], split: str = "id") -> list[str]:
     """The methods whose records say how far the features of a split moved."""
     return in_order(frames.method_of(r["config"]) for r in loaded if _usable(r["distortion"].get(split, {})))
+
+
+def trained_methods(loaded: Iterable[dict[str, Any]]) -> list[str]:
+    """Those of `methods_of` that train the backbone: of others, as of LP, features do not move."""
+    return methods_of(r for r in loaded if r["config"]["method"].get("rates") != "frozen")
 
 
 def density(histograms: Sequence[dict[str, Any]], edges: np.ndarray) -> np.ndarray:

@@ -244,7 +244,7 @@ def of_grids(loaded: Sequence[dict[str, Any]], whole: bool = False) -> list[Pict
 def _distortion(loaded: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[Picture]:
     """Figures 1 and 2 of records of one dataset and backbone."""
     found = []
-    if moved := [m for m in features.methods_of(loaded) if m != "lp"]:
+    if moved := features.trained_methods(loaded):
         compared = _compared(methods, shown_in(1), moved) or moved
         draw = partial(features.distributions, loaded, compared)
         found.append(Picture("features", "Feature distortion, ID (Figure 1)", draw))
