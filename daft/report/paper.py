@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -99,6 +99,8 @@ class PaperTable:
     """table that this one averages"""
     sweep: str = "paper"
     """option of conf/sweep that the cells are run with"""
+    settings: dict[str, list[str]] = field(default_factory=dict)
+    """overrides that the runs of a method have, beside its own file and those of its parts"""
     costs: bool = False
     """whether a second table says what each method costs: distortion, time, images seen"""
     notes: list[str] = field(default_factory=list)
@@ -122,7 +124,7 @@ class PaperTable:
         table, blocks = self.source(), {}
         by_parts: dict[tuple[str, ...], list[str]] = {}
         for method in table.methods:
-            plain, *parts = _method_overrides(method)
+            plain, *parts = [*_method_overrides(method), *table.settings.get(method, [])]
             by_parts.setdefault(tuple(parts), []).append(plain.removeprefix("method="))
         for dataset, columns in table.datasets.items():
             backbones = [columns.backbones.get(backbone, backbone) for backbone in table.backbones]
@@ -145,13 +147,9 @@ class PaperTable:
         table = self.source()
         found = runs[frames.CELL].apply(tuple, axis=1).isin(table.cells())
         for dataset, columns in table.datasets.items():
-            for override in columns.overrides:
-                key, _, value = override.partition("=")
-                if key.startswith(("compute.", "sweep.")):  # where and why it was computed, not what
-                    continue
-                wanted = value if texts.is_text(key, Config) else yaml.safe_load(value)
-                same = runs.get(f"config.{key}", pd.Series(index=runs.index)) == wanted
-                found &= same | (runs[frames.DATASET] != dataset)
+            found &= _have(runs, columns.overrides) | (runs[frames.DATASET] != dataset)
+        for method, overrides in table.settings.items():
+            found &= _have(runs, overrides) | (runs[frames.METHOD] != method)
         return found
 
     def narrowed(self, **only: Collection[str]) -> "PaperTable":
@@ -289,6 +287,16 @@ def _lacking(sweep: str, cell: CellKey, runs: pd.DataFrame, chosen: pd.DataFrame
 
     first = trials(chosen)[0]
     return count_missing(_protocol(sweep, cell), trials(runs), selection.grid_seed(runs), first.rates)
+
+
+def _have(runs: pd.DataFrame, overrides: Iterable[str]) -> "pd.Series[bool]":
+    """Which runs have these settings, but for where and why they were computed."""
+    found = pd.Series(True, runs.index)
+    for key, _, value in (override.partition("=") for override in overrides):
+        if not key.startswith(("compute.", "sweep.")):
+            wanted = value if texts.is_text(key, Config) else yaml.safe_load(value)
+            found &= runs.get(f"config.{key}", pd.Series(index=runs.index)) == wanted
+    return found
 
 
 @functools.cache

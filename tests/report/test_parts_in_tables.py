@@ -49,6 +49,18 @@ def test_a_row_has_the_protocol_of_its_method_and_the_runs_of_its_name(table):
     assert [*table.members(runs)] == [True, False]
 
 
+def test_a_row_has_settings_of_its_own_which_its_sweep_asks_for_and_its_runs_have():
+    own = {"settings": {"daft+l2_sp": ["method.parts.l2_sp=0.5", "compute.threads=1"]}}
+    table = TypeAdapter(paper.PaperTable).validate_python(TABLE | own)
+    sweeps = [" ".join(sweep).partition("backbone=shapes_resnet10 ")[2] for sweep in table.sweeps()]
+    assert "method=ft part=[l2_sp]" in sweeps
+    assert "method=daft part=[l2_sp] method.parts.l2_sp=0.5 compute.threads=1" in sweeps
+    key = paper.CellKey("shapes_unlabelled", "shapes_resnet10", "daft+l2_sp")
+    rows = [(*key, 0.5), (*key, 0.1), (*key._replace(method="ft+l2_sp"), 0.1)]
+    runs = pd.DataFrame(rows, columns=[*frames.CELL, "config.method.parts.l2_sp"])
+    assert [*table.members(runs)] == [True, False, True]
+
+
 def test_rows_that_saw_target_images_are_marked(table):
     text = layouts.markdown(table, paper.compare(table, pd.DataFrame()))
     assert "| Both (target images) |" in text
