@@ -211,3 +211,8 @@ def test_what_one_run_has_drawn_others_read_and_what_is_damaged_is_drawn_anew(tm
         plain.write_bytes(damage)
         assert torch.equal(drawn(), expected)
         assert torch.equal(load_file(plain)["pixels"], expected)
+    for file in (tmp_path / "drawn").iterdir():
+        file.unlink()
+    (tmp_path / "drawn").rmdir()
+    (tmp_path / "drawn").touch()  # a folder that cannot be made
+    assert torch.equal(drawn(), expected)
