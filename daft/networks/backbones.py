@@ -11,6 +11,9 @@ from daft.config.schema import BackboneConfig
 from daft.networks import builders, checkpoints, soundness
 from daft.networks.checkpoints import LoadReport
 
+MAPS = 4
+"""Dimensions of feature maps, [B, D, h, w]."""
+
 
 class FeatureExtractor(nn.Module):
     """A network without its head, normalisation built in: images to features [B, num_features]."""
@@ -27,8 +30,9 @@ class FeatureExtractor(nn.Module):
         self.register_buffer("std", torch.tensor(cfg.std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Any:
-        """images: uint8, or floats in [0, 1], [B, 3, H, W] in RGB."""
-        return self.network(self.normalised(images))
+        """images: uint8, or floats in [0, 1], [B, 3, H, W] in RGB; feature maps are averaged."""
+        features = self.network(self.normalised(images))
+        return features.mean((2, 3)) if features.ndim == MAPS else features
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images with the mean and standard deviation of pretraining taken out."""
@@ -88,10 +92,13 @@ def _extractor(network: nn.Module, cfg: BackboneConfig) -> FeatureExtractor:
         raise UserError(
             f"{name} takes no RGB images of {size[1]} x {size[2]}: {first_line(error)}{hint}"
         ) from error
-    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 1:
+    # timm's networks pool unless they are told not to, which is then meant for something else.
+    dimensions = (2, MAPS) if cfg.source == "import" else (2,)
+    if not isinstance(features, Tensor) or features.ndim not in dimensions or len(features) != 1:
         found = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+        right = "(1, D)" if cfg.source == "timm" else "(1, D) or maps (1, D, h, w)"
         raise UserError(
-            f"{name} with model_args={cfg.model_args}: an image's features are {found}, not (1, D)"
+            f"{name} with model_args={cfg.model_args}: an image's features are {found}, not {right}"
         )
     if cfg.num_features not in (None, features.shape[1]):
         raise UserError(

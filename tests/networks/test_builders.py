@@ -107,6 +107,16 @@ def test_normalised_images_become_the_functions_features(module: Callable[[str],
     assert extractor.weights.origin == checkpoints.fingerprint(cfg)
 
 
+def test_feature_maps_are_averaged_and_names_stay(module: Callable[[str], str]) -> None:
+    pooled, maps = (backbones.load(config(f"{module(code)}.build")) for code in (NET, HEAD + MAPS))
+    assert maps.num_features == pooled.num_features == 4
+    maps.load_state_dict(pooled.state_dict())
+    images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        # Eight bits of float32's 24 are left for sums of 64 numbers in another order.
+        torch.testing.assert_close(maps(images), pooled(images), rtol=2**-16, atol=2**-16)
+
+
 def test_a_checkpoint_loads_key_by_key_or_not_at_all(module: Callable[[str], str], tmp_path: Path) -> None:
     name, file = f"{module(NET)}.build", tmp_path / "net.safetensors"
     state = {f"net.{k}": v + 1 for k, v in backbones.load(config(name)).network.state_dict().items()}
@@ -160,6 +170,7 @@ LIST = """class build(nn.BatchNorm2d):
     def forward(self, images): return [images]
 """
 MAPS = "def build(): return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))"
+ROWS = "def build(): return nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(2))"
 GREY = "def build(): return nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), *POOL)"
 TIED = "def build(): a = nn.BatchNorm2d(3); return nn.Sequential(a, a, *POOL)"
 SIDE_8 = "def build(): return nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 4))"
@@ -171,7 +182,7 @@ MISTAKES = {
     "def build(): raise KeyError('depth')": r"calling it with model_args=\{\} raised KeyError: 'depth'",
     "def build(): return {'a': 1}": r"returns a dict, not a torch\.nn\.Module",
     "def build(): return nn.Linear(3, 3)": r"has no batch-norm layer",
-    MAPS: r"features are \(1, 4, 224, 224\), not \(1, D\)",
+    ROWS: r"features are \(1, 3, 50176\), not \(1, D\) or maps \(1, D, h, w\)",
     LIST: r"features are a list, not \(1, D\)",
     GREY: r"takes no RGB images of 224 x 224: ",
     TIED: r"layers share a tensor",
