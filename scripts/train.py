@@ -48,7 +48,7 @@ def train(cfg: "DictConfig") -> str:
         known, run = lookup.finished(config)
         if run is None:
             mirrored = config.wandb.mode != "disabled"
-            # timm takes W&B along where it is installed: a tenth of all imports, in each process of a sweep.
+            # timm takes W&B along where it is installed, in each process of a sweep.
             with gc_paused(), nullcontext() if mirrored else import_blocked("wandb"):
                 from daft import experiment
             track: experiment.Track = experiment.untracked

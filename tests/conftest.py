@@ -39,7 +39,7 @@ TINY = [
     *FAST,
 ]
 
-gc.disable()  # until all tests are collected: a third of the time of that
+gc.disable()  # until all tests are collected, in which it finds nothing
 
 
 def pytest_collection_finish() -> None:

@@ -21,7 +21,7 @@ def import_blocked(module: str) -> Iterator[None]:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """In here the garbage collector does not look through what is imported, in vain: a fifth of the time."""
+    """In here the garbage collector does not look through what is imported, in vain."""
     collected = gc.isenabled()
     gc.disable()
     try:
