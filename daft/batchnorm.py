@@ -123,8 +123,9 @@ class _Moments:
         self.name, self.order, self.calls = name, order, 0
         device = layer.weight.device
         self.sums = torch.zeros(2, layer.num_features, dtype=torch.float64, device=device)
+        self.mean, self.variance = self.sums.unbind()
         self.held: list[tuple[Tensor, Tensor, float]] = []  # mean, biased variance, and m / (m - 1)
-        self.most_held = 1 if device.type == "cpu" else HELD_CALLS
+        self.most_held = 0 if device.type == "cpu" else HELD_CALLS
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         z: Tensor = args[0] if args else next(iter(kwargs.values()))
@@ -139,9 +140,15 @@ class _Moments:
                 f"BN layer {self.name!r} met a batch of shape {tuple(z.shape)}: {values} value(s) per "
                 "channel, but a variance needs at least two; use larger batches or images"
             )
-        self.held.append((*_mean_and_variance(z), values / (values - 1)))
-        if len(self.held) == self.most_held:
-            self.add_held()
+        mean, variance = _mean_and_variance(z)
+        unbiased = values / (values - 1)
+        if self.most_held:
+            self.held.append((mean, variance, unbiased))
+            if len(self.held) == self.most_held:
+                self.add_held()
+        else:
+            self.mean += mean
+            self.variance += variance.double() * unbiased
         if self.calls == 0:
             self.order.append(self.name)
         self.calls += 1
@@ -152,8 +159,8 @@ class _Moments:
             means, variances, corrections = zip(*self.held, strict=True)
             self.held.clear()
             unbiased = torch.tensor(corrections, dtype=torch.float64, device=self.sums.device)[:, None]
-            self.sums[0] += torch.stack(means).double().sum(0)
-            self.sums[1] += (torch.stack(variances).double() * unbiased).sum(0)
+            self.mean += torch.stack(means).double().sum(0)
+            self.variance += (torch.stack(variances).double() * unbiased).sum(0)
 
 
 def _mean_and_variance(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,6 +180,8 @@ def _mean_and_variance(z: Tensor) -> tuple[Tensor, Tensor]:
         divisors = (1, z.shape[-1] if z.ndim > 2 else 1, values // len(z))
         positions = next((n for n in divisors if values <= n * MAX_FLOAT32_TERMS), divisors[-1])
         parts = torch.batch_norm_update_stats(last.reshape(-1, positions * channels), None, None, 0.0)
+        if positions == 1:
+            return parts
         means, variances = (part.double().view(positions, channels) for part in parts)
     else:
         parts = torch.batch_norm_update_stats(z.reshape(len(z), -1), None, None, 0.0)
