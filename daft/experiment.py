@@ -270,7 +270,7 @@ def _fine_tune(
         **({"stages": prepared.stages} if prepared.stages else {}),
         **more,
         "time": clock.seconds,
-        "memory": machine.memory(context.device),
+        "memory": machine.peak_memory(context.device),
     }
     records.write(context.directory, record)
     shutil.rmtree(context.directory / records.CHECKPOINTS, ignore_errors=True)

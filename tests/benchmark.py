@@ -23,8 +23,9 @@ one warm-up, so that noise hits all alike; median and range are of the ratios of
   and resized, against as many test-mode passes over one resident batch of the network's size.
 - i: the same with the corruptions generated from resident images of the network's size as they are needed.
   Stated, without a target: on a CPU, corrupting and classifying share the cores.
-- j: a sweep of several runs of the embedded network, on one thread each, by `hydra/launcher=workers` with one
-  worker, against the same with two. Whole commands, start included, without a warm-up.
+- j: a sweep of several runs of half a minute of the embedded network, on one thread each, by
+  `hydra/launcher=workers` with one worker, against the same with two. Whole commands, start included; what
+  runs share is in the cache.
 - k: seconds by which a finished sweep of 100 runs, started again, takes longer than one of a single run,
   over the 99 runs. Whole commands.
 - l, m: CPU seconds (user and system) of `python scripts/train.py` on the embedded data: of a finished run
@@ -72,6 +73,7 @@ from torch.optim.swa_utils import update_bn
 from daft.batchnorm import convert_batchnorm, full_precision
 from daft.common import cli
 from daft.common.files import write_atomically
+from daft.common.memory import keep_freed
 from daft.config.compose import configuration
 from daft.config.operations import Flip, Operation, RandomResizedCrop, RandomScaleCrop, Resize
 from daft.config.options import ROOT
@@ -140,7 +142,7 @@ class Bench:
     batch: int = 64
     samples: int = 20_000  # of rows e and f
     photos: int = 512  # of rows d, g and n
-    epochs: int = 6  # of the runs of row j
+    epochs: int = 8  # of the runs of row j
     finished: int = 100  # runs of row k
     short: int = 3  # times as many repetitions of rows a and b
     converted: tuple[tuple[str, int, int], ...] = (("resnet18", 32, 8),)
@@ -564,9 +566,9 @@ def corrupted(bench: Bench) -> list[Row]:
     ]
 
 
-def sweep(bench: Bench, runs: Path, *overrides: str) -> float:
-    """Seconds of a sweep of the embedded network, as a command."""
-    places = [f"paths.runs={runs}", f"paths.cache={runs}/cache", f"hydra.sweep.dir={runs}/sweep"]
+def sweep(bench: Bench, runs: Path, *overrides: str, cache: str = "") -> float:
+    """Seconds of a sweep of the embedded network, as a command; without `cache` its own is empty."""
+    places = [f"paths.runs={runs}", f"paths.cache={cache or runs / 'cache'}", f"hydra.sweep.dir={runs}/sweep"]
     settings = [f"compute.device={bench.device.type}", "compute.threads=1", "wandb.mode=disabled"]
     command = [sys.executable, str(ROOT / "scripts/train.py"), "-m", "sweep=paper", "method=ft"]
     started = time.perf_counter()
@@ -574,7 +576,7 @@ def sweep(bench: Bench, runs: Path, *overrides: str) -> float:
     return time.perf_counter() - started
 
 
-def by_workers(bench: Bench, workers: int, *overrides: str) -> float:
+def by_workers(bench: Bench, workers: int, *overrides: str, cache: str = "") -> float:
     """Seconds of RUNS runs by so many workers."""
     grid = [round(0.1 / (1 + i), 4) for i in range(RUNS)]
     with tempfile.TemporaryDirectory() as folder:
@@ -583,16 +585,21 @@ def by_workers(bench: Bench, workers: int, *overrides: str) -> float:
             Path(folder),
             *("hydra/launcher=workers", f"hydra.launcher.n_jobs={workers}", "sweep.seeds=[0]"),
             *(f"sweep.grids.ft={grid}".replace(" ", ""), f"training.epochs={bench.epochs}", *overrides),
+            cache=cache,
         )
 
 
 def sweeps(bench: Bench) -> list[Row]:
     """Rows j and k."""
-    few = replace(bench, repeats=min(3, bench.repeats))  # of minutes each
-    one, two = few.interleaved(
-        {"one worker, s": lambda: by_workers(bench, 1), "two workers, s": lambda: by_workers(bench, 2)},
-        warm_up=False,
-    )
+    with tempfile.TemporaryDirectory() as cache:
+        by_workers(bench, 1, "training.epochs=1", "sweep.grids.ft=[0.1]", cache=cache)
+        one, two = bench.interleaved(
+            {
+                "one worker, s": partial(by_workers, bench, 1, cache=cache),
+                "two workers, s": partial(by_workers, bench, 2, cache=cache),
+            },
+            warm_up=False,
+        )
     with tempfile.TemporaryDirectory() as folder:
         seeds = {runs: f"sweep.seeds={list(range(runs))}".replace(" ", "") for runs in (1, bench.finished)}
         again = {
@@ -771,6 +778,8 @@ def main() -> int:
         bench = replace(bench, model="resnet18", side=32, stored=40, steps=3, batch=8, samples=500, photos=32)
         bench = replace(bench, epochs=1, finished=3, converted=Bench.converted)
     torch.set_num_threads(args.threads)
+    if args.device == "cpu":
+        keep_freed()  # as runs do
     torch.backends.cudnn.benchmark = True  # as in a long training
     rows: list[Row] = []
     with threadpool_limits(args.threads):

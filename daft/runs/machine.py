@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from daft.common import devices
+from daft.common import devices, memory
 from daft.common.threads import available_cpus
 from daft.config.schema import Config
 
@@ -32,6 +32,8 @@ def set_up(config: Config) -> tuple[torch.device, str]:
     """Make the process ready for a run; its device and precision, as `device_and_precision`."""
     device, precision = device_and_precision(config)
     torch.set_num_threads(num_threads(config))
+    if device.type == "cpu":
+        memory.keep_freed()
     return device, precision
 
 
@@ -86,7 +88,7 @@ def reset_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def memory(device: torch.device) -> dict[str, float]:
+def peak_memory(device: torch.device) -> dict[str, float]:
     """Peaks so far, in GiB: resident, of this process and all its runs; on the GPU, of this run."""
     unit = 2**30 if sys.platform == "darwin" else 2**20  # of ru_maxrss: bytes there, KiB elsewhere
     peaks = {"host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}

@@ -1,5 +1,9 @@
-"""Claims about memory: the machine's, a container's limit, and what an allocation that fails is called."""
+"""Claims about memory: the machine's, a container's limit, what failure is called, and what is kept."""
 
+import ctypes
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +86,30 @@ def test_an_allocation_that_fails_is_known_by_its_error():
     assert memory.is_lack_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
     assert not memory.is_lack_of_memory(of(lambda: torch.ones(2) @ torch.ones(3)))
     assert not memory.is_lack_of_memory(ValueError("out of memory"))
+
+
+PAGE_FAULTS = """
+import resource, sys, torch
+from daft.common import memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(12 * 2**20)  # 48 MiB: glibc asks the system for blocks over 32 MiB, each time
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given = faults()
+memory.keep_freed()
+faults()  # aligned blocks need a little more than their size, so the first ones still ask
+print(given, faults())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
+@pytest.mark.parametrize("own", [{}, {"MALLOC_MMAP_THRESHOLD_": "65536"}])
+def test_freed_memory_is_kept_unless_the_user_has_set_malloc(own: dict[str, str]):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", PAGE_FAULTS]
+    told = subprocess.run(command, env=environment | own, check=True, capture_output=True, text=True).stdout
+    before, after = map(int, told.split())
+    assert after > 0.9 * before if own else after < before / 10, told
