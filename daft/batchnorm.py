@@ -123,9 +123,9 @@ class _Moments:
         self.name, self.order, self.calls = name, order, 0
         device = layer.weight.device
         self.sums = torch.zeros(2, layer.num_features, dtype=torch.float64, device=device)
-        self.mean, self.variance = self.sums.unbind()
+        self.mean, self.variance = self.sums.unbind()  # views of the sums
         self.held: list[tuple[Tensor, Tensor, float]] = []  # mean, biased variance, and m / (m - 1)
-        self.most_held = 0 if device.type == "cpu" else HELD_CALLS
+        self.holds = device.type != "cpu"
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         z: Tensor = args[0] if args else next(iter(kwargs.values()))
@@ -142,9 +142,9 @@ class _Moments:
             )
         mean, variance = _mean_and_variance(z)
         unbiased = values / (values - 1)
-        if self.most_held:
+        if self.holds:
             self.held.append((mean, variance, unbiased))
-            if len(self.held) == self.most_held:
+            if len(self.held) == HELD_CALLS:
                 self.add_held()
         else:
             self.mean += mean
@@ -180,7 +180,7 @@ def _mean_and_variance(z: Tensor) -> tuple[Tensor, Tensor]:
         divisors = (1, z.shape[-1] if z.ndim > 2 else 1, values // len(z))
         positions = next((n for n in divisors if values <= n * MAX_FLOAT32_TERMS), divisors[-1])
         parts = torch.batch_norm_update_stats(last.reshape(-1, positions * channels), None, None, 0.0)
-        if positions == 1:
+        if positions == 1:  # nothing to put together, and for a thin layer that takes as long as measuring it
             return parts
         means, variances = (part.double().view(positions, channels) for part in parts)
     else:

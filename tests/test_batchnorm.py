@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from daft import batchnorm
 from daft.batchnorm import MAX_FLOAT32_TERMS, BatchNormShift, batchnorm_layers, convert_batchnorm
 from tests.helpers.waiting import HANG_SECONDS, wait_until
 
@@ -893,3 +894,21 @@ def test_layers_that_are_left_out_stay_as_they_are_and_the_function_does_too():
     torch.testing.assert_close(model(x), logits, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="no BN layer 'bn3' to exclude"):
         convert_batchnorm(model, [x], exclude=["bn3"])
+
+
+def test_statistics_that_are_held_for_a_gpu_add_up_as_those_that_are_not(monkeypatch: pytest.MonkeyPatch):
+    class Holding(batchnorm._Moments):
+        def __init__(self, name: str, layer: batchnorm.BatchNorm, order: list[str]) -> None:
+            super().__init__(name, layer, order)
+            self.holds = True
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5))
+    batches = [torch.randn(size, 3, 8, 8) for size in (4, 2, 3)]
+    direct = convert_batchnorm(copy.deepcopy(model), batches)["1"]
+    monkeypatch.setattr(batchnorm, "_Moments", Holding)
+    monkeypatch.setattr(batchnorm, "HELD_CALLS", 2)  # one addition when full, one of the rest
+    held = convert_batchnorm(model, batches)["1"]
+    for key in ("target_mean", "target_var"):  # sums in float64: one rounding to float32 apart at most
+        torch.testing.assert_close(getattr(held, key), getattr(direct, key), rtol=2**-23, atol=0)
+    assert held.batches == direct.batches == 3

@@ -49,7 +49,7 @@ def keep_freed() -> None:
     if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
         return
     mallopt(TRIM_THRESHOLD, 2 * GIB - 1)
-    mallopt(MMAP_THRESHOLD, GIB) or mallopt(MMAP_THRESHOLD, 2**25)  # the most before glibc 2.35
+    mallopt(MMAP_THRESHOLD, GIB) or mallopt(MMAP_THRESHOLD, 2**25)  # the most that older ones take
 
 
 def _free() -> int:
