@@ -55,6 +55,11 @@ FRAMED = ("GIF", "PNG", "TIFF", "WEBP", "AVIF", "HEIF", "DCX", "FLI")
 JPEGS = ("JPEG", "MPO")
 """Pillow's names of JPEG files."""
 
+JPEG_START = b"\xff\xd8\xff"
+
+IN_COLOUR = ("YCbCr", "RGB")
+"""The kinds of JPEG that are RGB to Pillow."""
+
 FRACTIONS = (8, 4, 2)
 """Of its size at which a JPEG can be decoded, 1 / n."""
 
@@ -82,6 +87,16 @@ class Decoding:
             side = first.size if isinstance(first.size, int) else max(first.size)
             least = math.ceil(cfg.scaled_decoding * side)
         return cls(cfg.exif_orientation, cfg.transparency, cfg.max_megapixels, least)
+
+    @property
+    def max_pixels(self) -> int:
+        return int(self.max_megapixels * 1e6)
+
+    def fraction(self, size: tuple[int, int]) -> int:
+        """n: a JPEG of this width and height is decoded at 1 / n of it."""
+        if self.least_side is None:
+            return 1
+        return next((n for n in FRACTIONS if min(size) >= n * self.least_side), 1)
 
     @property
     def key(self) -> str:
@@ -122,10 +137,12 @@ def read_image(path: Path, decoding: Decoding = USUAL) -> Tensor:
     Raises UserError for one that is larger than allowed (TooLargeError if such are left out),
     UnknownWhiteError for pixels that cannot be scaled, and whatever Pillow raises for a damaged file.
     """
+    fast = _fast_jpeg(path, decoding)
+    if fast is not None:
+        return fast
     with opened(path, decoding) as file:
         try:
-            fast = _fast_jpeg(file, decoding)
-            return as_pixels(file, decoding) if fast is None else fast
+            return as_pixels(file, decoding)
         except UnknownWhiteError as error:
             raise UnknownWhiteError(f"{shown(path)}: {error}") from None
 
@@ -150,7 +167,7 @@ def image_size(path: Path, decoding: Decoding = USUAL) -> tuple[int, int]:
 @contextmanager
 def opened(path: Path, decoding: Decoding) -> Iterator[Image.Image]:
     """An image file, its header read."""
-    limit = int(decoding.max_megapixels * 1e6)
+    limit = decoding.max_pixels
     Image.MAX_IMAGE_PIXELS = max(1, limit)  # Pillow itself refuses twice as many, and images inside of others
     try:
         with Image.open(path) as file:
@@ -168,23 +185,28 @@ def opened(path: Path, decoding: Decoding) -> Iterator[Image.Image]:
 
 def _fraction(file: Image.Image, decoding: Decoding) -> int:
     """n: the file is decoded at 1 / n of its size."""
-    if decoding.least_side is None or file.format not in JPEGS:
-        return 1
-    return next((n for n in FRACTIONS if min(file.size) >= n * decoding.least_side), 1)
+    return decoding.fraction(file.size) if file.format in JPEGS else 1
 
 
-def _fast_jpeg(file: Image.Image, decoding: Decoding) -> Tensor | None:
-    """Pixels of a JPEG in colour, past Pillow's copies; None if Pillow has to read it, or to say why not."""
-    if file.format not in JPEGS or file.mode != "RGB" or not _fast_is_equal():
+def _fast_jpeg(path: Path, decoding: Decoding) -> Tensor | None:
+    """Pixels of a JPEG in colour, past Pillow; None if Pillow has to read it, or to say why not."""
+    if not _fast_is_equal():
         return None
-    if decoding.exif_orientation == "apply" and file.getexif().get(Base.Orientation, 1) != 1:
-        return None
-    stream = getattr(file, "fp", None)
-    if stream is None:
-        return None
-    stream.seek(0)
+    with open(path, "rb") as file:
+        data = file.read(len(JPEG_START))
+        if data != JPEG_START:
+            return None
+        data += file.read()
+    if decoding.exif_orientation == "apply":
+        with opened(path, decoding) as header:
+            if header.getexif().get(Base.Orientation, 1) != 1:
+                return None
     try:
-        return torch.from_numpy(_turbo(stream.read(), file.size, _fraction(file, decoding))).permute(2, 0, 1)
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in IN_COLOUR or width * height > decoding.max_pixels:
+            return None
+        size = (width, height)
+        return torch.from_numpy(_turbo(data, size, decoding.fraction(size))).permute(2, 0, 1)
     except ValueError:  # of anything unusual; what Pillow makes of it is what counts
         return None
 
