@@ -640,6 +640,7 @@ runpy.run_path({str(ROOT / "scripts/train.py")!r}, run_name="__main__")
 
 def start(bench: Bench) -> list[Row]:
     """Rows l and m."""
+    kept = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}  # the bytecode, as by default
     walls: dict[str, list[float]] = {"again": [], "first": [], "fresh": []}
 
     def cpu_seconds(name: str, program: Sequence[str], runs: str, cache: str) -> float:
@@ -647,7 +648,7 @@ def start(bench: Bench) -> list[Row]:
         settings = [f"compute.device={bench.device.type}", "compute.threads=1", "wandb.mode=disabled"]
         command = [sys.executable, *program, *settings, *places, *small]
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(command, check=True, env=kept, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         walls[name].append(time.perf_counter() - started)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -21,11 +21,12 @@ def import_blocked(module: str) -> Iterator[None]:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """In here the garbage collector does not look through what is imported, in vain."""
+    """In here the garbage collector does not look through what is imported, in vain, and it never will."""
     collected = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()  # or the next collection walks through it all
         if collected:
             gc.enable()

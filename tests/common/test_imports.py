@@ -1,4 +1,4 @@
-"""Claims about imports that are kept out, and about the garbage collector meanwhile."""
+"""Claims about imports that are kept out, and about the garbage collector meanwhile and after."""
 
 import gc
 import importlib
@@ -32,3 +32,11 @@ def test_the_garbage_collector_is_left_as_it_was_whatever_an_import_does(collect
         assert gc.isenabled() == collected
     finally:
         gc.enable()
+
+
+def test_what_is_imported_is_never_collected_again() -> None:
+    before = gc.get_freeze_count()
+    with gc_paused():
+        objects = [[] for _ in range(1000)]
+    assert gc.get_freeze_count() >= before + len(objects)
+    assert not any(each is objects for each in gc.get_objects())
