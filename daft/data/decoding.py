@@ -203,9 +203,9 @@ def _fast_jpeg(path: Path, decoding: Decoding) -> Tensor | None:
                 return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in IN_COLOUR or width * height > decoding.max_pixels:
+        size = (int(width), int(height))
+        if colours not in IN_COLOUR or math.prod(size) > decoding.max_pixels:
             return None
-        size = (width, height)
         return torch.from_numpy(_turbo(data, size, decoding.fraction(size))).permute(2, 0, 1)
     except ValueError:  # of anything unusual; what Pillow makes of it is what counts
         return None
