@@ -43,8 +43,7 @@ gc.disable()  # until all tests are collected, in which it finds nothing
 
 
 def pytest_collection_finish() -> None:
-    """Tests have a garbage collector, as runs do, and as there it passes over what was imported."""
-    gc.freeze()
+    """Tests have a garbage collector, as runs do."""
     gc.enable()
 
 

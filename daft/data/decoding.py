@@ -192,7 +192,7 @@ def _fast_jpeg(path: Path, decoding: Decoding) -> Tensor | None:
     """Pixels of a JPEG in colour, past Pillow; None if Pillow has to read it, or to say why not."""
     if not _fast_is_equal():
         return None
-    with open(path, "rb") as file:
+    with path.open("rb") as file:  # `open` takes numbers, too
         data = file.read(len(JPEG_START))
         if data != JPEG_START:
             return None
