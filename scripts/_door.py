@@ -1,5 +1,6 @@
 """What every script imports first: the door they share, or one line if `daft` is not this repository's."""
 
+import atexit
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,3 +21,6 @@ try:
     from daft.common import cli
 except ImportError as error:  # another package's files lie over ours, or a library is missing
     sys.exit(f"{SCRIPT}: {error}; {REMEDY}")
+
+if sys.argv[0] in sys.orig_argv:  # not where a test runs a script within its own process
+    atexit.register(cli.leave)

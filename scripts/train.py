@@ -39,7 +39,7 @@ def train(cfg: "DictConfig") -> str:
         # Seconds of imports: only now that the configuration makes sense, and most of them to compute a run.
         from daft.common.imports import gc_paused, import_blocked
 
-        with gc_paused(for_good=True):
+        with gc_paused():
             from daft.common import progress
             from daft.report import tables
             from daft.runs import lookup

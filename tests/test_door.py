@@ -68,6 +68,69 @@ def test_a_run_that_is_not_mirrored_does_without_wandb_and_ends_in_silence():
     assert "leaked" not in done.stderr
 
 
+FOR_ENDING = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"}
+ENDING = """
+import atexit, os, sys
+from _door import cli
+
+class Large:
+    def __del__(self):
+        print("taken apart")
+
+atexit.register(print, "farewell")
+large = Large()
+large.itself = large
+
+def main():
+    print("done", end=" ")
+    {end}
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said", "error"),
+    [
+        ("return", 0, "done farewell\n", ""),
+        ("return 3", 3, "done farewell\n", ""),
+        ("raise KeyboardInterrupt", 130, "done farewell\n", "interrupted; "),
+        ("open('/none')", 1, "done farewell\n", "ending.py: [Errno 2] "),
+        ("sys.exit('so')", 1, "done farewell\n", "so\n"),
+        ("sys.stdout = None", 0, "done ", ""),
+        ("raise ValueError", 1, "done farewell\ntaken apart\n", "Traceback "),
+    ],
+)
+def test_a_script_that_has_ended_says_all_and_is_not_taken_apart(
+    end: str, code: int, said: str, error: str, tmp_path: Path
+):
+    script = tmp_path / "ending.py"
+    script.write_text(ENDING.format(end=end))
+    done = python(script, **FOR_ENDING)
+    assert (done.returncode, done.stdout) == (code, said)
+    assert done.stderr.startswith(error), done.stderr
+    assert bool(done.stderr) == bool(error)
+
+
+def test_a_script_whose_reader_has_gone_ends_as_python_does(tmp_path: Path):
+    script = tmp_path / "ending.py"
+    script.write_text(ENDING.format(end="return 3"))
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, script],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=HANG_SECONDS,
+            env=os.environ | FOR_ENDING | {"PYTHONUNBUFFERED": ""},
+            check=False,
+        )
+    assert done.returncode == 120
+    assert "BrokenPipeError" in done.stderr
+
+
 def test_help_names_what_the_code_has():
     kinds = re.search(r"--on \{(.+?)\}", python(ROOT / "scripts" / "robustness.py", "--help").stdout)
     assert kinds is not None

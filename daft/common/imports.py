@@ -20,18 +20,12 @@ def import_blocked(module: str) -> Iterator[None]:
 
 
 @contextmanager
-def gc_paused(*, for_good: bool = False) -> Iterator[None]:
-    """In here the garbage collector does not look through what is imported, in vain.
-
-    for_good: it never will, at the end of the process neither, where that takes longest. Not for libraries
-        that miss their objects then: triton prints a list of them.
-    """
+def gc_paused() -> Iterator[None]:
+    """In here the garbage collector does not look through what is imported, in vain."""
     collected = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if for_good:
-            gc.freeze()
         if collected:
             gc.enable()
