@@ -15,11 +15,12 @@ from daft.report.tables import EDGES, format_head_rate, in_markdown, pipe_table
 from daft.runs.frames import is_target_bn
 
 LEGEND = (
-    "Each cell: ours, mean ± sample standard deviation (ddof = 1) over seeds; then the paper's; then the "
-    "difference in points (and in our standard deviations, s). Bold: {best} of its column within a network, "
-    "as printed. Learning rates are chosen by ID accuracy on the lowest seed; * marks a rate at the edge "
-    "of its grid, † a cell that lacks runs of its protocol."
+    "Each cell: ours, mean ± sample standard deviation (ddof = 1) over seeds{paper}. Bold: {best} of its "
+    "column within a network, as printed. Learning rates are chosen by ID accuracy on the lowest seed; * "
+    "marks a rate at the edge of its grid, † a cell that lacks runs of its protocol."
 )
+
+AND_THE_PAPERS = "; then the paper's; then the difference in points (and in our standard deviations, s)"
 
 DIVERGED = "Diverged runs, of which no epoch counts (in the published code the best one before does)"
 
@@ -91,7 +92,8 @@ def _signed(value: float, digits: int) -> str:
 def notes(table: PaperTable, compared: pd.DataFrame) -> list[str]:
     """What a reader has to know beside the numbers: how many runs, of how many cells, edges, divergence."""
     cells = compared.drop_duplicates(["backbone", "method", "dataset"])
-    found = [LEGEND.format(best=table.best), *table.notes]
+    paper = AND_THE_PAPERS if compared["paper"].notna().any() else ""
+    found = [LEGEND.format(best=table.best, paper=paper), *table.notes]
     if "lr_head" in cells:
         units = cells.get("lr_head_unit", pd.Series("", cells.index))
         cells = cells.assign(head_rate=[*map(format_head_rate, cells["lr_head"], units)])

@@ -304,6 +304,8 @@ def test_every_table_renders_with_nothing_in_it(name: str, suffix: str):
         for m in table.methods
     )
     assert text.count("missing") >= len(table.backbones) * cells
+    assert "Each cell: ours" in text
+    assert ("then the paper" in text) == name.startswith("table")  # our own have no printed numbers
 
 
 def test_names_that_mean_something_to_a_format_are_escaped():
