@@ -1,6 +1,5 @@
 """What every script imports first: the door they share, or one line if `daft` is not this repository's."""
 
-import atexit
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 __all__ = ["cli"]
 
 SCRIPT = Path(sys.argv[0]).name
-HERE = Path(__file__).resolve().parent.parent / "daft"
+SCRIPTS = Path(__file__).resolve().parent
+HERE = SCRIPTS.parent / "daft"
 REMEDY = "use the environment that `make setup` makes (.venv/bin/python), or `pip install -e .` in this one"
 
 if (found := find_spec("daft")) is None:
@@ -22,5 +22,5 @@ try:
 except ImportError as error:  # another package's files lie over ours, or a library is missing
     sys.exit(f"{SCRIPT}: {error}; {REMEDY}")
 
-if sys.argv[0] in sys.orig_argv:  # not where a test runs a script within its own process
-    atexit.register(cli.leave)
+if sys.argv[0] in sys.orig_argv and Path(sys.argv[0]).resolve().parent == SCRIPTS:
+    cli.leave_at_the_end()  # not of a program that runs a script within its own process

@@ -68,7 +68,6 @@ def test_a_run_that_is_not_mirrored_does_without_wandb_and_ends_in_silence():
     assert "leaked" not in done.stderr
 
 
-FOR_ENDING = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"}
 ENDING = """
 import atexit, os, sys
 from _door import cli
@@ -85,8 +84,18 @@ def main():
     print("done", end=" ")
     {end}
 
-cli.run(main)
+if __name__ == "__main__":
+    cli.run(main)
 """
+
+
+def script(root: Path, end: str) -> Path:
+    """A script beside ours whose main ends so."""
+    for folder in ("scripts", "daft/common"):
+        shutil.copytree(ROOT / folder, root / folder)
+    shutil.copy(ROOT / "daft" / "__init__.py", root / "daft")
+    (file := root / "scripts" / "ending.py").write_text(ENDING.format(end=end))
+    return file
 
 
 @pytest.mark.parametrize(
@@ -98,37 +107,71 @@ cli.run(main)
         ("open('/none')", 1, "done farewell\n", "ending.py: [Errno 2] "),
         ("sys.exit('so')", 1, "done farewell\n", "so\n"),
         ("sys.stdout = None", 0, "done ", ""),
+        ("sys.exit(2.5)", 1, "done farewell\ntaken apart\n", "2.5\n"),
         ("raise ValueError", 1, "done farewell\ntaken apart\n", "Traceback "),
     ],
 )
 def test_a_script_that_has_ended_says_all_and_is_not_taken_apart(
     end: str, code: int, said: str, error: str, tmp_path: Path
 ):
-    script = tmp_path / "ending.py"
-    script.write_text(ENDING.format(end=end))
-    done = python(script, **FOR_ENDING)
+    done = python(script(tmp_path, end), PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (code, said)
-    assert done.stderr.startswith(error), done.stderr
-    assert bool(done.stderr) == bool(error)
+    if error.endswith(" "):
+        assert done.stderr.startswith(error)
+    else:
+        assert done.stderr == error
 
 
 def test_a_script_whose_reader_has_gone_ends_as_python_does(tmp_path: Path):
-    script = tmp_path / "ending.py"
-    script.write_text(ENDING.format(end="return 3"))
     read, write = os.pipe()
     os.close(read)
     with open(write, "w") as pipe:
         done = subprocess.run(
-            [sys.executable, script],
+            [sys.executable, script(tmp_path, "return 3")],
             stdout=pipe,
             stderr=subprocess.PIPE,
             text=True,
             timeout=HANG_SECONDS,
-            env=os.environ | FOR_ENDING | {"PYTHONUNBUFFERED": ""},
+            env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": ""},
             check=False,
         )
     assert done.returncode == 120
-    assert "BrokenPipeError" in done.stderr
+    assert done.stderr.count("BrokenPipeError") == 1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "import runpy; runpy.run_path({path!r}, run_name='__main__')",
+        "import ending; ending.cli.run(ending.main)",
+    ],
+)
+def test_a_program_that_runs_a_script_has_a_code_of_its_own(call: str, tmp_path: Path):
+    """As pytest has."""
+    file = script(tmp_path, "return 3")
+    (program := tmp_path / "program.py").write_text(
+        f"import sys\ntry:\n    {call.format(path=str(file))}\nexcept SystemExit:\n    sys.exit(5)\n"
+    )
+    done = python(program, PYTHONPATH=os.pathsep.join([str(tmp_path), str(file.parent)]))
+    assert (done.returncode, done.stdout.count("done")) == (5, 1), done.stderr
+
+
+def test_what_registered_before_a_script_is_called_and_a_prompt_after_it_has_the_last_word(tmp_path: Path):
+    file = script(tmp_path, "return 3")
+    (tmp_path / "sitecustomize.py").write_text("import atexit\natexit.register(print, 'first')\n")
+    done = python(file, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (3, "done farewell\nfirst\ntaken apart\n")
+    (tmp_path / "sitecustomize.py").unlink()
+    done = subprocess.run(
+        [sys.executable, "-i", file],
+        input="import sys; sys.exit(7)",
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 7
 
 
 def test_help_names_what_the_code_has():

@@ -1,6 +1,7 @@
 """The door that all scripts share: how they read arguments, and how they end when something is wrong."""
 
 import argparse
+import atexit
 import codecs
 import io
 import os
@@ -81,17 +82,24 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         _exit_with(main)
     except SystemExit as ended:
-        _exit_code = 1 if isinstance(ended.code, str) else ended.code or 0
+        if isinstance(ended.code, int | str | None):
+            _exit_code = 1 if isinstance(ended.code, str) else ended.code or 0
         raise
 
 
-def leave() -> None:
-    """End this process at once if its script has ended: to take torch apart takes Python up to two seconds.
+def leave_at_the_end() -> None:
+    """Let this process, a script's, end without Python taking torch apart, for up to two seconds.
 
-    To be called last, by the first entry in `atexit`.
+    All else happens as ever, but for files that nobody closed. To be called before anything registers with
+    `atexit`; does nothing after that.
     """
+    if atexit._ncallbacks() == 0 and not sys.flags.inspect:
+        atexit.register(_leave)  # the first entry is called last
+
+
+def _leave() -> None:
     if _exit_code is not None:
-        with suppress(OSError):  # a pipe that nobody reads: Python says so
+        with suppress(OSError, ValueError):  # a pipe that nobody reads: Python says so
             for stream in (sys.stdout, sys.stderr):
                 print(end="", file=stream, flush=True)
             os._exit(_exit_code)

@@ -35,6 +35,10 @@ class ConfigError(UserError, ValueError):
         super().__init__(f"{key}: {problem}")
         self.key, self.problem = key, problem
 
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[str, str]]:
+        """What another process, of a sweep, makes it anew from."""
+        return type(self), (self.key, self.problem)
+
 
 def shown(name: object) -> str:
     """A name as a message can show it: in one line, and what is no text as an escape."""

@@ -57,6 +57,15 @@ JPEGS = ("JPEG", "MPO")
 
 JPEG_START = b"\xff\xd8\xff"
 
+LOSSY = (0xC0, 0xC1, 0xC2)
+"""Markers of a JPEG's frame: baseline, extended, progressive."""
+
+SEGMENTS = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
+"""Markers of what comes before it: tables, a comment, and APP0 to APP15."""
+
+LEAST_BYTES = {0xE0: 9, 0xEE: 9}
+"""Of APP0 and APP14, below which Pillow refuses a file."""
+
 IN_COLOUR = ("YCbCr", "RGB")
 """The kinds of JPEG that are RGB to Pillow."""
 
@@ -201,14 +210,29 @@ def _fast_jpeg(path: Path, decoding: Decoding) -> Tensor | None:
         with opened(path, decoding) as header:
             if header.getexif().get(Base.Orientation, 1) != 1:
                 return None
+    if not _is_usual(data):
+        return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         size = (int(width), int(height))
         if colours not in IN_COLOUR or math.prod(size) > decoding.max_pixels:
             return None
         return torch.from_numpy(_turbo(data, size, decoding.fraction(size))).permute(2, 0, 1)
-    except ValueError:  # of anything unusual; what Pillow makes of it is what counts
+    except (ValueError, KeyError):  # of anything unusual; what Pillow makes of it is what counts
         return None
+
+
+def _is_usual(jpeg: bytes) -> bool:
+    """Whether the header is one that Pillow surely reads, of a lossy JPEG, as simplejpeg can scale it."""
+    place = 2
+    while jpeg[place : place + 1] == b"\xff" and place + 4 <= len(jpeg):
+        marker, size = jpeg[place + 1], int.from_bytes(jpeg[place + 2 : place + 4])
+        if marker in LOSSY:
+            return True
+        if marker not in SEGMENTS or size < LEAST_BYTES.get(marker, 2):
+            return False
+        place += 2 + size
+    return False
 
 
 def _turbo(data: bytes, size: tuple[int, int], fraction: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Batches of one split, the same ones whatever holds the images and however many workers read them."""
 
 import math
+import multiprocessing
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -146,6 +147,8 @@ class Loader:
                 batch_sampler=self._sampler,
                 collate_fn=_as_it_is,  # `_Files` gives whole batches
                 num_workers=workers,
+                # The platform's usual way, which in a process of joblib is not that of its children.
+                multiprocessing_context=multiprocessing.get_all_start_methods()[0] if workers else None,
                 prefetch_factor=PREFETCHED if workers else None,
                 timeout=STALL_SECONDS if workers else 0,
                 persistent_workers=workers > 0 and self.shuffle,  # training alone reads every epoch

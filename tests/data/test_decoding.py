@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from daft.common.errors import ConfigError, UserError
 from daft.config.operations import Interpolation, Resize
 from daft.config.schema import Config
 from daft.data import datasets, decoding
-from daft.data.decoding import Decoding, UnknownWhiteError, image_size, read_image
+from daft.data.decoding import JPEG_START, Decoding, UnknownWhiteError, image_size, read_image
 from daft.data.images import Streamed
 from daft.data.labelled import Masks
 from daft.data.transforms import NO_UNIFORMS, transform
@@ -495,21 +495,65 @@ def test_jpegs_have_pillows_pixels_or_its_error_whole_or_damaged(tmp_path: Path)
     assert 0 < sum(outcomes) < len(outcomes)
 
 
+LOSSLESS = bytes.fromhex(
+    "ffd8ffee000e41646f626500640000000000ffc30011080008000803521100471100421100ffc4001600010101000000000000"
+    "00000000000000000705ffda000c03520047004200010000a461cc4000000000000000000000000000000000000000000000"
+    "01ffd9"
+)
+"""Eight rows of eight pixels of (200, 100, 50), by libjpeg-turbo 3."""
+
+
 def test_a_jpeg_in_colour_takes_the_fast_way_and_the_others_pillows(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[Base.Orientation] = 6
     image = Image.fromarray(photo(40, 30))
     image.save(tmp_path / "turned.jpg", exif=exif)
+    image.save(tmp_path / "rgb.jpg", keep_rgb=True)
     image.convert("L").save(tmp_path / "grey.jpg")
     image.save(tmp_path / "x.png")
+    (tmp_path / "lossless.jpg").write_bytes(LOSSLESS)
     for name, how, fast in (
         ("turned.jpg", Decoding(), True),
         ("turned.jpg", Decoding(exif_orientation="apply"), False),
+        ("turned.jpg", Decoding(max_megapixels=1e-6 * 40 * 30), True),
+        ("turned.jpg", Decoding(max_megapixels=1e-6 * (40 * 30 - 1)), False),
+        ("rgb.jpg", Decoding(), True),
         ("grey.jpg", Decoding(), False),
         ("x.png", Decoding(), False),
+        ("lossless.jpg", Decoding(), False),
     ):
-        assert (decoding._fast_jpeg(tmp_path / name, how) is not None) == fast
+        assert (decoding._fast_jpeg(tmp_path / name, how) is not None) == fast, (name, how)
     assert read_image(tmp_path / "turned.jpg", Decoding("apply")).shape == (3, 40, 30)
+
+
+SUBSAMPLING = b"\x01\x22\x00"
+"""Of the first component in a frame of Pillow's: its number, factors and table."""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_read"),
+    [
+        (SUBSAMPLING, b"\x01\x14\x00", True),  # 4:4:1, of which simplejpeg has no name
+        (JPEG_START, JPEG_START + b"\xe0\x00\x08JFIF\x00\x01\xff", False),
+        (JPEG_START, JPEG_START + b"\xee\x00\x08Adobe\x00\xff", False),
+        (JPEG_START, JPEG_START + b"\xe0\x00\x09JFIF\x00\x01\x01\xff", True),
+        (JPEG_START, JPEG_START + b"\xff", True),  # a byte that fills
+    ],
+)
+def test_an_unusual_jpeg_is_read_or_refused_as_by_pillow(
+    old: bytes, new: bytes, is_read: bool, tmp_path: Path
+) -> None:
+    file = saved(tmp_path / "x.jpg", photo(40, 30), subsampling=2)
+    data = file.read_bytes()
+    assert data.count(old) == 1
+    file.write_bytes(data.replace(old, new))
+    theirs = by_pillow(file)
+    assert isinstance(theirs, np.ndarray) == is_read
+    if is_read:
+        assert np.array_equal(read_image(file).permute(1, 2, 0).numpy(), theirs)
+    else:
+        with pytest.raises(UnidentifiedImageError):
+            read_image(file)
 
 
 def test_a_decoder_with_other_pixels_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
