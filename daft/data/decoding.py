@@ -63,8 +63,8 @@ LOSSY = (0xC0, 0xC1, 0xC2)
 SEGMENTS = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
 """Markers of what comes before it: tables, a comment, and APP0 to APP15."""
 
-LEAST_BYTES = {0xE0: 9, 0xEE: 9}
-"""Of APP0 and APP14, below which Pillow refuses a file."""
+LEAST_BYTES = {0xE0: 9, 0xE2: 16, 0xEE: 9}
+"""Of APP0, APP2 (a colour profile) and APP14, below which Pillow refuses a file."""
 
 IN_COLOUR = ("YCbCr", "RGB")
 """The kinds of JPEG that are RGB to Pillow."""

@@ -536,6 +536,7 @@ SUBSAMPLING = b"\x01\x22\x00"
         (SUBSAMPLING, b"\x01\x14\x00", True),  # 4:4:1, of which simplejpeg has no name
         (JPEG_START, JPEG_START + b"\xe0\x00\x08JFIF\x00\x01\xff", False),
         (JPEG_START, JPEG_START + b"\xee\x00\x08Adobe\x00\xff", False),
+        (JPEG_START, JPEG_START + b"\xe2\x00\x0fICC_PROFILE\x00\x01\xff", False),
         (JPEG_START, JPEG_START + b"\xe0\x00\x09JFIF\x00\x01\x01\xff", True),
         (JPEG_START, JPEG_START + b"\xff", True),  # a byte that fills
     ],

@@ -1,5 +1,6 @@
 """Claims about the processes that read images for a run: what they cannot give ends the run, in one line."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -65,6 +66,19 @@ def test_what_workers_give_is_what_the_process_itself_reads() -> None:
     ):
         assert torch.equal(ours, theirs)
         assert torch.equal(mine, its)
+
+
+def start_method() -> str:
+    return multiprocessing.get_start_method()
+
+
+def test_a_process_of_a_sweep_has_workers_too() -> None:
+    """In a process of joblib's, new processes are joblib's as well, which torch cannot start."""
+    loky = pytest.importorskip("joblib.externals.loky")
+    with loky.ProcessPoolExecutor(1) as pool:
+        assert pool.submit(start_method).result(HANG_SECONDS) == "loky"
+        given = pool.submit(labels_of, reading(Made(), 2)).result(HANG_SECONDS)
+    assert given == list(range(12))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
