@@ -6,10 +6,12 @@ import codecs
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,7 +76,8 @@ _exit_code: int | None = None
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call a script's `main` and exit with its code.
 
-    What the user can mend, and what the disk refuses, is one line and exit code 1; Ctrl-C is exit code 130.
+    What the user can mend, and what the disk refuses, is one line and exit code 1; Ctrl-C and kill are exit
+    code 130.
     """
     global _exit_code
     show_on_any_terminal()
@@ -107,7 +110,8 @@ def _leave() -> None:
 
 def _exit_with(main: Callable[[], int | None]) -> NoReturn:
     try:
-        sys.exit(main())
+        with _kill_as_ctrl_c():  # else the processes of a sweep would go on without it
+            sys.exit(main())
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
@@ -116,6 +120,22 @@ def _exit_with(main: Callable[[], int | None]) -> NoReturn:
         if FULL_ERROR or line is None:
             raise
         sys.exit(f"{Path(sys.argv[0]).name}: {line}")
+
+
+@contextmanager
+def _kill_as_ctrl_c() -> Iterator[None]:
+    """In here SIGTERM raises KeyboardInterrupt, unless it has another handler."""
+    free = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+    if free:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if free:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def mistake(error: Exception) -> str | None:

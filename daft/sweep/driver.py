@@ -21,7 +21,6 @@ from daft.runs import identity, records, status
 from daft.sweep.cells import Cell, SweepRun, delete_unselected_weights, growing, stage_runs, unfinished
 from daft.sweep.jobs import JobResult, failure
 from daft.sweep.protocol import CellState, Trial
-from daft.training.interruption import kill_as_ctrl_c
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 2.0
 """Seconds between looks at jobs: at first, and after a while in which none ended."""
@@ -81,12 +80,11 @@ class Driver:
             print(f"{left} run(s) to compute, {self._ended()} done{more}", flush=True)
             for folder in {cell.config.paths.runs for cell in self.cells}:
                 Path(folder).mkdir(parents=True, exist_ok=True)  # one error instead of one per run
-            with kill_as_ctrl_c():  # else its jobs would go on without it
-                try:
-                    with status.Queue(self.folder) as queue:
-                        states = self._compute(queue)
-                finally:
-                    self.launcher.stop()
+            try:
+                with status.Queue(self.folder) as queue:
+                    states = self._compute(queue)
+            finally:
+                self.launcher.stop()
         if self.options.checkpoints == "selected":
             delete_unselected_weights(self.cells, states)
         return states

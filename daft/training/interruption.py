@@ -11,22 +11,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """submitit's warning is USR2."""
 
 
-@contextmanager
-def kill_as_ctrl_c() -> Iterator[None]:
-    """In here SIGTERM raises KeyboardInterrupt, unless it has another handler."""
-    free = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    )
-    if free:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        if free:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 class SaveOnSignal:
     """While it is entered, a signal first calls `save`, between steps, and then does what it would have done.
 

@@ -3,7 +3,10 @@
 import argparse
 import errno
 import os
+import signal
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,36 @@ def test_what_the_user_can_mend_is_one_line_with_the_scripts_name(monkeypatch, e
 def test_ctrl_c_is_one_line_and_130(monkeypatch, capsys):
     assert ended(monkeypatch, KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on where it was\n"
+
+
+@pytest.fixture
+def killable() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("killable")
+def test_a_kill_is_as_ctrl_c_unless_it_is_ignored(monkeypatch):
+    def main() -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return 7
+
+    def code() -> object:
+        with pytest.raises(SystemExit) as caught:
+            cli.run(main)
+        return caught.value.code
+
+    assert code() == 130
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert code() == 7
+
+
+def test_a_script_may_run_in_a_thread():
+    with ThreadPoolExecutor(1) as pool, pytest.raises(SystemExit) as caught:
+        pool.submit(cli.run, lambda: 7).result()
+    assert caught.value.code == 7
 
 
 def test_a_traceback_is_shown_on_demand_and_for_what_is_no_ones_mistake(monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daft.training.interruption import SIGNALS, SaveOnSignal, kill_as_ctrl_c
+from daft.training.interruption import SIGNALS, SaveOnSignal
 
 
 @pytest.fixture(autouse=True)
@@ -110,26 +110,3 @@ def test_a_thread_that_may_not_set_handlers_works_without():
     thread.start()
     thread.join()
     assert done == ["step"]
-
-
-def test_a_kill_is_a_ctrl_c_for_a_while():
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with pytest.raises(KeyboardInterrupt), kill_as_ctrl_c():
-        signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
-def test_a_kill_that_is_ignored_stays_so_and_threads_have_no_handlers():
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with kill_as_ctrl_c():
-        signal.raise_signal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    found = []
-
-    def look() -> None:
-        with kill_as_ctrl_c():
-            found.append(signal.getsignal(signal.SIGTERM))
-
-    (thread := threading.Thread(target=look)).start()
-    thread.join()
-    assert found == [signal.SIG_DFL]
