@@ -38,7 +38,7 @@ def is_lack_of_memory(error: BaseException) -> bool:
 
 
 def keep_freed() -> None:
-    """Have glibc keep freed memory for what is allocated next, unless the environment has MALLOC_… settings.
+    """Have glibc keep freed memory for what is allocated next, unless the environment has settings of it.
 
     By default activations of some megabytes go back to the system and are had from it again, page by zeroed
     page, in every training step, or not, as their order happens to be: of two processes with the same runs
@@ -46,7 +46,8 @@ def keep_freed() -> None:
     heap, still go back.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+    chosen = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if mallopt is None or chosen or any(name.startswith("MALLOC_") for name in os.environ):
         return
     mallopt(TRIM_THRESHOLD, 2 * GIB - 1)
     mallopt(MMAP_THRESHOLD, GIB) or mallopt(MMAP_THRESHOLD, 2**25)  # the most that older ones take

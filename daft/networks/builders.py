@@ -68,7 +68,13 @@ def _imported(cfg: BackboneConfig) -> nn.Module:
     tensors = network.state_dict(keep_vars=True).values()
     if len(set(map(id, tensors))) < len(tensors):  # safetensors, which runs are saved in, refuses them
         raise UserError(f"backbone.model={cfg.model}: layers share a tensor; each needs its own")
-    return deepcopy(network).to("cpu", torch.float32)  # it may hand out one object again and again
+    try:
+        return deepcopy(network).to("cpu", torch.float32)  # it may hand out one object again and again
+    except Exception as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(
+            f"backbone.model={cfg.model} returns a network that cannot be copied ({what})"
+        ) from error
 
 
 def _require_hub(model: str) -> None:

@@ -95,13 +95,15 @@ def export(
     """
     _require_possible(run, kind, fold_bn)
     side = _sides(run)
-    model = deepcopy(run.model).cpu().to(memory_format=torch.contiguous_format).eval()
-    given = _as(sample(IMAGES, *(side or ANY_SIDE)), input_type)
-    exact, tolerance = _reference(model, given)
-    folded = len(fold_batchnorm(model, _as(given, "float32"))) if fold_bn else 0
+    told = f"{run.run}: --to {kind}"
+    with _in_one_line(told):
+        model = deepcopy(run.model).cpu().to(memory_format=torch.contiguous_format).eval()
+        given = _as(sample(IMAGES, *(side or ANY_SIDE)), input_type)
+        exact, tolerance = _reference(model, given)
+        folded = len(fold_batchnorm(model, _as(given, "float32"))) if fold_bn else 0
     with tempfile.TemporaryDirectory() as made:
         write = {"onnx": _to_onnx, "timm": _to_timm, "torchscript": _to_torchscript}[kind]
-        with _in_one_line(f"{run.run}: --to {kind}"):
+        with _in_one_line(told):
             compute = write(run, model, given, side, Path(made))
             # One image and several; where it takes them, others of another size.
             difference = _distance(torch.cat([compute(given[:1]), compute(given[1:])]), exact)

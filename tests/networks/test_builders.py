@@ -174,6 +174,12 @@ ROWS = "def build(): return nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(2))"
 GREY = "def build(): return nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), *POOL)"
 TIED = "def build(): a = nn.BatchNorm2d(3); return nn.Sequential(a, a, *POOL)"
 SIDE_8 = "def build(): return nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 4))"
+LOCKED = """import threading
+def build():
+    network = nn.Sequential(nn.BatchNorm2d(3), *POOL)
+    network.lock = threading.Lock()
+    return network
+"""
 MISTAKES = {
     "def other(): pass": r"in /\S+ and on Python's path raised AttributeError: .*no attribute 'build'",
     "import nowhere_at_all": r"raised ModuleNotFoundError: No module named 'nowhere_at_all'",
@@ -186,6 +192,7 @@ MISTAKES = {
     LIST: r"features are a list, not \(1, D\)",
     GREY: r"takes no RGB images of 224 x 224: ",
     TIED: r"layers share a tensor",
+    LOCKED: r"returns a network that cannot be copied \(TypeError: cannot pickle ",
     SIDE_8: r"backbone\.input_size is the side",
 }
 
