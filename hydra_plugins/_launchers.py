@@ -7,6 +7,7 @@ The staged sweeper imports this where both libraries are installed: pip install 
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
@@ -17,7 +18,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, env_override
+from hydra.core.utils import JobReturn, JobStatus, env_override
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, LocalQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
@@ -25,11 +26,15 @@ from omegaconf import OmegaConf
 
 from daft.common.errors import ConfigError, UserError, first_line
 from daft.sweep.gpus import VISIBLE
+from daft.sweep.jobs import failure, leave_out
 
 Overrides = Sequence[Sequence[str]]
 
 PAUSE_SECONDS = 0.2
 """Between looks at jobs of this machine."""
+
+DRIVER_SECONDS = 2.0
+"""Between a worker's looks at its driver."""
 
 SAVING_SECONDS = 20.0
 """For a process to save its run before it is killed."""
@@ -83,15 +88,52 @@ def _in_one_line(launcher: str) -> Iterator[None]:
         raise UserError(f"hydra/launcher={launcher}: {first_line(error)}") from error
 
 
+def _end_with(driver: int) -> None:
+    while os.getppid() == driver:
+        time.sleep(DRIVER_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def keep_alive() -> None:
     """In a worker: no run makes it start anew for having needed more memory than its first one.
 
     Where psutil is installed, loky takes 300 MB more for a leak. A worker is warm: libraries, images and
-    kernels are there.
+    kernels are there. But it ends if its driver was killed, and saves its run first.
     """
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     from joblib.externals.loky import process_executor
 
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
+
+
+def _launched(
+    launcher: "Workers | LocalJobs", job_overrides: Overrides, initial_job_idx: int
+) -> list[JobReturn]:
+    """Run the jobs of a plain sweep as slots become free; one whose process dies fails alone."""
+    jobs: list[Any] = []
+    assert launcher.config is not None
+    sweep = Path(launcher.config.hydra.sweep.dir)
+
+    def wait_until(running: int) -> None:
+        while sum(not job.done() for job in jobs) > running:
+            time.sleep(PAUSE_SECONDS)
+
+    def returned(job: Any, number: int, overrides: Sequence[str]) -> JobReturn:
+        try:
+            return job.result()
+        except Exception as error:
+            value = leave_out(sweep / str(number), " ".join(overrides), failure(error).error or "")
+            return JobReturn(status=JobStatus.COMPLETED, _return_value=value)
+
+    try:
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            wait_until(launcher.slots - 1)
+            jobs += launcher.submit([overrides], number)
+        wait_until(0)
+        numbers = range(initial_job_idx, initial_job_idx + len(jobs))
+        return list(map(returned, jobs, numbers, job_overrides))
+    finally:
+        launcher.stop()
 
 
 class Workers(JoblibLauncher):
@@ -130,6 +172,10 @@ class Workers(JoblibLauncher):
         self._last[executor] = executor.submit(*call)
         return self._last[executor]
 
+    def launch(self, job_overrides: Overrides, initial_job_idx: int) -> list[JobReturn]:
+        """Run these jobs and wait for the last."""
+        return _launched(self, job_overrides, initial_job_idx)
+
     def stop(self) -> None:
         """End the processes, after time to save their runs."""
         pids = [pid for executor in self._last for pid in executor._processes]
@@ -147,8 +193,6 @@ class _Jobs(BaseSubmititLauncher):
 
     NAME: str
     """of the preset"""
-    slots: int | None = None
-    """jobs at a time; None: any number"""
 
     def submit(self, job_overrides: Overrides, initial_job_idx: int) -> list[Any]:
         """Start these jobs as the plugin's `launch` does, without waiting for them."""
@@ -208,7 +252,7 @@ class LocalJobs(_Jobs):
         # Ctrl-C is for the driver, which then ends its jobs: by themselves they would print errors.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            with _shared_cores(self.slots or 1):
+            with _shared_cores(self.slots):
                 started = super().submit(job_overrides, initial_job_idx)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -218,13 +262,8 @@ class LocalJobs(_Jobs):
         return started
 
     def launch(self, job_overrides: Overrides, initial_job_idx: int) -> list[JobReturn]:
-        """Run these jobs, at most `n_jobs` at a time, and wait for the last."""
-        jobs: list[Any] = []
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
-            while sum(not job.done() for job in jobs) >= (self.slots or 1):
-                time.sleep(PAUSE_SECONDS)
-            jobs += self.submit([overrides], number)
-        return [job.result() for job in jobs]
+        """Run these jobs and wait for the last."""
+        return _launched(self, job_overrides, initial_job_idx)
 
     def stop(self) -> None:
         """End the jobs, each a controller and its child."""

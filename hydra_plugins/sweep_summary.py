@@ -38,6 +38,10 @@ class SweepSummary(Callback):
         if pointers:
             tables.show([run for pointer in pointers if (run := _pointed(pointer))], "Sweep")
         if failed := len(left) - len(pointers):
+            if str(config.hydra.launcher._target_).endswith("Jobs"):  # which said them elsewhere
+                for path in ordered:
+                    if path.name == ERROR:
+                        print(f"train.py: {path.read_text(encoding='utf-8')}", file=sys.stderr)
             sys.exit(f"train.py: {failed} of {len(left)} runs failed, for the reasons above")
 
 

@@ -28,7 +28,7 @@ def train(cfg: "DictConfig") -> str:
     from hydra.types import RunMode
 
     from daft.config.check import validate
-    from daft.sweep.jobs import POINTER, isolated
+    from daft.sweep.jobs import POINTER, isolated, leave_out
 
     job = HydraConfig.get()
     os.chdir(job.runtime.cwd)  # with hydra.job.chdir too: paths are those of whoever gave the command
@@ -95,16 +95,6 @@ def tell(found: "Preview", sweep: Path | None) -> None:
             return
     for line in lines:
         progress.note(line)
-
-
-def leave_out(folder: Path, overrides: str, line: str) -> str:
-    """Say why one of several runs failed, and note it for the end of them; the others go on."""
-    from daft.sweep.jobs import ERROR
-
-    print(f"train.py: {overrides.replace('++', '')}: {line}", file=sys.stderr, flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ERROR).write_text(line, encoding="utf-8")
-    return ""
 
 
 def main() -> None:

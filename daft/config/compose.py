@@ -47,7 +47,8 @@ def hydra_errors(overrides: Sequence[str] = ()) -> Iterator[None]:
         if not _is_of_hydra(error):
             raise
         if isinstance(error, OSError):  # Hydra writes to the folder of runs alone
-            raise UserError(f"paths.runs: {shown(str(error.filename))}: {error.strerror}") from error
+            where = f"{shown(error.filename)}: " if error.filename else ""
+            raise UserError(f"paths.runs: {where}{error.strerror}") from error
         raise UserError(_unexplained(error, overrides)) from error
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import sys
 import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
@@ -20,6 +21,8 @@ POINTER = "run.txt"
 ERROR = "error.txt"
 """File in a job's folder that says why it failed."""
 
+UNCOMPLETED = "UncompletedJobError"
+"""Of submitit: a job that has left no result."""
 
 isolated: ContextVar[bool] = ContextVar("isolated", default=False)
 """Whether this is a job of a staged sweep, which is told of every error."""
@@ -67,6 +70,15 @@ class IsolatedTask:
             isolated.reset(token)
 
 
+def leave_out(folder: Path, overrides: str, line: str) -> str:
+    """Say why one of several runs failed, and note it for the end of them; the others go on."""
+    told = f"{overrides.replace('++', '')}: {line}"
+    print(f"train.py: {told}", file=sys.stderr, flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR).write_text(told, encoding="utf-8")
+    return ""
+
+
 def failure(error: BaseException) -> JobResult:
     """The result of a job that ended in this error."""
     # train.py turns errors of the user into SystemExit, with the line to show.
@@ -74,6 +86,8 @@ def failure(error: BaseException) -> JobResult:
     busy = next((link for link in chain if isinstance(link, BusyError)), None)
     directory = str(busy.directory.resolve()) if busy and busy.directory else None
     disk_error = any(isinstance(link, OSError) and link.errno in DISK_ERRORS for link in chain)
+    if type(error).__name__ == UNCOMPLETED:  # what it could not write is in its log
+        disk_error = any(f"[Errno {number}]" in str(error) for number in DISK_ERRORS)
     return JobResult(directory, _one_line(error), busy is not None, disk_error)
 
 
@@ -83,8 +97,8 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, BrokenExecutor):
         cause = re.search(r"\{(.+)\}", text)
         return f"its process died ({cause[1] if cause else lines[0]})"
-    if type(error).__name__ == "UncompletedJobError":  # submitit's: which job, its state, and its log
+    if type(error).__name__ == UNCOMPLETED:  # which job, its state, and its log
         return f"{lines[0]} {lines[1]}: {lines[-1]}"
     if isinstance(error, SystemExit):
-        return lines[-1].removeprefix("train.py: ")  # which the sweep, or its last line, says again
+        return " ".join(map(str.strip, lines)).removeprefix("train.py: ")  # which the sweep says again
     return f"{type(error).__name__}: {lines[-1]}"
