@@ -26,6 +26,8 @@ def main() -> int:
     parser.add_argument("--threads", type=cli.cores, help="of the CPU; default: torch's")
     args = parser.parse_args()
     cli.require_out(args.out, "csv")
+    if args.out.resolve() in [cli.path(word).resolve() for word in args.images]:
+        parser.error(f"--out {args.out}: it is one of the inputs; name another file")
 
     import torch
 
@@ -51,7 +53,8 @@ def main() -> int:
         done = f"{kept.done:,} of {len(listed):,} image(s) are done"
         print(f"interrupted; {done}, and the same command goes on", file=sys.stderr)
         return 130
-    print(*predictions.write_and_tell(predicted, args.out), sep="\n")
+    if predicted.rows:  # else what is there stays
+        print(*predictions.write_and_tell(predicted, args.out), sep="\n")
     kept.remove()
     if predicted.failures:
         print(*predictions.failures(predicted), sep="\n", file=sys.stderr)

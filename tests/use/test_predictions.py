@@ -82,6 +82,10 @@ def test_images_that_cannot_be_read_are_listed_at_the_end_and_nothing_else_is_lo
     ]
     assert [*found[0]] == ["path", "prediction", "probability"]
     assert not (tmp_path / "p-confusion.csv").exists()
+    before = (tmp_path / "p.csv").read_bytes()
+    done = script("predict.py", copied, broken, "--out", tmp_path / "p.csv", "--device", "cpu")
+    assert (done.code, done.output) == (1, "")
+    assert (tmp_path / "p.csv").read_bytes() == before
 
 
 KINDS = {
@@ -157,6 +161,7 @@ MISTAKES = [
     ("runs images --out p.csv", "runs: no finished run is here; name one of the runs in it: "),
     ("{run} none --out p.csv", "none: no such file or folder"),
     ("{run} empty --out p.csv", "empty: no images below it"),
+    ("{run} images list.csv --out ./list.csv", "--out list.csv: it is one of the inputs; name another file"),
     ("{run} images --out p.txt", "--out p.txt: name a file that ends in .csv"),
     ("{run} images --out p.csv --device cuda:99", "--device=cuda:99: "),
     ("{run} images --out p.csv --batch-size 0", "'0' is no whole number from 1 to 1048576"),
