@@ -61,6 +61,16 @@ def test_the_table_of_a_sweep_leaves_out_what_an_earlier_one_left_in_its_folder(
         summary.on_multirun_end(config)
 
 
+def test_what_jobs_in_processes_of_their_own_said_is_said_again_at_the_end(here: Path, capsys):
+    jobs = {"_target_": "hydra_plugins._launchers.LocalJobs"}
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": "out"}, "launcher": jobs}})
+    (here / "out" / "0").mkdir(parents=True)
+    (here / "out" / "0" / "error.txt").write_text("seed=one: seed: 'one' is no number")
+    with pytest.raises(SystemExit, match=r"1 of 1 runs failed, for the reasons above"):
+        SweepSummary().on_multirun_end(config)
+    assert capsys.readouterr().err == "train.py: seed=one: seed: 'one' is no number\n"
+
+
 def test_of_several_runs_one_that_fails_is_told_and_the_others_go_on(script, here: Path):
     done = script("train.py", "-m", *TINIEST, "training.batch_size=1,20")
     assert done.code == 1

@@ -14,7 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from daft.sweep.jobs import ERROR
-from tests.helpers.waiting import wait_until
+from tests.helpers.waiting import HANG_SECONDS, wait_until
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
 from hydra_plugins import _launchers
@@ -50,7 +50,7 @@ def test_a_worker_stays_the_same_process_however_much_more_memory_a_run_takes(
 
 
 KILLED = """
-import os, signal, time
+import os, signal
 from hydra_plugins._launchers import Workers
 launcher = Workers.__new__(Workers)
 launcher._last = {}
@@ -61,8 +61,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
 def test_a_worker_whose_driver_was_killed_ends_too() -> None:
+    command = [sys.executable, "-c", KILLED]
+    # The worker has the pipe, too: this is over when both have ended.
     done = subprocess.run(
-        [sys.executable, "-c", KILLED], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=HANG_SECONDS, check=False
     )
     stat = Path("/proc", done.stdout.decode().strip(), "stat")
     wait_until(lambda: not stat.exists() or " Z " in stat.read_text())
